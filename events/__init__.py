@@ -1,0 +1,1 @@
+"""The words of Tidegate, and where they are written down."""

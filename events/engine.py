@@ -1,0 +1,98 @@
+"""Facts about engines: what they are, what was measured on them, whether they answer."""
+
+from enum import StrEnum
+
+import msgspec
+
+from events.base import EngineId, Event, ModelId
+
+
+class EngineKind(StrEnum):
+    """Which backend speaks to it."""
+
+    VLLM = "vllm"
+    SIMULATED = "simulated"
+
+
+class Health(StrEnum):
+    """`ready` takes work; `draining` finishes what it has; `lost` does not answer."""
+
+    READY = "ready"
+    DRAINING = "draining"
+    LOST = "lost"
+
+
+class Capability(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an engine can be asked to do; where it cannot, no policy pretends."""
+
+    llm: bool = True
+    embedding: bool = False
+    can_preempt: bool = False
+    can_prioritise: bool = False
+    can_abort: bool = True
+    reports_slices: bool = False
+    seqs_max: int = 256
+    batch_tokens_max: int = 2048
+    context_tokens_max: int = 131_072
+
+
+class StepModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Time of one engine step, in integer femtoseconds per unit (so that sums are exact).
+
+    t = base + above*max(T-knee,0) + below*min(T,knee) + qk*Aq + context*C + seq*B with T = tokens in the
+    step, Aq = sum over prefill chunks of chunk*(prior_context+chunk/2), C = sum of decode context lengths,
+    B = decode sequences. `source` names the measurement it was fitted to; "" means a guess.
+    """
+
+    base_fs: int
+    above_fs: int
+    below_fs: int
+    knee_tokens: int
+    qk_fs: int
+    context_fs: int
+    seq_fs: int
+    source: str = ""
+
+
+class EngineRegistered(Event, frozen=True, kw_only=True, tag="engine_registered.v1"):
+    """An engine belongs to the pool, with its memory. Said again, it replaces what was said before.
+
+    `kv_blocks` blocks of `block_tokens` tokens, `block_bytes` bytes each (all layers): the KV budget.
+    """
+
+    engine_id: EngineId
+    kind: EngineKind
+    models: tuple[ModelId, ...]
+    kv_blocks: int
+    block_tokens: int
+    block_bytes: int
+    capability: Capability = Capability()
+    step: StepModel | None = None
+
+
+class EngineRemoved(Event, frozen=True, kw_only=True, tag="engine_removed.v1"):
+    """An engine left the pool: nothing new goes there."""
+
+    engine_id: EngineId
+
+
+class EngineHealthChanged(Event, frozen=True, kw_only=True, tag="engine_health_changed.v1"):
+    """An engine began or stopped answering."""
+
+    engine_id: EngineId
+    health: Health
+    reason: str = ""
+
+
+class EngineMeasured(Event, frozen=True, kw_only=True, tag="engine_measured.v1"):
+    """What the engine says of itself. Totals count from its start; `kv_used_ppm` is of its KV blocks."""
+
+    engine_id: EngineId
+    running: int
+    waiting: int
+    kv_used_ppm: int
+    preemptions_total: int = 0
+    prefix_queries_total: int = 0
+    prefix_hits_total: int = 0
+    prompt_tokens_total: int = 0
+    output_tokens_total: int = 0

@@ -1,0 +1,1 @@
+"""Where events are written down: one Protocol, three kinds."""

@@ -1,0 +1,35 @@
+"""What KV is called: a keyed, chained fingerprint per slice of a prompt.
+
+A slice is a run of `slice_tokens` tokens; its fingerprint covers every token before it too, so equal
+fingerprints mean equal prefixes. The key belongs to a cache domain: prefixes never match across domains, and a
+short prompt cannot be guessed from the log. BLAKE2b-16, because it names KV that is served: a collision would
+serve another prompt's cache.
+"""
+
+from array import array
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from events.base import SliceId
+
+FINGERPRINT_BYTES = 16
+SLICE_TOKENS = 256
+
+
+def fingerprints(tokens: Sequence[int], *, key: bytes, slice_tokens: int = SLICE_TOKENS) -> tuple[SliceId, ...]:
+    """Fingerprints of the full slices, first to last; a shorter tail has none. `key` has 1 to 64 bytes.
+
+    Token ids are packed as unsigned 32 bit. Raises OverflowError for an id outside that range.
+    """
+    packed = array("I", tokens).tobytes()
+    step = slice_tokens * 4
+    previous, out = b"", []
+    for start in range(0, len(tokens) // slice_tokens * step, step):
+        previous = blake2b(previous + packed[start : start + step], digest_size=FINGERPRINT_BYTES, key=key).digest()
+        out.append(SliceId(previous.hex()))
+    return tuple(out)
+
+
+def domain_key(secret: bytes, domain: str) -> bytes:
+    """The key of a cache domain, derived from the pool's secret (both stay out of the log)."""
+    return blake2b(domain.encode(), digest_size=32, key=secret[:64]).digest()

@@ -1,0 +1,1 @@
+"""Proof: verify, replay, simulate. Needs no server."""

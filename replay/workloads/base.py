@@ -1,0 +1,27 @@
+"""What a workload is: arrivals in time order, with the truth that only an engine will find out."""
+
+import msgspec
+
+from events.base import RequestKind
+
+
+class Arrival(msgspec.Struct, frozen=True, kw_only=True):
+    """One request of a workload. `at_ns` counts from the start of the run.
+
+    `prefix` are ids of the prompt's leading parts, `prefix_tokens` tokens each (the last may be cut by the
+    prompt's end); two prompts share a prefix as far as their ids are equal. `output_tokens` is the true length.
+    """
+
+    at_ns: int
+    request_id: str
+    kind: RequestKind = RequestKind.LLM
+    tenant: str = "default"
+    model: str = "llama-3-8b"
+    prompt_tokens: int
+    output_tokens: int
+    tokens_max: int = 0
+    prefix: tuple[int, ...] = ()
+    prefix_tokens: int = 512
+    inputs: int = 1
+    priority: int = 0
+    session: str = ""

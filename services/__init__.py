@@ -1,0 +1,1 @@
+"""Who acts: everything async, every socket, all wiring."""

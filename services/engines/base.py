@@ -1,0 +1,103 @@
+"""What an engine is to the rest of the house: one Protocol, two kinds (vLLM over HTTP, simulated)."""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import NamedTuple, Protocol
+
+from events.base import EngineId, ModelId, RequestId, RequestKind
+from events.engine import Capability, EngineMeasured, EngineRegistered
+from kvstore.schema import KVCacheSchema
+
+
+class EngineError(Exception):
+    """An engine failed. `lost`: it did not answer or broke off (the request may be offered again elsewhere);
+    else it answered `status` with `body` (OpenAI's error shape), which the client gets as it is."""
+
+    def __init__(self, what: str, *, engine_id: EngineId, lost: bool, status: int = 502, body: bytes = b"") -> None:
+        super().__init__(what)
+        self.what, self.engine_id, self.lost, self.status, self.body = what, engine_id, lost, status, body
+
+    def __str__(self) -> str:
+        return f"engine {self.engine_id}: {self.what}"
+
+
+class Call(NamedTuple):
+    """One request on its way to an engine. `path` is the client's (`/v1/chat/completions`, ...), `body` the JSON
+    that the engine gets. `prompt_tokens`, `tokens_max`, `slices` and `slice_tokens` are what the gateway counted:
+    the simulated engine has nothing else to go by. `output_tokens` is set only where a workload dictates it."""
+
+    request_id: RequestId
+    model: ModelId
+    kind: RequestKind
+    path: str
+    body: bytes
+    stream: bool
+    prompt_tokens: int
+    tokens_max: int
+    slices: tuple[str, ...] = ()
+    slice_tokens: int = 256
+    output_tokens: int = 0
+    priority: int = 0
+
+
+class Usage(NamedTuple):
+    """What the engine says that a request used (-1 = it did not say)."""
+
+    prompt_tokens: int = -1
+    output_tokens: int = -1
+    cached_tokens: int = 0
+    preemptions: int = 0
+    finish_reason: str = ""
+
+
+class Chunk(NamedTuple):
+    """A piece of the answer, to be passed on as it is. `tokens`: output tokens in it. `at_ns`: pool time at
+    which the engine made it where the engine's time is modelled, else 0. `usage` stands in the last one."""
+
+    data: bytes
+    tokens: int = 0
+    at_ns: int = 0
+    usage: Usage | None = None
+    status: int = 200
+    content_type: str = "application/json"
+
+
+class InferenceBackend(Protocol):
+    """One engine. All calls may raise EngineError."""
+
+    engine_id: EngineId
+
+    def get_kv_schema(self) -> KVCacheSchema | None:
+        """KV format of its model; None where neither configuration nor engine tells (then blocks are counted)."""
+        ...
+
+    def get_capability(self) -> Capability:
+        """What it can be asked to do."""
+        ...
+
+    async def describe(self) -> EngineRegistered:
+        """What it is, for the log: models, KV blocks, capability; asks the engine where it can."""
+        ...
+
+    def submit(self, call: Call) -> AsyncIterator[Chunk]:
+        """Run a request; its answer in pieces, the first as soon as there is one. Closing the iterator before its
+        end aborts the work in the engine. A non-stream answer is one chunk."""
+        ...
+
+    async def abort(self, request_id: RequestId) -> None:
+        """Stop the work on a request; no error when it is not there."""
+        ...
+
+    async def metrics(self) -> EngineMeasured:
+        """What it says of itself now. EngineError(lost=True) when it does not answer."""
+        ...
+
+    async def tokenize(self, path: str, body: bytes) -> list[int] | None:
+        """The prompt's token ids as the engine would see them; None where it cannot tell."""
+        ...
+
+    async def close(self) -> None:
+        """Give connections back."""
+        ...
+
+
+Backends = Mapping[EngineId, InferenceBackend]

@@ -1,0 +1,138 @@
+"""Every setting of the program: one schema, from a TOML or JSON file, the environment and the command line.
+
+This file is the schema; `load` reads it. A wrong value is a ConfigError that names file, key and what is allowed.
+"""
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from events.engine import EngineKind
+from kvstore.schema import KVCacheSchema
+
+
+class OnLogDown(StrEnum):
+    """What the gateway does while the log takes nothing: pass requests to the engines undecided, or refuse."""
+
+    PASS = "pass"  # noqa: S105
+    REFUSE = "503"
+
+
+class LogProfile(StrEnum):
+    """`durable` syncs every message to disk; `fast` may lose up to two minutes at a power loss."""
+
+    DURABLE = "durable"
+    FAST = "fast"
+
+
+class NatsConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Where the log is. No URL: a server is started as a child. `creds` is a NATS credentials file."""
+
+    url: str = ""
+    creds: str = ""
+    profile: LogProfile = LogProfile.FAST
+    replicas: int = 1
+    store_dir: str = ""
+
+
+class RedisConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Where the views are. No URL: a server is started as a child."""
+
+    url: str = ""
+
+
+class TenantConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Who may ask. A client shows one of the keys as bearer token; `domain` is its cache domain (own if empty)."""
+
+    name: str
+    api_keys: list[str] = msgspec.field(default_factory=list)
+    domain: str = ""
+    priority: int = 0
+
+
+class ModelConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A model that clients may name. `tokenizer` is a folder with tokenizer.json (and the chat template), or
+    `engine` (ask /tokenize), or empty (count by bytes, marked as estimated).
+
+    SLO of a request that names none: TTFT <= max(slo_ttft_ms, slo_ttft_factor x the unloaded TTFT of its
+    prompt), mean TPOT <= slo_tpot_ms.
+    """
+
+    name: str
+    tokenizer: str = ""
+    slo_ttft_ms: int = 1000
+    slo_ttft_factor: int = 2
+    slo_tpot_ms: int = 50
+    tokens_max_default: int = 1024
+
+
+class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """One engine. `url` for kind vllm; the simulated kind takes `step_model` (a name in replay.costmodel)."""
+
+    id: str
+    kind: EngineKind = EngineKind.VLLM
+    models: list[str]
+    url: str = ""
+    api_key: str = ""
+    tls_ca: str = ""
+    tls_verify: bool = True
+    embedding: bool = False
+    llm: bool = True
+    priority: bool = False
+    kv_schema: KVCacheSchema | None = None
+    kv_blocks: int = 0
+    block_tokens: int = 16
+    seqs_max: int = 256
+    batch_tokens_max: int = 2048
+    context_tokens_max: int = 131_072
+    step_model: str = ""
+    connect_timeout_ms: int = 2_000
+    first_byte_timeout_ms: int = 120_000
+
+
+class GatewayConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The HTTP front door and its limits."""
+
+    host: str = "127.0.0.1"
+    port: int = 8400
+    on_log_down: OnLogDown = OnLogDown.REFUSE
+    log_down_after_ms: int = 1_000
+    requests_max: int = 4_096
+    body_bytes_max: int = 16 * 1024 * 1024
+    tokenizer_threads: int = 2
+    tls_cert: str = ""
+    tls_key: str = ""
+    workload_hints: bool = False
+    """Take `x-tidegate-output-tokens` from the client: only for load generators against simulated engines."""
+
+
+class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """All of it. `speed` runs the pool's clock faster than the wall's: for simulated engines only."""
+
+    pool: str = "default"
+    state_dir: str = ".tidegate"
+    secret: str = ""
+    speed: int = 1
+    nats: NatsConfig = msgspec.field(default_factory=NatsConfig)
+    redis: RedisConfig = msgspec.field(default_factory=RedisConfig)
+    gateway: GatewayConfig = msgspec.field(default_factory=GatewayConfig)
+    tenants: list[TenantConfig] = msgspec.field(default_factory=list)
+    models: list[ModelConfig] = msgspec.field(default_factory=list)
+    engines: list[EngineConfig] = msgspec.field(default_factory=list)
+    policies: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)
+    """Actor -> its settings, as that actor's policy validates them."""
+    metrics_port: int = 0
+    """Workers serve /metrics and /health from this port on upwards; 0 = off."""
+
+
+class ConfigError(Exception):
+    """A setting is wrong: where it stands, what it is, and what is allowed."""
+
+    def __init__(self, what: str, *, where: str, key: str, allowed: str = "") -> None:
+        super().__init__(what)
+        self.what, self.where, self.key, self.allowed = what, where, key, allowed
+
+    def __str__(self) -> str:
+        allowed = f" (allowed: {self.allowed})" if self.allowed else ""
+        return f"{self.where}: {self.key}: {self.what}{allowed}"
