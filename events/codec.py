@@ -12,7 +12,7 @@ from typing import Any, Union
 
 import msgspec
 
-from events import control, decisions, engine, request, slice, upcast
+from events import control, decisions, engine, request, slice, subjects, upcast
 from events.base import Event, Recorded, Unknown
 
 EVENTS: tuple[type[Event], ...] = (
@@ -64,6 +64,13 @@ _decode_raw = msgspec.json.Decoder(_RawEnvelope).decode
 def encode(*, owner: str, ts_ns: int, said: list[Said]) -> bytes:
     """The body of one message."""
     return _encode(Envelope(owner=owner, ts_ns=ts_ns, said=said))
+
+
+def kind_of(said: list[Said]) -> str:
+    """The last token of a message's subject: the kind that all its events are of, or `several`."""
+    kinds = {type(each.event) for each in said}
+    cls: type[Event] | None = kinds.pop() if len(kinds) == 1 else None
+    return subjects.SEVERAL if cls is None else cls.event_kind()
 
 
 def decode(seq: int, subject: str, body: bytes) -> list[Recorded]:
