@@ -3,13 +3,19 @@
 This file is the schema; `load` reads it. A wrong value is a ConfigError that names file, key and what is allowed.
 """
 
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
 from events.engine import EngineKind
 from kvstore.schema import KVCacheSchema
+from services.runtime import config_checks
+from services.runtime.config_sources import ConfigError as ConfigError
+from services.runtime.config_sources import Gathered, convert, default_file
 
 
 class OnLogDown(StrEnum):
@@ -43,10 +49,12 @@ class RedisConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class TenantConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Who may ask. A client shows one of the keys as bearer token; `domain` is its cache domain (own if empty)."""
+    """Who may ask. A client shows one of the keys as bearer token; over NATS it is known by its client name (the
+    tenant's own, or one of `clients`). `domain` is its cache domain (own if empty)."""
 
     name: str
     api_keys: list[str] = msgspec.field(default_factory=list)
+    clients: list[str] = msgspec.field(default_factory=list)
     domain: str = ""
     priority: int = 0
 
@@ -103,8 +111,11 @@ class GatewayConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     tokenizer_threads: int = 2
     tls_cert: str = ""
     tls_key: str = ""
+    objectives: dict[str, int] = msgspec.field(default_factory=dict)
+    """Priority by `x-llm-d-inference-objective` (higher goes first); a name that is not here has none."""
     workload_hints: bool = False
-    """Take `x-tidegate-output-tokens` from the client: only for load generators against simulated engines."""
+    """Take `x-tidegate-output-tokens` and `x-request-id` from the client: only for load generators against simulated
+    engines."""
 
 
 class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -126,13 +137,47 @@ class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Workers serve /metrics and /health from this port on upwards; 0 = off."""
 
 
-class ConfigError(Exception):
-    """A setting is wrong: where it stands, what it is, and what is allowed."""
+MASK = "***"
 
-    def __init__(self, what: str, *, where: str, key: str, allowed: str = "") -> None:
-        super().__init__(what)
-        self.what, self.where, self.key, self.allowed = what, where, key, allowed
 
-    def __str__(self) -> str:
-        allowed = f" (allowed: {self.allowed})" if self.allowed else ""
-        return f"{self.where}: {self.key}: {self.what}{allowed}"
+def load(path: Path | None = None, env: Mapping[str, str] | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The settings of all sources (see `config_sources`), checked. With no `path`, $TIDEGATE_CONFIG or
+    ./tidegate.toml is read where there is one. Raises ConfigError for the first thing that is wrong."""
+    env = env or {}
+    gathered = Gathered(Config)
+    file = path or default_file(env)
+    if file is not None:
+        gathered.add_file(file)
+    gathered.add_environment(env)
+    gathered.add_overrides(overrides)
+    config: Config = convert(gathered)
+    config_checks.check(config, gathered.error)
+    return config
+
+
+def masked(config: Config) -> dict[str, Any]:
+    """Every setting in plain values, fit to be shown: what is secret is there, but not readable."""
+    plain: dict[str, Any] = msgspec.to_builtins(config)
+    plain["secret"] = _hidden(config.secret)
+    plain["nats"]["url"] = without_password(config.nats.url)
+    plain["redis"]["url"] = without_password(config.redis.url)
+    for tenant in plain["tenants"]:
+        tenant["api_keys"] = [MASK for _ in tenant["api_keys"]]
+    for engine in plain["engines"]:
+        engine["api_key"] = _hidden(engine["api_key"])
+        engine["url"] = without_password(engine["url"])
+    return plain
+
+
+def without_password(url: str) -> str:
+    """A URL (or several, with commas) fit to be shown: user and password are hidden."""
+    shown = []
+    for each in url.split(","):
+        parts = urlsplit(each)
+        host = parts.netloc.rpartition("@")[2]
+        shown.append(parts._replace(netloc=f"{MASK}@{host}").geturl() if "@" in parts.netloc else each)
+    return ",".join(shown)
+
+
+def _hidden(text: str) -> str:
+    return MASK if text else ""
