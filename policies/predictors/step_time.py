@@ -9,16 +9,21 @@ from events.engine import StepModel
 FS_PER_NS = 1_000_000
 
 
-def step_ns(model: StepModel, *, tokens: int, qk: int = 0, context: int = 0, seqs: int = 0) -> int:
-    """Time of one step of `tokens` tokens in all: `qk` query-key pairs of prefill chunks, `context` tokens of
-    decode context, `seqs` decode sequences."""
+def step_fs(model: StepModel, *, tokens: int, qk: int = 0, context: int = 0, seqs: int = 0) -> int:
+    """Time of one step of `tokens` tokens in all, in femtoseconds: `qk` query-key pairs of prefill chunks, `context`
+    tokens of decode context, `seqs` decode sequences."""
     knee = model.knee_tokens
     fs = model.base_fs + model.qk_fs * qk + model.context_fs * context + model.seq_fs * seqs
     if tokens > knee:
         fs += model.above_fs * (tokens - knee) + model.below_fs * knee
     else:
         fs += model.below_fs * tokens
-    return fs // FS_PER_NS
+    return fs
+
+
+def step_ns(model: StepModel, *, tokens: int, qk: int = 0, context: int = 0, seqs: int = 0) -> int:
+    """The same in nanoseconds, rounded down."""
+    return step_fs(model, tokens=tokens, qk=qk, context=context, seqs=seqs) // FS_PER_NS
 
 
 def prefill_ns(

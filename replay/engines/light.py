@@ -1,0 +1,535 @@
+"""A simulated engine: paged KV, continuous batching, chunked prefill, prefix cache, preemption. A pure state machine.
+
+It behaves as a vLLM v1 engine with first-come-first-served scheduling does, with whole steps as the unit of time:
+
+- A step decodes every sequence that has its prompt done, then gives what is left of `batch_tokens_max` to prompts:
+  those begun first, then waiting ones while `seqs_max` and free blocks allow. A prompt enters only if its blocks
+  fit as a whole.
+- When decoding runs out of blocks the newest running request is preempted: its blocks are freed, it goes back to
+  the head of the queue and recomputes prompt and output so far. No prompt enters in that step.
+- Full units of a prompt stay in the prefix cache when computed. Blocks that nobody holds are evicted oldest first.
+  At least the last token of a prompt is computed. Output is not cached, and two requests that compute the same unit
+  at the same time keep one of the two (vLLM keeps both until they end).
+- An embedding request is prompt only; its inputs pass through one after another, so it holds no more blocks than one
+  step or its longest input takes. Inputs are taken as equally long.
+- Time is kept in femtoseconds, so steps add up exactly; outcomes carry the nanosecond by which they are there.
+
+While only decoding goes on, any number of steps is taken at once, in closed form (`DecodeClock`): the result equals
+stepping one by one. Nothing here reads a clock: who owns the engine says what time it is, and time never goes back.
+"""
+
+from collections import deque
+from collections.abc import Hashable
+from enum import StrEnum
+from math import isqrt
+from typing import NamedTuple
+
+import msgspec
+
+from events.base import EngineId, RequestId, RequestKind
+from events.engine import EngineMeasured, EngineRegistered
+from policies.predictors.step_time import FS_PER_NS, step_fs
+from replay.engines.decode_clock import DecodeClock
+from replay.engines.prefix_cache import PrefixCache, Unit
+
+PPM = 1_000_000
+
+
+class SimRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine is asked to do. `output_tokens` is the true length, which nobody else knows.
+
+    `prefix` names the prompt's leading units of `unit_tokens` tokens (ids under their parents); only full units are
+    cached, and only if a unit is a whole number of blocks.
+    """
+
+    request_id: RequestId
+    prompt_tokens: int
+    output_tokens: int
+    kind: RequestKind = RequestKind.LLM
+    prefix: tuple[Hashable, ...] = ()
+    unit_tokens: int = 256
+    inputs: int = 1
+
+
+class RefuseReason(StrEnum):
+    """Why an engine does not take a request at all."""
+
+    TOO_LONG = "too_long"
+    NOT_SERVED = "not_served"
+
+
+class FirstToken(NamedTuple):
+    """The first output token is there."""
+
+    request_id: RequestId
+    at_ns: int
+
+
+class Tokens(NamedTuple):
+    """So many output tokens after the first have come since this was last said; the newest at `at_ns`."""
+
+    request_id: RequestId
+    tokens: int
+    at_ns: int
+
+
+class Finished(NamedTuple):
+    """All output is there (for an embedding: the vectors). `kv_tokens` is what it held at its end."""
+
+    request_id: RequestId
+    at_ns: int
+    output_tokens: int
+    cached_tokens: int
+    preemptions: int
+    kv_tokens: int
+
+
+class Refused(NamedTuple):
+    """The engine does not take it; nothing was computed."""
+
+    request_id: RequestId
+    at_ns: int
+    reason: RefuseReason
+
+
+Outcome = FirstToken | Tokens | Finished | Refused
+
+
+class _Job:
+    """A request inside the engine. `emitted` and `told` count output tokens made and said; `serial` is its place in
+    the decode clock (0 = not decoding), `joined` the clock's step then."""
+
+    __slots__ = (
+        "cached", "computed", "emitted", "gone", "joined", "preemptions", "request", "serial", "target", "told",
+        "unit_blocks", "units", "window",
+    )  # fmt: skip
+
+    def __init__(self, request: SimRequest, block_tokens: int, batch_tokens: int) -> None:
+        self.request = request
+        self.units: list[Unit] = []
+        self.emitted = self.told = self.computed = self.preemptions = self.serial = self.joined = 0
+        self.cached = -1
+        self.target = request.prompt_tokens
+        self.gone = False
+        self.unit_blocks, odd = divmod(request.unit_tokens, block_tokens)
+        if odd or request.kind is RequestKind.EMBEDDING:
+            self.unit_blocks = 0
+        # Inputs of an embedding pass through: what is held at once is a step's worth, or the longest input.
+        self.window = max(-(-request.prompt_tokens // request.inputs), min(request.prompt_tokens, batch_tokens))
+
+
+class _Stride:
+    """Steps in flight: the first takes `first_fs`, each next one `grow_fs` more than the one before. With prompt
+    `chunks` there is one step."""
+
+    __slots__ = ("chunks", "first_fs", "grow_fs", "start_fs", "steps")
+
+    def __init__(self, start_fs: int, first_fs: int, grow_fs: int, steps: int, chunks: list[tuple[_Job, int]]) -> None:
+        self.start_fs, self.first_fs, self.grow_fs, self.steps = start_fs, first_fs, grow_fs, steps
+        self.chunks = chunks
+
+    def end_fs(self, steps: int) -> int:
+        """When the first `steps` steps are done."""
+        return self.start_fs + steps * self.first_fs + self.grow_fs * (steps * (steps - 1) // 2)
+
+    def done_by(self, limit_fs: int) -> int:
+        """How many steps are done at `limit_fs`: the largest j <= steps with end_fs(j) <= limit_fs."""
+        left = limit_fs - self.start_fs
+        if left < self.first_fs:
+            return 0
+        if self.grow_fs == 0:
+            return min(self.steps, left // self.first_fs)
+        slope = 2 * self.first_fs - self.grow_fs
+        root = isqrt(slope * slope + 8 * self.grow_fs * left)
+        return min(self.steps, (root - slope) // (2 * self.grow_fs))
+
+
+class LightEngine:
+    """See the module. `batch_tokens` and `seqs_max` are the engine's own; decodes always fit a step.
+
+    `tell_tokens` = False leaves `Tokens` outcomes out, for owners that need first and last only.
+    """
+
+    def __init__(self, registered: EngineRegistered, *, now_ns: int = 0, tell_tokens: bool = True) -> None:
+        assert registered.step is not None, "a simulated engine has a step model"
+        assert registered.kv_blocks > 0, "a simulated engine has KV blocks"
+        self.engine_id: EngineId = registered.engine_id
+        self._model = registered.step
+        self._capability = registered.capability
+        self._block_tokens = registered.block_tokens
+        self._blocks = self._free = registered.kv_blocks
+        self._batch_tokens = registered.capability.batch_tokens_max
+        self._seqs_max = min(registered.capability.seqs_max, self._batch_tokens)
+        self._tell_tokens = tell_tokens
+        self._cache = PrefixCache()
+        self._clock: DecodeClock[_Job] = DecodeClock(registered.block_tokens)
+        self._jobs: dict[RequestId, _Job] = {}
+        self._waiting: deque[_Job] = deque()
+        self._running: dict[RequestId, _Job] = {}
+        self._prefilling: dict[RequestId, _Job] = {}
+        self._gone: list[_Job] = []
+        self._stride: _Stride | None = None
+        self._at_fs = now_ns * FS_PER_NS
+        self._now_ns = now_ns
+        self._outcomes: list[Outcome] = []
+        self._preemptions = self._prefix_queries = self._prefix_hits = 0
+        self._prompt_tokens = self._output_tokens = 0
+
+    # What its owner calls.
+
+    def submit(self, request: SimRequest, now_ns: int) -> None:
+        """Queue a request; it can enter the step that begins at `now_ns` or later. The answer comes out of
+        `run_until`. An id may come again once it has ended."""
+        assert request.request_id not in self._jobs, "a request is submitted once"
+        assert request.prompt_tokens > 0, "a prompt has tokens"
+        self._arrive_at(now_ns)
+        refusal = self._refusal(request)
+        if refusal is not None:
+            self._outcomes.append(Refused(request.request_id, now_ns, refusal))
+            return
+        job = _Job(request, self._block_tokens, self._batch_tokens)
+        self._jobs[request.request_id] = job
+        self._waiting.append(job)
+
+    def abort(self, request_id: RequestId, now_ns: int) -> bool:
+        """End a request without an answer; False if it is not here. Its blocks are free when the step in flight is
+        over; nothing more is said about it."""
+        self._arrive_at(now_ns)
+        job = self._jobs.pop(request_id, None)
+        if job is None:
+            return False
+        job.gone = True
+        if request_id not in self._running:
+            self._waiting.remove(job)
+            self._output_tokens += job.emitted
+        elif self._stride is None:
+            self._drop(job)
+        else:
+            self._gone.append(job)
+        return True
+
+    def next_ns(self) -> int | None:
+        """When something can next come out if nothing more goes in; None when there is nothing to do."""
+        if self._outcomes:
+            return self._now_ns
+        if self._stride is not None:
+            return _ceil_ns(self._stride.end_fs(self._stride.steps))
+        if self._waiting or self._running:
+            return _ceil_ns(self._at_fs)
+        return None
+
+    def run_until(self, now_ns: int) -> list[Outcome]:
+        """Do all that is done by `now_ns`; what came out, in order of time."""
+        assert now_ns >= self._now_ns, "time does not go back"
+        self._now_ns = now_ns
+        self._advance(now_ns * FS_PER_NS)
+        if self._tell_tokens:
+            for job in self._running.values():
+                if job.serial and not job.gone:
+                    self._tell(job, self._emitted(job), self._at_fs)
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
+
+    def progress(self) -> list[tuple[RequestId, int]]:
+        """Output tokens so far of every request that is in the engine, those that wait last."""
+        jobs = [*self._running.values(), *self._waiting]
+        return [(job.request.request_id, self._emitted(job)) for job in jobs if not job.gone]
+
+    def measured(self) -> EngineMeasured:
+        """What the engine says of itself, as of the last `run_until`."""
+        used = self._blocks - self._free - self._cache.evictable
+        return EngineMeasured(
+            engine_id=self.engine_id,
+            running=len(self._running),
+            waiting=len(self._waiting),
+            kv_used_ppm=used * PPM // self._blocks,
+            preemptions_total=self._preemptions,
+            prefix_queries_total=self._prefix_queries,
+            prefix_hits_total=self._prefix_hits,
+            prompt_tokens_total=self._prompt_tokens,
+            output_tokens_total=self._output_tokens + self._decoding_tokens(),
+        )
+
+    def check_integrity(self) -> None:
+        """Assert that every block is in one place, and every request in one state."""
+        self._cache.check_integrity()
+        in_flight = self._clock.blocks_needed(1) if self._stride is not None else 0
+        private = sum(self._held(job) - self._shared(job) for job in self._running.values())
+        assert self._free >= 0, "no block is given twice"
+        assert self._free + self._cache.blocks + private + in_flight == self._blocks, "no block is lost"
+        assert self._clock.seqs + len(self._prefilling) == len(self._running), "running is prefill or decode"
+        assert len(self._running) <= self._seqs_max, "sequences keep to their limit"
+        assert len(self._jobs) == len(self._waiting) + len(self._running) - len(self._gone), "no request is lost"
+        assert all(not job.units for job in self._waiting), "what waits holds nothing"
+
+    # Time.
+
+    def _arrive_at(self, now_ns: int) -> None:
+        """Something comes from outside: the step in flight is done to its end, but no step after it is begun."""
+        assert now_ns >= self._now_ns, "time does not go back"
+        self._now_ns = now_ns
+        now_fs = now_ns * FS_PER_NS
+        self._advance(now_fs - 1)
+        if self._stride is not None:
+            self._stride.steps = 1
+        elif not self._waiting and not self._running:
+            self._at_fs = max(self._at_fs, now_fs)
+
+    def _advance(self, limit_fs: int) -> None:
+        """Finish every step that ends, and begin every step that begins, by `limit_fs`."""
+        while True:
+            if self._stride is None:
+                if self._at_fs > limit_fs or not (self._waiting or self._running):
+                    return
+                self._stride = self._begin()
+            stride = self._stride
+            done = stride.done_by(limit_fs)
+            whole = done == stride.steps
+            if done:
+                self._at_fs = stride.end_fs(done)
+                self._take(self._clock.blocks_needed(done if not whole else done - 1, ahead=1))
+                self._clock.advance(done)
+            if not whole:
+                stride.start_fs, stride.steps = self._at_fs, stride.steps - done
+                stride.first_fs += done * stride.grow_fs
+                return
+            self._stride = None
+            self._end(stride.chunks)
+
+    # One step.
+
+    def _begin(self) -> _Stride:
+        """Choose what the next step (or steps) work on, and take the blocks of the first."""
+        preempted = self._make_room()
+        clock = self._clock
+        chunks = self._choose_chunks(admit=not preempted)
+        assert chunks or clock.seqs, "an engine with work does some"
+        new_blocks = clock.blocks_needed(1)
+        steps = 1
+        if not chunks:
+            steps = clock.steps_to_end()
+            if steps > 1:
+                steps = min(steps, clock.steps_within(self._free + self._cache.evictable))
+        tokens, pairs = clock.seqs, 0
+        for job, count in chunks:
+            tokens += count
+            pairs += self._pairs(job, count)
+        first_fs = step_fs(self._model, tokens=tokens, qk=pairs // 2, context=clock.context, seqs=clock.seqs)
+        self._take(new_blocks)
+        return _Stride(self._at_fs, first_fs, self._model.context_fs * clock.seqs, steps, chunks)
+
+    def _end(self, chunks: list[tuple[_Job, int]]) -> None:
+        """A step is over: those whose last token came end, prompts move on."""
+        for job in self._clock.pop_ended():
+            self._stop_decoding(job)
+            self._finish(job)
+        for job, count in chunks:
+            job.computed += count
+            self._prompt_tokens += count
+            self._cache_units(job)
+            if job.computed == job.target:
+                self._prompt_done(job)
+        for job in self._gone:
+            self._drop(job)
+        self._gone.clear()
+
+    def _make_room(self) -> bool:
+        """Preempt the newest until every decoding sequence has its next block; whether any was."""
+        preempted = False
+        while self._clock.blocks_needed(1) > self._free + self._cache.evictable:
+            self._preempt(next(reversed(self._running.values())))
+            preempted = True
+        return preempted
+
+    def _choose_chunks(self, *, admit: bool) -> list[tuple[_Job, int]]:
+        """Prompt tokens of this step, per request; the head of the queue enters while it fits."""
+        left = self._batch_tokens - self._clock.seqs
+        # The decoding sequences take their blocks in this step: a prompt that enters cannot have them.
+        reserved = self._clock.blocks_needed(1)
+        chunks: list[tuple[_Job, int]] = []
+        for job in self._prefilling.values():
+            count = min(left, job.target - job.computed)
+            if not count:
+                return chunks
+            chunks.append((job, count))
+            left -= count
+        while admit and left and self._waiting and len(self._running) < self._seqs_max:
+            job = self._waiting[0]
+            if not self._enter(job, reserved):
+                break
+            count = min(left, job.target - job.computed)
+            chunks.append((job, count))
+            left -= count
+        return chunks
+
+    def _enter(self, job: _Job, reserved: int) -> bool:
+        """Take the head of the queue into the batch if its blocks fit."""
+        job.target = job.request.prompt_tokens + job.emitted
+        units = self._match(job)
+        need = self._held(job) - len(units) * job.unit_blocks
+        free = self._free + self._cache.evictable - self._cache.evictable_of(units) - reserved
+        if need > free:
+            return False
+        self._waiting.popleft()
+        self._cache.hold(units)
+        self._take(need)
+        job.units = units
+        job.computed = len(units) * job.request.unit_tokens
+        if job.cached < 0:
+            job.cached = job.computed
+            self._prefix_queries += job.request.prompt_tokens
+            self._prefix_hits += job.computed
+        self._running[job.request.request_id] = job
+        self._prefilling[job.request.request_id] = job
+        return True
+
+    # One request.
+
+    def _prompt_done(self, job: _Job) -> None:
+        request = job.request
+        del self._prefilling[request.request_id]
+        if request.kind is RequestKind.EMBEDDING:
+            self._finish(job)
+            return
+        job.emitted += 1
+        if job.emitted == 1 and not job.gone:
+            self._outcomes.append(FirstToken(request.request_id, _ceil_ns(self._at_fs)))
+        if job.emitted == request.output_tokens:
+            self._finish(job)
+            return
+        job.joined = self._clock.step
+        job.serial = self._clock.join(job, stored=job.target, left=request.output_tokens - job.emitted)
+
+    def _stop_decoding(self, job: _Job) -> None:
+        self._clock.leave(job.serial, stored=self._stored(job))
+        job.emitted = self._emitted(job)
+        job.serial = 0
+
+    def _finish(self, job: _Job) -> None:
+        request = job.request
+        # What it held: output tokens are stored one step after they are made, the last one never is.
+        kv_tokens = request.prompt_tokens + max(0, job.emitted - 1)
+        self._output_tokens += job.emitted
+        self._leave(job, kv_blocks=self._blocks_of(kv_tokens) if job.emitted else self._held(job))
+        if job.gone:
+            self._gone.remove(job)
+            return
+        del self._jobs[request.request_id]
+        if self._tell_tokens:
+            self._tell(job, job.emitted, self._at_fs)
+        self._outcomes.append(
+            Finished(
+                request.request_id, _ceil_ns(self._at_fs), job.emitted, max(0, job.cached), job.preemptions, kv_tokens
+            )
+        )
+
+    def _preempt(self, job: _Job) -> None:
+        kv_blocks = self._held(job)
+        if job.serial:
+            self._stop_decoding(job)
+        self._prefilling.pop(job.request.request_id, None)
+        self._leave(job, kv_blocks=kv_blocks)
+        job.preemptions += 1
+        self._preemptions += 1
+        self._waiting.appendleft(job)
+
+    def _drop(self, job: _Job) -> None:
+        """An aborted request leaves the batch."""
+        kv_blocks = self._held(job)
+        if job.serial:
+            self._stop_decoding(job)
+        self._prefilling.pop(job.request.request_id, None)
+        self._output_tokens += job.emitted
+        self._leave(job, kv_blocks=kv_blocks)
+
+    def _leave(self, job: _Job, *, kv_blocks: int) -> None:
+        """Give back the `kv_blocks` blocks that a running request holds."""
+        self._free += kv_blocks - self._shared(job)
+        self._cache.release(job.units)
+        job.units = []
+        job.computed = 0
+        del self._running[job.request.request_id]
+
+    def _tell(self, job: _Job, emitted: int, at_fs: int) -> None:
+        count = emitted - max(1, job.told)
+        if count > 0:
+            self._outcomes.append(Tokens(job.request.request_id, count, _ceil_ns(at_fs)))
+            job.told = emitted
+
+    def _refusal(self, request: SimRequest) -> RefuseReason | None:
+        capability = self._capability
+        embedding = request.kind is RequestKind.EMBEDDING
+        if not (capability.embedding if embedding else capability.llm):
+            return RefuseReason.NOT_SERVED
+        longest = -(-request.prompt_tokens // request.inputs) if embedding else request.prompt_tokens
+        most = longest + request.output_tokens
+        if most > min(capability.context_tokens_max, self._blocks * self._block_tokens):
+            return RefuseReason.TOO_LONG
+        return None
+
+    # Amounts.
+
+    def _emitted(self, job: _Job) -> int:
+        return job.emitted + (self._clock.step - job.joined if job.serial else 0)
+
+    def _stored(self, job: _Job) -> int:
+        """Tokens of KV of a decoding request between two steps."""
+        return job.request.prompt_tokens + self._emitted(job) - 1
+
+    def _held(self, job: _Job) -> int:
+        """Blocks that a request holds between two steps, or would if it entered now; shared ones included."""
+        if job.serial:
+            return self._blocks_of(self._stored(job))
+        if job.request.kind is RequestKind.EMBEDDING:
+            return min(self._blocks_of(job.window), self._blocks)
+        return self._blocks_of(job.target)
+
+    def _shared(self, job: _Job) -> int:
+        return len(job.units) * job.unit_blocks
+
+    def _blocks_of(self, tokens: int) -> int:
+        return -(-tokens // self._block_tokens)
+
+    def _pairs(self, job: _Job, count: int) -> int:
+        """Twice the query-key pairs of a chunk."""
+        if job.request.kind is RequestKind.EMBEDDING:
+            return count * (job.request.prompt_tokens // job.request.inputs)
+        end = job.computed + count
+        return end * end - job.computed * job.computed
+
+    def _decoding_tokens(self) -> int:
+        """Output tokens of requests that have not ended."""
+        return sum(self._emitted(job) for job in (*self._running.values(), *self._waiting))
+
+    # Blocks.
+
+    def _take(self, blocks: int) -> None:
+        if blocks > self._free:
+            self._free += self._cache.evict(blocks - self._free)
+        self._free -= blocks
+
+    def _match(self, job: _Job) -> list[Unit]:
+        if not job.unit_blocks or not job.request.prefix:
+            return []
+        full = min(job.target - 1, job.request.prompt_tokens) // job.request.unit_tokens
+        return self._cache.match(job.unit_blocks, job.request.prefix[:full])
+
+    def _cache_units(self, job: _Job) -> None:
+        """Put the units that are now complete into the cache; one that is there already is shared instead."""
+        if not job.unit_blocks:
+            return
+        request = job.request
+        full = min(job.computed, request.prompt_tokens) // request.unit_tokens
+        keys = request.prefix[len(job.units) : full]
+        if not keys:
+            return
+        parent = job.units[-1] if job.units else self._cache.root(job.unit_blocks)
+        for key in keys:
+            parent, new = self._cache.add(parent, key)
+            if not new:
+                self._free += parent.blocks
+            job.units.append(parent)
+
+
+def _ceil_ns(fs: int) -> int:
+    return -(-fs // FS_PER_NS)

@@ -1,0 +1,460 @@
+"""The simulated engine: blocks are kept, requests finish, and taking many steps at once changes nothing."""
+
+import os
+import subprocess
+import sys
+from collections import deque
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from events.base import EngineId, ModelId, RequestId, RequestKind
+from events.engine import Capability, EngineKind, EngineRegistered, StepModel
+from policies.predictors.step_time import FS_PER_NS, step_fs
+from replay.costmodel import PROFILES, STEP_MODELS, registered
+from replay.engines.light import (
+    Finished,
+    FirstToken,
+    LightEngine,
+    Outcome,
+    Refused,
+    RefuseReason,
+    SimRequest,
+    Tokens,
+)
+
+MS = 1_000_000
+STEP = StepModel(
+    base_fs=6_000_000_000_123, above_fs=19_740_412_135, below_fs=11_689_306_693, knee_tokens=64,
+    qk_fs=935_465, context_fs=44_385_941, seq_fs=1_000_003,
+)  # fmt: skip
+
+
+def engine(
+    *, kv_blocks: int = 64, block_tokens: int = 4, seqs_max: int = 8, batch_tokens: int = 32, tell: bool = True,
+    step: StepModel = STEP,
+) -> LightEngine:  # fmt: skip
+    return LightEngine(
+        EngineRegistered(
+            engine_id=EngineId("e1"), kind=EngineKind.SIMULATED, models=(ModelId("m"),), kv_blocks=kv_blocks,
+            block_tokens=block_tokens, block_bytes=1, step=step,
+            capability=Capability(embedding=True, seqs_max=seqs_max, batch_tokens_max=batch_tokens),
+        ),
+        tell_tokens=tell,
+    )  # fmt: skip
+
+
+def llm(name: str, prompt: int, output: int, prefix: tuple[int, ...] = (), unit: int = 8) -> SimRequest:
+    return SimRequest(
+        request_id=RequestId(name), prompt_tokens=prompt, output_tokens=output, prefix=prefix, unit_tokens=unit
+    )
+
+
+def embedding(name: str, prompt: int, inputs: int) -> SimRequest:
+    return SimRequest(
+        request_id=RequestId(name), prompt_tokens=prompt, output_tokens=0, inputs=inputs, kind=RequestKind.EMBEDDING
+    )
+
+
+def drain(one: LightEngine) -> list[Outcome]:
+    out: list[Outcome] = []
+    while (at := one.next_ns()) is not None:
+        out += one.run_until(at)
+        one.check_integrity()
+    return out
+
+
+def finished(outcomes: list[Outcome]) -> dict[str, Finished]:
+    return {o.request_id: o for o in outcomes if isinstance(o, Finished)}
+
+
+# The same rules written a second time, one step and one request at a time, with nothing clever.
+
+
+class Plain:
+    """A sequence of the plain engine."""
+
+    def __init__(self, request: SimRequest) -> None:
+        self.request, self.emitted, self.computed, self.target, self.preemptions = request, 0, 0, 0, 0
+        self.cached = -1
+        self.chain: list[tuple[int, ...]] = []
+
+    def decoding(self) -> bool:
+        return self.target > 0 and self.computed >= self.target
+
+
+class PlainEngine:
+    """First come, first served, stepwise. `next_step` does one whole step and says what came out of it."""
+
+    def __init__(self, kv_blocks: int, block_tokens: int, seqs_max: int, batch_tokens: int) -> None:
+        self.total, self.bt, self.seqs_max, self.batch = kv_blocks, block_tokens, seqs_max, batch_tokens
+        self.waiting: deque[Plain] = deque()
+        self.running: list[Plain] = []
+        self.cache: dict[tuple[int, ...], int] = {}  # chain -> unit blocks, oldest release first
+        self.at_fs = 0
+
+    def blocks(self, tokens: int) -> int:
+        return -(-tokens // self.bt)
+
+    def need(self, seq: Plain) -> int:
+        r = seq.request
+        if r.kind is RequestKind.EMBEDDING:
+            return min(self.blocks(max(-(-r.prompt_tokens // r.inputs), min(r.prompt_tokens, self.batch))), self.total)
+        # A decoding sequence is about to store the token it made last.
+        return self.blocks(r.prompt_tokens + seq.emitted if seq.decoding() else seq.target)
+
+    def refs(self, chain: tuple[int, ...]) -> int:
+        return sum(chain in seq.chain for seq in self.running)
+
+    def free(self) -> int:
+        """Blocks neither held by a running request nor cached and held."""
+        own = sum(self.need(seq) - len(seq.chain) * self.unit(seq) for seq in self.running)
+        return self.total - own - sum(blocks for chain, blocks in self.cache.items() if self.refs(chain))
+
+    def unit(self, seq: Plain) -> int:
+        return seq.request.unit_tokens // self.bt
+
+    def evict(self) -> None:
+        spare = self.free() - sum(blocks for chain, blocks in self.cache.items() if not self.refs(chain))
+        while spare < 0:
+            chain = next(chain for chain in self.cache if not self.refs(chain))
+            spare += self.cache.pop(chain)
+
+    def leave(self, seq: Plain) -> None:
+        self.running.remove(seq)
+        for chain in reversed(seq.chain):
+            if not self.refs(chain):
+                self.cache[chain] = self.cache.pop(chain)  # to the end of the queue
+        seq.chain, seq.computed, seq.target = [], 0, 0
+
+    def next_step(self) -> list[Outcome]:
+        preempted = False
+        while self.free() < 0:
+            victim = self.running[-1]
+            self.leave(victim)
+            victim.preemptions += 1
+            self.waiting.appendleft(victim)
+            preempted = True
+        decodes = [seq for seq in self.running if seq.decoding()]
+        left, chunks = self.batch - len(decodes), []
+        for seq in self.running:
+            if not seq.decoding() and (count := min(left, seq.target - seq.computed)):
+                chunks.append((seq, count))
+                left -= count
+        while self.waiting and left and not preempted and len(self.running) < self.seqs_max:
+            seq = self.waiting[0]
+            if not self.enter(seq):
+                break
+            count = min(left, seq.target - seq.computed)
+            chunks.append((seq, count))
+            left -= count
+        self.evict()
+        return self.compute(decodes, chunks)
+
+    def enter(self, seq: Plain) -> bool:
+        r = seq.request
+        seq.target = r.prompt_tokens + seq.emitted
+        chain: list[tuple[int, ...]] = []
+        if r.kind is RequestKind.LLM:
+            for count in range(1, min(seq.target - 1, r.prompt_tokens) // r.unit_tokens + 1):
+                if count > len(r.prefix) or r.prefix[:count] not in self.cache:
+                    break
+                chain.append(r.prefix[:count])
+        seq.chain, seq.computed = chain, len(chain) * r.unit_tokens
+        self.running.append(seq)
+        if self.free() < 0:
+            self.running.remove(seq)
+            seq.chain, seq.computed, seq.target = [], 0, 0
+            return False
+        self.waiting.popleft()
+        seq.cached = seq.computed if seq.cached < 0 else seq.cached
+        return True
+
+    def compute(self, decodes: list[Plain], chunks: list[tuple[Plain, int]]) -> list[Outcome]:
+        pairs = 0
+        for seq, count in chunks:
+            r = seq.request
+            if r.kind is RequestKind.EMBEDDING:
+                pairs += count * (r.prompt_tokens // r.inputs)
+            else:
+                pairs += (seq.computed + count) ** 2 - seq.computed**2
+        context = sum(seq.request.prompt_tokens + seq.emitted for seq in decodes)
+        tokens = len(decodes) + sum(count for _, count in chunks)
+        self.at_fs += step_fs(STEP, tokens=tokens, qk=pairs // 2, context=context, seqs=len(decodes))
+        at_ns, out = -(-self.at_fs // FS_PER_NS), list[Outcome]()
+        for seq in decodes:
+            seq.emitted += 1
+        for seq in [s for s in decodes if s.emitted == s.request.output_tokens]:
+            out.append(self.finish(seq, at_ns))
+        for seq, count in chunks:
+            seq.computed += count
+            self.store(seq)
+            if not seq.decoding():
+                continue
+            if seq.request.kind is RequestKind.LLM:
+                seq.emitted += 1
+                if seq.emitted == 1:
+                    out.append(FirstToken(seq.request.request_id, at_ns))
+            if seq.emitted == seq.request.output_tokens:
+                out.append(self.finish(seq, at_ns))
+        return out
+
+    def store(self, seq: Plain) -> None:
+        r = seq.request
+        if r.kind is RequestKind.EMBEDDING:
+            return
+        full = min(seq.computed, r.prompt_tokens) // r.unit_tokens
+        for count in range(len(seq.chain) + 1, min(full, len(r.prefix)) + 1):
+            seq.chain.append(r.prefix[:count])
+            self.cache.setdefault(r.prefix[:count], self.unit(seq))
+
+    def finish(self, seq: Plain, at_ns: int) -> Finished:
+        r = seq.request
+        kv_tokens = r.prompt_tokens + max(0, seq.emitted - 1)
+        self.leave(seq)
+        return Finished(r.request_id, at_ns, seq.emitted, max(0, seq.cached), seq.preemptions, kv_tokens)
+
+
+class Load(NamedTuple):
+    """One generated request and when it comes (ns)."""
+
+    at_ns: int
+    prompt: int
+    output: int
+    family: int
+    inputs: int
+
+
+LOADS = st.lists(
+    st.builds(
+        Load,
+        at_ns=st.integers(0, 400 * MS),
+        prompt=st.integers(1, 90),
+        output=st.integers(1, 60),
+        family=st.integers(0, 3),
+        inputs=st.integers(-6, 4),
+    ),
+    min_size=1,
+    max_size=24,
+)
+
+
+def requests(loads: list[Load]) -> list[tuple[int, SimRequest]]:
+    out = []
+    for n, load in enumerate(sorted(loads)):
+        units = tuple(load.family * 100 + index for index in range(load.prompt // 8))
+        if load.inputs > 0:
+            out.append((load.at_ns, embedding(f"r{n}", max(load.prompt, load.inputs), load.inputs)))
+        else:
+            out.append((load.at_ns, llm(f"r{n}", load.prompt, load.output, units)))
+    return out
+
+
+def run_plain(work: list[tuple[int, SimRequest]], **shape: int) -> list[Outcome]:
+    one, out, todo = PlainEngine(**shape), list[Outcome](), deque(work)
+    while todo or one.waiting or one.running:
+        if not one.waiting and not one.running:
+            one.at_fs = max(one.at_fs, todo[0][0] * FS_PER_NS)
+        while todo and todo[0][0] * FS_PER_NS <= one.at_fs:
+            one.waiting.append(Plain(todo.popleft()[1]))
+        if one.waiting or one.running:
+            out += one.next_step()
+    return out
+
+
+def run_light(work: list[tuple[int, SimRequest]], polls_ns: list[int], one: LightEngine) -> list[Outcome]:
+    """Submit in time order, look in at `polls_ns`, then drain; integrity is checked at every look."""
+    out: list[Outcome] = []
+    looks: list[tuple[int, int, SimRequest | None]] = [(at, 0, request) for at, request in work]
+    looks += [(at, 1, None) for at in polls_ns]
+    for at, _, request in sorted(looks, key=lambda look: look[:2]):
+        while (due := one.next_ns()) is not None and due < at:
+            out += one.run_until(due)
+        if request is None:
+            out += one.run_until(at)
+        else:
+            one.submit(request, at)
+        one.check_integrity()
+    return out + drain(one)
+
+
+def ends(outcomes: list[Outcome]) -> list[Outcome]:
+    """First tokens and ends, in an order that does not depend on ties."""
+    return sorted(o for o in outcomes if isinstance(o, FirstToken | Finished))
+
+
+SHAPE = {"kv_blocks": 40, "block_tokens": 4, "seqs_max": 6, "batch_tokens": 24}
+
+
+@settings(max_examples=250, deadline=None)
+@given(LOADS, st.lists(st.integers(0, 3_000 * MS), max_size=30))
+def test_many_steps_at_once_equal_one_by_one(loads: list[Load], polls_ns: list[int]) -> None:
+    work = requests(loads)
+    light = run_light(work, polls_ns, engine(**SHAPE))
+    assert ends(light) == ends(run_plain(work, **SHAPE))
+
+
+@settings(max_examples=80, deadline=None)
+@given(LOADS, st.lists(st.tuples(st.integers(0, 1_000 * MS), st.integers(0, 23)), max_size=12))
+def test_no_block_is_lost_and_all_finish_whatever_is_aborted(
+    loads: list[Load], aborts: list[tuple[int, int]]
+) -> None:  # fmt: skip
+    one, out = engine(**SHAPE), list[Outcome]()
+    steps = [(at, 0, r) for at, r in requests(loads)] + [(at, 1, f"r{n}") for at, n in aborts]
+    gone = set[str]()
+    for at, kind, what in sorted(steps, key=lambda step: (step[0], step[1])):
+        while (due := one.next_ns()) is not None and due < at:
+            out += one.run_until(due)
+            one.check_integrity()
+        if kind:
+            if one.abort(RequestId(what), at):
+                gone.add(what)
+                assert what not in {o.request_id for o in out if isinstance(o, Finished)}, "the ended are not aborted"
+                out = [o for o in out if o.request_id != what]
+        else:
+            one.submit(what, at)
+        one.check_integrity()
+    out += drain(one)
+    assert {o.request_id for o in out if isinstance(o, Finished)} == {f"r{n}" for n in range(len(loads))} - gone
+    assert not gone & {o.request_id for o in out}, "nothing is said about what was aborted"
+    last = one.measured()
+    assert (last.running, last.waiting, last.kv_used_ppm) == (0, 0, 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(LOADS, st.lists(st.integers(0, 3_000 * MS), max_size=30))
+def test_tokens_that_are_told_add_up(loads: list[Load], polls_ns: list[int]) -> None:
+    work = requests(loads)
+    out = run_light(work, polls_ns, engine(**SHAPE))
+    for request_id, end in finished(out).items():
+        told = sum(o.tokens for o in out if isinstance(o, Tokens) and o.request_id == request_id)
+        first = sum(isinstance(o, FirstToken) and o.request_id == request_id for o in out)
+        assert first + told == end.output_tokens
+    assert [o.at_ns for o in out if not isinstance(o, Tokens)] == sorted(
+        o.at_ns for o in out if not isinstance(o, Tokens)
+    )
+
+
+def test_preempted_requests_finish_too() -> None:
+    one = engine(kv_blocks=20)
+    for n in range(4):
+        one.submit(llm(f"r{n}", 16, 24), 0)
+    out = finished(drain(one))
+    assert len(out) == 4
+    assert sum(end.preemptions for end in out.values()) > 0, "four times ten blocks do not fit in twenty"
+    assert one.measured().preemptions_total == sum(end.preemptions for end in out.values())
+    assert out["r0"].preemptions == 0, "the oldest is never the victim"
+
+
+def test_a_shared_prefix_shortens_the_time_to_first_token() -> None:
+    one = engine(kv_blocks=400, batch_tokens=64)
+    prefix = tuple(range(100))
+    one.submit(llm("cold", 800, 1, prefix), 0)
+    cold = next(o for o in drain(one) if isinstance(o, FirstToken))
+    start = cold.at_ns + 5
+    one.submit(llm("warm", 800, 1, prefix), start)
+    out = drain(one)
+    warm = next(o for o in out if isinstance(o, FirstToken))
+    assert warm.at_ns - start < cold.at_ns / 5
+    assert finished(out)["warm"].cached_tokens == 792, "the last token is computed, so its unit is too"
+    one.submit(llm("other", 800, 1, tuple(range(1000, 1100))), warm.at_ns)
+    assert finished(drain(one))["other"].cached_tokens == 0
+
+
+def test_cached_units_make_room_oldest_first() -> None:
+    one, second = engine(kv_blocks=16, batch_tokens=64), 10**9
+    for n, name in enumerate(("a", "b")):
+        one.submit(llm(name, 25, 1, tuple(range(100 * n, 100 * n + 3))), n * second)
+        drain(one)
+    one.submit(llm("c", 33, 1, tuple(range(300, 304))), 2 * second)
+    drain(one)
+    one.submit(llm("b2", 25, 1, (100, 101, 102)), 3 * second)
+    assert finished(drain(one))["b2"].cached_tokens == 24, "b was used after a"
+    one.submit(llm("a2", 25, 1, (0, 1, 2)), 4 * second)
+    assert finished(drain(one))["a2"].cached_tokens < 24, "a made room, its last units first"
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (llm("r", 300, 1), RefuseReason.TOO_LONG),
+        (llm("r", 200, 57), RefuseReason.TOO_LONG),
+        (embedding("r", 600, 2), RefuseReason.TOO_LONG),
+    ],
+)
+def test_what_can_never_fit_is_refused_at_once(request_: SimRequest, reason: RefuseReason) -> None:
+    one = engine(kv_blocks=64)
+    one.submit(request_, 7)
+    assert one.next_ns() == 7
+    assert one.run_until(7) == [Refused(RequestId("r"), 7, reason)]
+    assert one.next_ns() is None
+
+
+def test_an_embedding_is_refused_where_it_is_not_served() -> None:
+    base = registered("e1", ["m"], capability=Capability(embedding=False))
+    one = LightEngine(base)
+    one.submit(embedding("v", 100, 1), 0)
+    assert one.run_until(0) == [Refused(RequestId("v"), 0, RefuseReason.NOT_SERVED)]
+
+
+def test_many_inputs_of_an_embedding_pass_through_a_small_memory() -> None:
+    one = engine(kv_blocks=16)
+    one.submit(embedding("v", 640, 20), 0)
+    end = finished(drain(one))["v"]
+    assert (end.output_tokens, end.kv_tokens) == (0, 640)
+
+
+def test_requests_at_the_same_time_share_the_first_step() -> None:
+    one = engine()
+    one.submit(llm("a", 8, 1), 100)
+    one.submit(llm("b", 8, 1), 100)
+    first, second = (o.at_ns for o in drain(one) if isinstance(o, FirstToken))
+    assert first == second
+
+
+def test_time_does_not_go_back() -> None:
+    one = engine()
+    one.run_until(10)
+    with pytest.raises(AssertionError, match="back"):
+        one.submit(llm("a", 8, 1), 9)
+
+
+def test_a_thousand_decode_steps_cost_one_stride() -> None:
+    one = LightEngine(registered("e1", ["m"]), tell_tokens=False)
+    for n in range(100):
+        one.submit(llm(f"r{n}", 500, 2_000), 0)
+    looks = 0
+    while (at := one.next_ns()) is not None:
+        one.run_until(at)
+        looks += 1
+    assert looks < 60, "some prompt steps, then one stride to the end for those that began together"
+
+
+def test_profiles_carry_their_source_and_their_memory() -> None:
+    assert {name for name, model in STEP_MODELS.items() if not model.source} == set()
+    assert PROFILES["llama-3-8b_h100"].kv_tokens() == 426_788
+    assert registered("e1", ["m"]).kv_blocks == 426_788 // 16
+
+
+SCRIPT = """
+import random
+from tests.replay import test_light_engine as t
+rng = random.Random(3)
+loads = [t.Load(rng.randrange(10**8), rng.randrange(1, 90), rng.randrange(1, 60), rng.randrange(4), rng.randrange(-6, 4))
+         for _ in range(60)]
+print(t.run_light(t.requests(loads), [], t.engine(**t.SHAPE)))
+"""
+
+
+def test_two_hash_seeds_give_the_same_run() -> None:
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT], env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": "."},
+            check=True, capture_output=True, text=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]  # fmt: skip
+    assert runs[0] == runs[1]
+    assert "Finished" in runs[0]
