@@ -56,12 +56,12 @@ class DecodeClock(Generic[T]):
         extra = sum(self._crossing[(first + offset) % self._block_tokens] for offset in range(rest))
         return rounds * self.seqs + extra
 
-    def steps_within(self, blocks: int) -> int:
-        """The most steps that take no more than `blocks` new blocks."""
+    def steps_within(self, blocks: int, *, ahead: int = 0) -> int:
+        """The most steps after the next `ahead` ones that take no more than `blocks` new blocks."""
         assert self.seqs > 0, "without sequences there is no bound"
         rounds, left = divmod(blocks, self.seqs)
         steps = rounds * self._block_tokens
-        while (need := self.blocks_needed(1, ahead=steps)) <= left:
+        while (need := self.blocks_needed(1, ahead=ahead + steps)) <= left:
             left -= need
             steps += 1
         return steps

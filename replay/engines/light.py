@@ -302,20 +302,18 @@ class LightEngine:
         """Choose what the next step (or steps) work on, and take the blocks of the first."""
         preempted = self._make_room()
         clock = self._clock
+        self._take(clock.blocks_needed(1))
         chunks = self._choose_chunks(admit=not preempted)
         assert chunks or clock.seqs, "an engine with work does some"
-        new_blocks = clock.blocks_needed(1)
         steps = 1
-        if not chunks:
-            steps = clock.steps_to_end()
-            if steps > 1:
-                steps = min(steps, clock.steps_within(self._free + self._cache.evictable))
+        # After a preemption the queue was not looked at: it may fit at the next step.
+        if not chunks and not preempted:
+            steps = min(clock.steps_to_end(), 1 + clock.steps_within(self._free + self._cache.evictable, ahead=1))
         tokens, pairs = clock.seqs, 0
         for job, count in chunks:
             tokens += count
             pairs += self._pairs(job, count)
         first_fs = step_fs(self._model, tokens=tokens, qk=pairs // 2, context=clock.context, seqs=clock.seqs)
-        self._take(new_blocks)
         return _Stride(self._at_fs, first_fs, self._model.context_fs * clock.seqs, steps, chunks)
 
     def _end(self, chunks: list[tuple[_Job, int]]) -> None:
@@ -344,8 +342,6 @@ class LightEngine:
     def _choose_chunks(self, *, admit: bool) -> list[tuple[_Job, int]]:
         """Prompt tokens of this step, per request; the head of the queue enters while it fits."""
         left = self._batch_tokens - self._clock.seqs
-        # The decoding sequences take their blocks in this step: a prompt that enters cannot have them.
-        reserved = self._clock.blocks_needed(1)
         chunks: list[tuple[_Job, int]] = []
         for job in self._prefilling.values():
             count = min(left, job.target - job.computed)
@@ -355,19 +351,19 @@ class LightEngine:
             left -= count
         while admit and left and self._waiting and len(self._running) < self._seqs_max:
             job = self._waiting[0]
-            if not self._enter(job, reserved):
+            if not self._enter(job):
                 break
             count = min(left, job.target - job.computed)
             chunks.append((job, count))
             left -= count
         return chunks
 
-    def _enter(self, job: _Job, reserved: int) -> bool:
+    def _enter(self, job: _Job) -> bool:
         """Take the head of the queue into the batch if its blocks fit."""
         job.target = job.request.prompt_tokens + job.emitted
         units = self._match(job)
         need = self._held(job) - len(units) * job.unit_blocks
-        free = self._free + self._cache.evictable - self._cache.evictable_of(units) - reserved
+        free = self._free + self._cache.evictable - self._cache.evictable_of(units)
         if need > free:
             return False
         self._waiting.popleft()

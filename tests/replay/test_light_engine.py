@@ -137,6 +137,7 @@ class PlainEngine:
             victim.preemptions += 1
             self.waiting.appendleft(victim)
             preempted = True
+        self.evict()
         decodes = [seq for seq in self.running if seq.decoding()]
         left, chunks = self.batch - len(decodes), []
         for seq in self.running:
@@ -150,7 +151,6 @@ class PlainEngine:
             count = min(left, seq.target - seq.computed)
             chunks.append((seq, count))
             left -= count
-        self.evict()
         return self.compute(decodes, chunks)
 
     def enter(self, seq: Plain) -> bool:
@@ -169,6 +169,7 @@ class PlainEngine:
             seq.chain, seq.computed, seq.target = [], 0, 0
             return False
         self.waiting.popleft()
+        self.evict()
         seq.cached = seq.computed if seq.cached < 0 else seq.cached
         return True
 
@@ -442,8 +443,8 @@ SCRIPT = """
 import random
 from tests.replay import test_light_engine as t
 rng = random.Random(3)
-loads = [t.Load(rng.randrange(10**8), rng.randrange(1, 90), rng.randrange(1, 60), rng.randrange(4), rng.randrange(-6, 4))
-         for _ in range(60)]
+ranges = ((0, 10**8), (1, 90), (1, 60), (0, 4), (-6, 4))
+loads = [t.Load(*(rng.randrange(*span) for span in ranges)) for _ in range(60)]
 print(t.run_light(t.requests(loads), [], t.engine(**t.SHAPE)))
 """
 
