@@ -143,7 +143,11 @@ MASK = "***"
 def load(path: Path | None = None, env: Mapping[str, str] | None = None, overrides: Sequence[str] = ()) -> Config:
     """The settings of all sources (see `config_sources`), checked. With no `path`, $TIDEGATE_CONFIG or
     ./tidegate.toml is read where there is one. Raises ConfigError for the first thing that is wrong."""
-    env = env or {}
+    return gather(path, env or {}, overrides)[0]
+
+
+def gather(path: Path | None, env: Mapping[str, str], overrides: Sequence[str]) -> tuple[Config, Gathered]:
+    """As `load`, with who said what."""
     gathered = Gathered(Config)
     file = path or default_file(env)
     if file is not None:
@@ -152,7 +156,7 @@ def load(path: Path | None = None, env: Mapping[str, str] | None = None, overrid
     gathered.add_overrides(overrides)
     config: Config = convert(gathered)
     config_checks.check(config, gathered.error)
-    return config
+    return config, gathered
 
 
 def masked(config: Config) -> dict[str, Any]:

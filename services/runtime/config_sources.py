@@ -13,7 +13,7 @@ import types
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -30,6 +30,8 @@ Raw = dict[str, Any]
 
 class ConfigError(Exception):
     """A setting is wrong: where it stands, what it is, and what is allowed."""
+
+    exit_code: ClassVar[int] = 2
 
     def __init__(self, what: str, *, where: str, key: str, allowed: str = "") -> None:
         super().__init__(what)
@@ -81,6 +83,16 @@ class Gathered:
                 return place
         within = (place for said, place in self._said_by.items() if said[: len(key)] == key)
         return next(within, self._file)
+
+    def said(self, key: Key) -> str:
+        """Who said the setting at `key`; "default" when nobody did."""
+        value: Any = self.raw
+        try:
+            for part in key:
+                value = value[part]
+        except (KeyError, IndexError):
+            return "default"
+        return self.where(key)
 
     def error(self, key: Key, what: str, *, allowed: str = "") -> ConfigError:
         """A ConfigError about the setting at `key`."""

@@ -1,0 +1,1 @@
+"""The commands of the program, one file each; `services.cli` names them."""
