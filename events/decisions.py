@@ -57,11 +57,13 @@ class RequestAdmitted(Event, frozen=True, kw_only=True, tag="request_admitted.v1
 
 
 class RequestDeferred(Event, frozen=True, kw_only=True, tag="request_deferred.v1"):
-    """Hold it: it may fit before `until_ns` (pool time). The next word is admit or reject."""
+    """Hold it: it may fit before `until_ns` (pool time). The next word is admit or reject. `work_ns` is the prefill
+    work that it brings, as predicted: what those behind it have to wait for."""
 
     request_id: RequestId
     until_ns: int
     reason: DeferReason
+    work_ns: int = 0
     attempt: int = 0
 
 
