@@ -50,7 +50,7 @@ class Log(Protocol):
     def read(self, *, after: int = 0, pattern: str = ">", follow: bool = False) -> AsyncIterator[list[Message]]:
         """Batches of one or more messages after seq `after`, in order, each once. With `follow` it never
         ends: it waits at the end; else it ends with the message that is the last one when it gets there.
-        Raises LogDamaged when a seq is missing (only where `pattern` takes all)."""
+        Raises LogDamaged when a seq is missing (only where `pattern` takes all) or the log ends before `after`."""
         ...
 
     async def last(self, pattern: str = ">") -> Message | None:

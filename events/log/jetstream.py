@@ -31,6 +31,8 @@ FENCE_BROKEN = 10071
 FULL = frozenset({10023, 10047, 10077, 10122})
 """Server out of room, out of memory, stream at its limit, account at its limit."""
 HEADER_PREFIX = "Tg-"
+MSG_ID = "Nats-Msg-Id"
+RESTORE = "restore it from its journal"
 
 
 class _Error(msgspec.Struct):
@@ -95,15 +97,19 @@ class JetStreamLog:
         sent = dict(headers) if headers else {}
         assert all(name.startswith(HEADER_PREFIX) for name in sent), "headers of the log begin with Tg-"
         if msg_id:
-            sent["Nats-Msg-Id"] = msg_id
+            sent[MSG_ID] = msg_id
         if fence is not None:
             sent["Nats-Expected-Last-Subject-Sequence"] = str(fence.last_seq)
             sent["Nats-Expected-Last-Subject-Sequence-Subject"] = fence.pattern
         ack = await self._publish(subject, body, sent or None)
+        seq = ack.seq
         if ack.error is not None:
-            raise self._refusal(ack.error, fence)
-        self.seen = max(self.seen, ack.seq)
-        return ack.seq
+            # The server looks at the fence before the id, so an append said again breaks its own fence.
+            seq = await self._said_before(msg_id, fence) if ack.error.err_code == FENCE_BROKEN else 0
+            if not seq:
+                raise self._refusal(ack.error, fence)
+        self.seen = max(self.seen, seq)
+        return seq
 
     async def read(self, *, after: int = 0, pattern: str = ">", follow: bool = False) -> AsyncIterator[list[Message]]:
         everything = pattern in (">", log_of(self.pool))
@@ -117,17 +123,19 @@ class JetStreamLog:
             await reader.stop()
 
     async def last(self, pattern: str = ">") -> Message | None:
-        return await self._message(subject=log_of(self.pool) if pattern == ">" else pattern)
+        raw = await self._stored(subject=log_of(self.pool) if pattern == ">" else pattern)
+        return _as_message(raw) if raw is not None else None
 
     async def get(self, seq: int) -> Message | None:
-        return await self._message(seq=seq) if seq > 0 else None
+        raw = await self._stored(seq=seq) if seq > 0 else None
+        return _as_message(raw) if raw is not None else None
 
     async def info(self) -> StreamInfo:
         """What the server says of the stream. LogDamaged when it is gone, LogError when nobody answers."""
         try:
             return await self.js.stream_info(self.stream)
         except NotFoundError:
-            raise LogDamaged("the stream is gone", where=self.where, mend="restore it from its journal") from None
+            raise LogDamaged("the stream is gone", where=self.where, mend=RESTORE) from None
         except (NatsError, TimeoutError) as error:
             raise self._failed("the stream cannot be asked", error) from error
 
@@ -230,17 +238,23 @@ class JetStreamLog:
                 text, mend = str(error), ""
         return LogError(f"{what}: {text}", where=self.where, mend=mend)
 
-    async def _message(self, *, seq: int | None = None, subject: str | None = None) -> Message | None:
+    async def _said_before(self, msg_id: str, fence: Fence | None) -> int:
+        """Seq of the newest message under the fence if it is this very one; else 0."""
+        newest = await self._stored(subject=fence.pattern) if fence is not None and msg_id else None
+        if newest is None or (newest.headers or {}).get(MSG_ID) != msg_id:
+            return 0
+        return newest.seq or 0
+
+    async def _stored(self, *, seq: int | None = None, subject: str | None = None) -> RawStreamMsg | None:
         # Asked of the stream's leader: a replica may be behind, and owners are fenced by this answer.
         try:
-            raw = await self.js.get_msg(self.stream, seq=seq, subject=subject)
+            return await self.js.get_msg(self.stream, seq=seq, subject=subject)
         except NotFoundError as error:
             if error.err_code == NO_STREAM:
-                raise LogDamaged("the stream is gone", where=self.where, mend="restore it from its journal") from None
+                raise LogDamaged("the stream is gone", where=self.where, mend=RESTORE) from None
             return None
         except (NatsError, TimeoutError) as error:
             raise self._failed("the log cannot be read", error) from error
-        return _as_message(raw)
 
 
 def _as_message(raw: RawStreamMsg) -> Message:

@@ -1,9 +1,10 @@
 """The log in memory: what virtual time and most tests run on. Same promises, nothing survives the process."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from typing import Self
 
-from events.base import LogError, PoolId
+from events.base import LogDamaged, LogError, PoolId
 from events.log.base import Fence, FenceBroken, Message
 from events.subjects import matches
 
@@ -17,6 +18,13 @@ class MemoryLog:
         self._seq_of: dict[str, int] = {}
         self._messages_max = messages_max
         self._grown = asyncio.Event()
+
+    @classmethod
+    def of(cls, pool: PoolId, messages: Iterable[Message]) -> Self:
+        """A log that holds these messages already, numbered from 1."""
+        log = cls(pool)
+        log._messages.extend(messages)
+        return log
 
     async def append(
         self, subject: str, body: bytes, *, msg_id: str = "", fence: Fence | None = None,
@@ -38,6 +46,9 @@ class MemoryLog:
 
     async def read(self, *, after: int = 0, pattern: str = ">", follow: bool = False) -> AsyncIterator[list[Message]]:
         at = after
+        if at > len(self._messages):
+            what = f"the log ends at {len(self._messages)}, but {at} was already read"
+            raise LogDamaged(what, where="memory")
         while True:
             batch = self._messages[at:]
             grown = self._grown
