@@ -1,0 +1,221 @@
+"""What each engine is, what it holds of ours, and what it told: the books of admission.
+
+Sums are kept as requests come and go, so that looking at an engine costs the same however much runs there. A request
+is taken out of the sums, changed, and put back: no sum can drift.
+"""
+
+import msgspec
+
+from events.base import EngineId, HolderId, ModelId, RequestId, RequestKind
+from events.engine import EngineMeasured, EngineRegistered, Health, StepModel
+from policies import prefix_index
+from policies.predictors.ttft import Correction
+from policies.prefix_index import PrefixIndex
+
+BEAT_TOKENS = 64
+"""Tokens that a decode may have made since its holder last said so: no sign of somebody else's use."""
+PREFIX_TOKENS_DEFAULT = 1_000_000
+"""Tokens that the prefix index holds for an engine that does not tell the size of its KV."""
+
+
+class Resident(msgspec.Struct, kw_only=True):
+    """One request that was sent to an engine. `output_reserved` is what memory is promised for, `output_expected`
+    the median; `first_ns` is 0 until its first token; `seen_ns` is when `output_tokens` was last told."""
+
+    history: str
+    holder: HolderId
+    decodes: bool
+    prompt_tokens: int
+    uncached_tokens: int
+    pairs: int
+    output_reserved: int
+    output_expected: int
+    tokens_max: int
+    slo_tpot_ns: int
+    admitted_ns: int
+    ttft_raw_ns: int
+    attempt: int = 0
+    output_tokens: int = 0
+    first_ns: int = 0
+    seen_ns: int = 0
+
+    @property
+    def prefilling(self) -> bool:
+        """Whether its first token (or its vector) is still to come."""
+        return self.first_ns == 0
+
+
+class Load(msgspec.Struct, kw_only=True):
+    """Sums over the residents of an engine. `blocks_final` is what all would hold at their reserved length."""
+
+    seqs: int = 0
+    prefill_tokens: int = 0
+    prefill_pairs: int = 0
+    prefill_context: int = 0
+    prefill_decodes: int = 0
+    decode_seqs: int = 0
+    decode_context: int = 0
+    blocks_held: int = 0
+    blocks_final: int = 0
+
+
+class Account(msgspec.Struct, kw_only=True):
+    """One engine. `suspect`: a holder lost it, and nothing was heard of it since. `removed`: it left the pool, and
+    stays here only until its residents end. `foreign_blocks` are in use there, and not by ours."""
+
+    engine_id: EngineId
+    models: tuple[ModelId, ...] = ()
+    kv_blocks: int = 0
+    block_tokens: int = 1
+    block_bytes: int = 0
+    seqs_max: int = 0
+    batch_tokens: int = 1
+    context_tokens_max: int = 0
+    llm: bool = True
+    embedding: bool = False
+    step: StepModel | None = None
+    health: Health = Health.READY
+    suspect: bool = False
+    removed: bool = False
+    residents: dict[RequestId, Resident] = msgspec.field(default_factory=dict)
+    prefilling: dict[RequestId, int] = msgspec.field(default_factory=dict)
+    """Who waits for a first token there, in order, with its uncached tokens."""
+    head_since_ns: int = 0
+    """When the first of `prefilling` came to its turn."""
+    load: Load = msgspec.field(default_factory=Load)
+    foreign_blocks: int = 0
+    excess_blocks: int = 0
+    foreign_seqs: int = 0
+    excess_seqs: int = 0
+    correction: Correction = msgspec.field(default_factory=Correction)
+    prefix: PrefixIndex = msgspec.field(default_factory=PrefixIndex)
+
+    def takes_work(self) -> bool:
+        """Whether anything new may go there."""
+        return self.health is Health.READY and not self.suspect and not self.removed
+
+    def serves(self, model: ModelId, kind: RequestKind) -> bool:
+        """Whether it has the model, and does that kind of work."""
+        return model in self.models and (self.llm if kind is RequestKind.LLM else self.embedding)
+
+
+def blocks(account: Account, tokens: int) -> int:
+    """Blocks that hold `tokens` tokens there."""
+    return -(-tokens // account.block_tokens)
+
+
+def describe(account: Account, event: EngineRegistered) -> None:
+    """Take over what the engine is; what runs there stays, counted anew."""
+    capability = event.capability
+    account.models = event.models
+    account.kv_blocks, account.block_tokens, account.block_bytes = (
+        event.kv_blocks,
+        event.block_tokens,
+        event.block_bytes,
+    )
+    account.seqs_max, account.batch_tokens = capability.seqs_max, capability.batch_tokens_max
+    account.context_tokens_max = capability.context_tokens_max
+    account.llm, account.embedding = capability.llm, capability.embedding
+    account.step = event.step
+    account.suspect = account.removed = False
+    account.load = Load()
+    for resident in account.residents.values():
+        count(account.load, account, resident, 1)
+
+
+def count(load: Load, account: Account, resident: Resident, sign: int) -> None:
+    """Add a resident to sums (sign 1), or take it out (-1)."""
+    prompt = resident.prompt_tokens
+    load.seqs += sign
+    if resident.first_ns == 0:
+        load.prefill_tokens += sign * resident.uncached_tokens
+        load.prefill_pairs += sign * resident.pairs
+        if resident.decodes:
+            load.prefill_context += sign * prompt
+            load.prefill_decodes += sign
+    elif resident.decodes:
+        load.decode_seqs += sign
+        load.decode_context += sign * (prompt + resident.output_tokens)
+    size = account.block_tokens
+    load.blocks_held += sign * -(-(prompt + resident.output_tokens) // size)
+    load.blocks_final += sign * -(-(prompt + max(resident.output_reserved, resident.output_tokens)) // size)
+
+
+def hold(account: Account, request_id: RequestId, resident: Resident) -> None:
+    """A request was sent there."""
+    if not account.prefilling:
+        account.head_since_ns = resident.admitted_ns
+    account.residents[request_id] = resident
+    account.prefilling[request_id] = resident.uncached_tokens
+    count(account.load, account, resident, 1)
+
+
+def first_token(account: Account, request_id: RequestId, now_ns: int) -> None:
+    """Its prefill is over: it decodes from now on, and the next in line is at its turn."""
+    resident = account.residents[request_id]
+    if not resident.prefilling:
+        return
+    account.correction.take_in(seen_ns=now_ns - resident.admitted_ns, predicted_ns=resident.ttft_raw_ns)
+    count(account.load, account, resident, -1)
+    resident.first_ns = resident.seen_ns = max(now_ns, 1)
+    resident.output_tokens = 1 if resident.decodes else 0
+    count(account.load, account, resident, 1)
+    del account.prefilling[request_id]
+    account.head_since_ns = now_ns
+
+
+def progressed(account: Account, request_id: RequestId, output_tokens: int, now_ns: int) -> None:
+    """It has that many output tokens now. Less than before (said late) changes nothing."""
+    resident = account.residents[request_id]
+    if output_tokens <= resident.output_tokens or not resident.decodes:
+        return
+    if resident.prefilling:
+        first_token(account, request_id, now_ns)
+    count(account.load, account, resident, -1)
+    resident.output_tokens, resident.seen_ns = output_tokens, now_ns
+    count(account.load, account, resident, 1)
+
+
+def reserve(account: Account, request_id: RequestId, output_reserved: int) -> None:
+    """It turned out longer than was thought: promise it that many output tokens."""
+    resident = account.residents[request_id]
+    count(account.load, account, resident, -1)
+    resident.output_reserved = output_reserved
+    count(account.load, account, resident, 1)
+
+
+def release(account: Account, request_id: RequestId, now_ns: int) -> Resident:
+    """It ended: all it held is free."""
+    resident = account.residents.pop(request_id)
+    count(account.load, account, resident, -1)
+    if request_id in account.prefilling:
+        if next(iter(account.prefilling)) == request_id:
+            account.head_since_ns = now_ns
+        del account.prefilling[request_id]
+    return resident
+
+
+def measure(account: Account, event: EngineMeasured) -> None:
+    """Hold what the engine says against the books. What it uses beyond what ours can is somebody else's once it was
+    seen twice in a row: once may be a request that ended in between. What was promised since counts in any case."""
+    account.suspect = False
+    load = account.load
+    ours = min(load.blocks_final, load.blocks_held + load.decode_seqs * blocks(account, BEAT_TOKENS))
+    excess_blocks = max(0, event.kv_used_ppm * account.kv_blocks // 1_000_000 - ours)
+    excess_seqs = max(0, event.running + event.waiting - load.seqs)
+    account.foreign_blocks = min(excess_blocks, account.excess_blocks)
+    account.foreign_seqs = min(excess_seqs, account.excess_seqs)
+    account.excess_blocks, account.excess_seqs = excess_blocks, excess_seqs
+
+
+def change_health(account: Account, health: Health) -> None:
+    """It began or stopped answering. What a lost engine had cached is gone."""
+    account.health, account.suspect = health, False
+    if health is Health.LOST:
+        prefix_index.clear(account.prefix)
+        account.foreign_blocks = account.excess_blocks = account.foreign_seqs = account.excess_seqs = 0
+
+
+def prefix_tokens_max(account: Account) -> int:
+    """How many tokens its prefix cache can hold."""
+    return account.kv_blocks * account.block_tokens or PREFIX_TOKENS_DEFAULT

@@ -1,0 +1,272 @@
+"""Admission: which request goes to which engine now, which waits, and which is refused. Algorithm 1.
+
+The rules for one request stand in `policies.judgement`. Around them:
+
+- Deferred requests are looked at again whenever something may have changed: for one engine when a request there ends
+  or gives its first token or the engine is measured, for all with every tick. Each line goes in order of arrival;
+  while its head does not fit, at most `passes_max` later ones go before it.
+- One whose latest start has passed is refused (deadline passed).
+- In mode `observe` everything is admitted at once where the placement says, with what would have been decided; only
+  what no engine can serve is refused.
+- A holder that is silent too long is lost: its requests end. An engine that is lost gets nothing new; what runs there
+  stays in the books until its holder says that it ended.
+- What is known of a request is dropped when it ends. The same id after that is a new request.
+
+Example: engine with 100 free blocks; a prompt of 80 blocks with an answer of 30 predicted waits (`kv_budget`), a
+prompt of 20 blocks behind it is admitted, and the first goes as soon as enough has ended.
+"""
+
+from itertools import islice
+
+from events.base import NS_PER_MS, NS_PER_S, EngineId, Event, RequestId
+from events.control import Ticked
+from events.decisions import (
+    HolderLost,
+    RejectReason,
+    RequestAdmitted,
+    RequestDeferred,
+    RequestRejected,
+    WakeAsked,
+    Would,
+)
+from events.engine import EngineHealthChanged, EngineMeasured, EngineRegistered, EngineRemoved
+from events.request import (
+    FirstTokenSeen,
+    HolderBeat,
+    HolderStopped,
+    RequestAborted,
+    RequestArrived,
+    RequestExpired,
+    RequestFinished,
+)
+from policies import holders, waiting
+from policies.accounts import blocks
+from policies.admission_explain import explain
+from policies.admission_state import State, configure, evolve, initial, requests_of
+from policies.decider import Decider
+from policies.forecast import Prospect
+from policies.judgement import Admit, Defer, Desk, Reject, Verdict, judge, options, retry_after_ns, settle, slack_ns
+from policies.settings import Mode
+from policies.waiting import Line, Waiting
+
+ACTOR = "admission"
+WAKE_STEP_NS = 10 * NS_PER_MS
+"""Wakes are asked for at multiples of this, so that many deadlines share one."""
+
+
+def decide(state: State, event: Event, now_ns: int) -> list[Event]:
+    """What follows from this fact. Changes nothing."""
+    match event:
+        case RequestArrived():
+            return _decide_fresh(state, state.fresh, now_ns) if state.fresh is not None else []
+        case Ticked():
+            return _decide_tick(state, now_ns)
+        case HolderBeat():
+            return _decide_beat(state, event)
+        case FirstTokenSeen() | RequestFinished() | EngineMeasured() | EngineRegistered():
+            return _drain(state, now_ns, only=event.engine_id)
+        case EngineHealthChanged() | EngineRemoved() | RequestAborted() | RequestExpired() | HolderStopped():
+            return _drain(state, now_ns)
+        case _:
+            return []
+
+
+def desk_of(state: State, now_ns: int) -> Desk:
+    """What the decision of now looks at."""
+    return Desk(state.accounts, state.histograms, state.turns, state.settings, now_ns)
+
+
+def _decide_fresh(state: State, fresh: Waiting, now_ns: int) -> list[Event]:
+    """One request that just arrived."""
+    desk, request = desk_of(state, now_ns), fresh.request
+    if state.settings.mode is Mode.OBSERVE:
+        return [_observed(desk, fresh)]
+    verdict = _first_verdict(state, desk, fresh)
+    said = _said(verdict, request)
+    if isinstance(verdict, Defer):
+        return [said, *_wake(state, verdict.until_ns, now_ns)]
+    return [said]
+
+
+def _first_verdict(state: State, desk: Desk, fresh: Waiting) -> Verdict:
+    settings, group = state.settings, waiting.group(fresh.request)
+    prospects = options(desk, fresh.request, group=group, avoid=fresh.avoid)
+    if isinstance(prospects, Reject):
+        return prospects
+    line = state.lines.by_group.get(group)
+    if line is None:
+        verdict = judge(desk, prospects)
+    else:
+        # All before it were looked at when something last changed, so it may pass if a pass is left.
+        head = next(iter(line.entries.values()))
+        may_go = len(line.entries) < settings.scan_max and head.passed < settings.passes_max
+        verdict = judge(desk, prospects, ahead_ns=line.work_ns, may_go=may_go)
+    if isinstance(verdict, Defer) and len(state.lines.group_of) >= settings.queue_max:
+        return Reject(RejectReason.QUEUE_FULL, retry_after_ns(line.work_ns if line else 0, settings))
+    return verdict
+
+
+def _observed(desk: Desk, one: Waiting) -> Event:
+    """Admitted where the placement says, whatever the verdict; but what nobody can serve is refused."""
+    prospects = options(desk, one.request, group=waiting.group(one.request), avoid=one.avoid)
+    if isinstance(prospects, Reject):
+        return _said(prospects, one.request)
+    verdict = judge(desk, prospects)
+    match verdict:
+        case Admit():
+            would, reason = Would.ADMIT, ""
+        case Defer():
+            would, reason = Would.DEFER, verdict.reason.value
+        case Reject():
+            would, reason = Would.REJECT, verdict.reason.value
+    settle(desk, prospects[0])
+    return _admitted(prospects[0], slack_ns(prospects[0], desk.now_ns), would=would, reason=reason)
+
+
+def _said(verdict: Verdict, request: RequestArrived) -> Event:
+    """The verdict as it stands in the log."""
+    match verdict:
+        case Admit():
+            return _admitted(verdict.prospect, verdict.slack_ns)
+        case Defer():
+            return RequestDeferred(
+                request_id=request.request_id, until_ns=verdict.until_ns, reason=verdict.reason,
+                work_ns=verdict.work_ns, attempt=request.attempt,
+            )  # fmt: skip
+        case Reject():
+            return RequestRejected(
+                request_id=request.request_id, reason=verdict.reason,
+                retry_after_ns=verdict.retry_after_ns, attempt=request.attempt,
+            )  # fmt: skip
+
+
+def _admitted(one: Prospect, slack: int, *, would: Would | None = None, reason: str = "") -> RequestAdmitted:
+    request, account = one.request, one.trial.account
+    return RequestAdmitted(
+        request_id=request.request_id, engine_id=account.engine_id,
+        output_tokens_predicted=one.output_reserved, cached_tokens_predicted=one.cached_tokens,
+        kv_cache_tokens=request.prompt_tokens + one.output_reserved,
+        kv_bytes_reserved=blocks(account, one.held_tokens + one.output_reserved) * account.block_bytes,
+        ttft_predicted_ns=one.ttft_ns if one.judged else 0, slo_slack_ns=slack,
+        attempt=request.attempt, would=would, reason=reason,
+    )  # fmt: skip
+
+
+def _decide_beat(state: State, event: HolderBeat) -> list[Event]:
+    """A holder that started anew has nothing of what it held before."""
+    heard = state.holders.heard[event.holder]
+    if heard.epoch == event.epoch:
+        return []
+    return [HolderLost(holder=event.holder, requests=tuple(requests_of(state, event.holder)))]
+
+
+def _decide_tick(state: State, now_ns: int) -> list[Event]:
+    """Silent holders, latest starts that have passed, then all that waits."""
+    decisions: list[Event] = []
+    gone: dict[RequestId, None] = {}
+    for holder in holders.silent(state.holders, state.settings.holder_timeout_ns):
+        requests = tuple(requests_of(state, holder))
+        decisions.append(HolderLost(holder=holder, requests=requests))
+        gone.update(dict.fromkeys(requests))
+    if not state.lines.by_group:
+        return decisions
+    drained = _drain(state, now_ns, gone=gone, expire=True)
+    left = [
+        one.until_ns for line in state.lines.by_group.values() for request_id, one in line.entries.items()
+        if request_id not in gone
+    ]  # fmt: skip
+    return [*decisions, *drained, *(_wake(state, min(left), now_ns) if left else ())]
+
+
+def _drain(
+    state: State, now_ns: int, *, only: EngineId | None = None, gone: dict[RequestId, None] | None = None,
+    expire: bool = False,
+) -> list[Event]:  # fmt: skip
+    """Look again at what waits, in order of arrival. `only`: nothing changed but on that engine. `gone` is left out,
+    and what is decided here is added to it. `expire`: look for passed deadlines beyond `scan_max`, too."""
+    lines = list(state.lines.by_group.values())
+    if not lines:
+        return []
+    gone = {} if gone is None else gone
+    desk = desk_of(state, now_ns)
+    lines.sort(key=lambda line: next(iter(line.entries.values())).arrived_ns)
+    decisions: list[Event] = []
+    for line in lines:
+        if expire:
+            decisions += _expire(line, now_ns, gone)
+        decisions += _drain_line(desk, line, only=only, gone=gone)
+    return decisions
+
+
+def _expire(line: Line, now_ns: int, gone: dict[RequestId, None]) -> list[Event]:
+    decisions: list[Event] = []
+    for request_id, one in line.entries.items():
+        if one.until_ns <= now_ns and request_id not in gone:
+            gone[request_id] = None
+            decisions.append(_said(Reject(RejectReason.DEADLINE_PASSED), one.request))
+    return decisions
+
+
+def _drain_line(desk: Desk, line: Line, *, only: EngineId | None, gone: dict[RequestId, None]) -> list[Event]:
+    """The first of a line that fit. Once one does not, as many may pass it as it has passes left."""
+    decisions: list[Event] = []
+    settings, passes = desk.settings, 0
+    head: Waiting | None = None
+    left = ((request_id, one) for request_id, one in line.entries.items() if request_id not in gone)
+    for request_id, one in islice(left, settings.scan_max):
+        if head is not None and passes <= 0:
+            break
+        said = _again(desk, one, only=only)
+        if said is None:
+            if head is None:
+                head, passes = one, settings.passes_max - one.passed
+            continue
+        decisions.append(said)
+        gone[request_id] = None
+        if head is not None and isinstance(said, RequestAdmitted):
+            passes -= 1
+    return decisions
+
+
+def _again(desk: Desk, one: Waiting, *, only: EngineId | None) -> Event | None:
+    """What is said now to a request that waits; None = it waits on."""
+    if desk.settings.mode is Mode.OBSERVE:
+        return _observed(desk, one)
+    if one.until_ns <= desk.now_ns:
+        return _said(Reject(RejectReason.DEADLINE_PASSED), one.request)
+    prospects = options(desk, one.request, group=waiting.group(one.request), avoid=one.avoid)
+    if isinstance(prospects, Reject):
+        return _said(prospects, one.request)
+    there = [prospect for prospect in prospects if only is None or prospect.trial.account.engine_id == only]
+    if not there:
+        return None
+    verdict = judge(desk, there)
+    if isinstance(verdict, Defer) or (isinstance(verdict, Reject) and len(there) < len(prospects)):
+        return None  # Too late on one engine is not too late on all: the next tick looks at them all.
+    if isinstance(verdict, Admit):
+        settle(desk, verdict.prospect)
+    return _said(verdict, one.request)
+
+
+def _wake(state: State, until_ns: int, now_ns: int) -> list[Event]:
+    """Ask for a tick at `until_ns` if none comes sooner."""
+    at_ns = -(-until_ns // WAKE_STEP_NS) * WAKE_STEP_NS
+    next_tick_ns = (state.holders.tick_ns or now_ns) + NS_PER_S
+    asked = now_ns < state.woken_ns <= at_ns
+    return [WakeAsked(at_ns=at_ns)] if now_ns < at_ns < next_tick_ns and not asked else []
+
+
+ADMISSION: Decider[State] = Decider(
+    name=ACTOR,
+    state=State,
+    initial=initial,
+    evolve=evolve,
+    decide=decide,
+    configure=configure,
+    explain=explain,
+    takes=frozenset({
+        RequestArrived, FirstTokenSeen, RequestFinished, RequestAborted, RequestExpired, HolderBeat, HolderStopped,
+        EngineRegistered, EngineRemoved, EngineHealthChanged, EngineMeasured, Ticked,
+    }),
+)  # fmt: skip
+"""Admission with its default settings."""

@@ -1,0 +1,209 @@
+"""What is said to one request: admit, defer or reject, and why. The rules of admission, in their order.
+
+1. No engine of the pool that is ready serves this model: reject (no engine).
+2. It fits the context or the KV of none of them: reject (too long).
+3. Even on an idle engine it would be late, or its pace out of reach: reject (SLO infeasible).
+4. Behind the work that stands before it it would be late on every engine: reject (SLO infeasible). Waiting does not
+   help: the work before it takes as long wherever it waits. Work that cannot meet its deadline is not started.
+5. Engines in the placement's order, those where it would be in time: the first where it fits gets it. It fits when
+   a sequence is free, the predicted peak of KV is within the budget, the prefill backlog is short, and nobody's pace
+   breaks.
+6. Else it is deferred, until the latest moment at which it could still be in time.
+
+Where nothing is known about the speed of an engine (no StepModel, no first tokens seen yet) deadlines are not judged
+there; memory is.
+"""
+
+from dataclasses import dataclass, field
+
+from events.base import NS_PER_S, PPM, EngineId, RequestKind
+from events.decisions import DeferReason, RejectReason
+from events.request import RequestArrived
+from policies import placement
+from policies.accounts import Account, Resident
+from policies.forecast import Prospect, Trial, blocked, can_ever_hold, promise, prospect, resident_of, trial_of
+from policies.placement.candidate import Asked, Candidate
+from policies.predictors import output_length
+from policies.predictors.output_length import Histograms
+from policies.predictors.step_time import step_ns
+from policies.settings import AdmissionSettings
+
+EXPECTED_PPM = PPM // 2
+RETRY_AFTER_MIN_NS = NS_PER_S
+
+
+@dataclass(slots=True, frozen=True)
+class Admit:
+    """Send it there."""
+
+    prospect: Prospect
+    slack_ns: int
+
+
+@dataclass(slots=True, frozen=True)
+class Defer:
+    """Hold it."""
+
+    reason: DeferReason
+    until_ns: int
+    work_ns: int
+
+
+@dataclass(slots=True, frozen=True)
+class Reject:
+    """Do not serve it."""
+
+    reason: RejectReason
+    retry_after_ns: int = 0
+
+
+Verdict = Admit | Defer | Reject
+
+
+@dataclass(slots=True)
+class Desk:
+    """What one decision looks at: the accounts, and what it has promised so far. Changes no account."""
+
+    accounts: dict[EngineId, Account]
+    histograms: Histograms
+    turns: dict[str, int]
+    settings: AdmissionSettings
+    now_ns: int
+    trials: dict[EngineId, Trial] = field(default_factory=dict)
+
+    def trial(self, account: Account) -> Trial:
+        """The engine with what was promised on it."""
+        trial = self.trials.get(account.engine_id)
+        if trial is None:
+            trial = self.trials[account.engine_id] = trial_of(account)
+        return trial
+
+
+def output_of(
+    histograms: Histograms, settings: AdmissionSettings, request: RequestArrived, *, quantile_ppm: int
+) -> int:
+    """Predicted output tokens of a request that has not begun."""
+    if request.kind is RequestKind.EMBEDDING:
+        return 0
+    return output_length.predict(
+        histograms, output_length.key_of(request.model, request.tenant), quantile_ppm=quantile_ppm,
+        tokens_max=request.tokens_max, default=settings.output_tokens_default,
+    )  # fmt: skip
+
+
+def serving(desk: Desk, request: RequestArrived, avoid: EngineId) -> list[Account]:
+    """The engines that would take it, without the one that it was lost on if there is another."""
+    found = [
+        account for account in desk.accounts.values()
+        if account.serves(request.model, request.kind) and account.takes_work()
+    ]  # fmt: skip
+    if avoid:
+        return [account for account in found if account.engine_id != avoid] or found
+    return found
+
+
+def ranked(desk: Desk, request: RequestArrived, accounts: list[Account], group: str) -> list[Prospect]:
+    """The request on each of these engines, in the placement's order."""
+    settings, now_ns = desk.settings, desk.now_ns
+    output = output_of(desk.histograms, settings, request, quantile_ppm=settings.output_quantile_ppm)
+    prospects = [
+        prospect(desk.trial(account), request, output=output, settings=settings, now_ns=now_ns)
+        for account in accounts
+    ]  # fmt: skip
+    if len(prospects) == 1:
+        return prospects
+    candidates = [_candidate(position, one) for position, one in enumerate(prospects)]
+    asked = Asked(
+        request.prompt_tokens, len(candidates), desk.turns.get(group, 0),
+        sum(candidate.load_tokens for candidate in candidates),
+        settings.affinity_tokens_min, settings.affinity_load_ppm,
+    )  # fmt: skip
+    return [prospects[candidate.position] for candidate in placement.ranked(settings.placement, candidates, asked)]
+
+
+def _candidate(position: int, one: Prospect) -> Candidate:
+    load = one.trial.load
+    tokens = load.decode_context + load.prefill_context
+    return Candidate(one.trial.account.engine_id, position, tokens, one.cached_tokens, one.ttft_ns)
+
+
+def options(desk: Desk, request: RequestArrived, *, group: str, avoid: EngineId) -> list[Prospect] | Reject:
+    """Rules 1 and 2: the engines that could hold it, in the placement's order."""
+    found = serving(desk, request, avoid)
+    if not found:
+        return Reject(RejectReason.NO_ENGINE, RETRY_AFTER_MIN_NS)
+    holding = [account for account in found if can_ever_hold(account, request, desk.settings)]
+    return ranked(desk, request, holding, group) if holding else Reject(RejectReason.TOO_LONG)
+
+
+def judge(desk: Desk, prospects: list[Prospect], *, ahead_ns: int = 0, may_go: bool = True) -> Verdict:
+    """Rules 3 to 6. `ahead_ns` is the deferred work that goes first unless this one goes now; `may_go` is false where
+    others must go first."""
+    settings, now_ns = desk.settings, desk.now_ns
+    request = prospects[0].request
+    alone_ns = min(with_margin(one.alone_ns, settings) if one.judged else 0 for one in prospects)
+    if alone_ns > request.slo_ttft_ns or not any(pace_in_reach(one, settings) for one in prospects):
+        return Reject(RejectReason.SLO_INFEASIBLE)
+    late_ns = min(lateness_ns(one, settings, now_ns) for one in prospects)
+    if late_ns > 0:
+        return Reject(RejectReason.SLO_INFEASIBLE, retry_after_ns(late_ns, settings))
+    reason = None if may_go else DeferReason.BEHIND_OTHERS
+    for one in prospects if may_go else ():
+        if lateness_ns(one, settings, now_ns) > 0:
+            continue
+        why = blocked(one, settings, now_ns)
+        if why is None:
+            return Admit(one, slack_ns(one, now_ns))
+        reason = reason or why
+    late_ns += ahead_ns // len(prospects)
+    if late_ns > 0:
+        return Reject(RejectReason.SLO_INFEASIBLE, retry_after_ns(late_ns, settings))
+    assert reason is not None, "an engine where it is in time either takes it or says why not"
+    return Defer(reason, request.deadline_ns - alone_ns, min(one.alone_ns for one in prospects))
+
+
+def lateness_ns(one: Prospect, settings: AdmissionSettings, now_ns: int) -> int:
+    """By how much it would miss its deadline there (not above 0: it would not). Not judged is in time."""
+    slack_ns = one.request.deadline_ns - now_ns
+    return (with_margin(one.ttft_ns, settings) if one.judged else 0) - slack_ns
+
+
+def slack_ns(one: Prospect, now_ns: int) -> int:
+    """What is left to the deadline after the predicted TTFT there, without margin."""
+    return one.request.deadline_ns - now_ns - (one.ttft_ns if one.judged else 0)
+
+
+def with_margin(ttft_ns: int, settings: AdmissionSettings) -> int:
+    """A predicted TTFT as it is held against the slack."""
+    return ttft_ns * settings.ttft_margin_ppm // PPM
+
+
+def pace_in_reach(one: Prospect, settings: AdmissionSettings) -> bool:
+    """Whether the engine could keep its TPOT limit if it were alone there."""
+    step, limit_ns = one.trial.account.step, one.request.slo_tpot_ns
+    if step is None or not limit_ns or not settings.tpot_margin_ppm or one.request.kind is RequestKind.EMBEDDING:
+        return True
+    alone_ns = step_ns(step, tokens=1, context=one.request.prompt_tokens, seqs=1)
+    return alone_ns * PPM <= limit_ns * settings.tpot_margin_ppm
+
+
+def settle(desk: Desk, one: Prospect) -> None:
+    """The request goes there: what is decided next must count it."""
+    promise(one.trial, resident(desk.histograms, desk.settings, one.trial, one.request, one.cached_tokens,
+                                one.output_reserved, desk.now_ns))  # fmt: skip
+
+
+def resident(
+    histograms: Histograms, settings: AdmissionSettings, trial: Trial, request: RequestArrived,
+    cached: int, reserved: int, now_ns: int,
+) -> Resident:  # fmt: skip
+    """How a request stands in the account of the engine that it is sent to."""
+    return resident_of(
+        trial, request, history=output_length.key_of(request.model, request.tenant), cached=cached, reserved=reserved,
+        expected=output_of(histograms, settings, request, quantile_ppm=EXPECTED_PPM), settings=settings, now_ns=now_ns,
+    )  # fmt: skip
+
+
+def retry_after_ns(late_ns: int, settings: AdmissionSettings) -> int:
+    """Advice for the client: when what stands before it now will be done."""
+    return min(max(late_ns, RETRY_AFTER_MIN_NS), settings.retry_after_max_ns)

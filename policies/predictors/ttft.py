@@ -1,0 +1,68 @@
+"""When the first token will be there: all prefill work that stands before it, and its own, at the load of now.
+
+An engine spends each step's token budget on its decodes first and on prefill chunks with the rest, and the step takes
+longer the more decode context is resident. So for the prompts in line, together with this one:
+
+    steps = uncached tokens in line / (batch tokens - decodes)
+    time  = steps at (chunk + decodes, resident context) + attention of the prompts - what the head has done already
+
+The estimate is held against what was seen, as a ratio of decayed sums (so that long waits weigh more than short
+ones), and multiplied by it from then on. An engine without a StepModel gets a nominal one; its estimate means
+nothing until enough first tokens have given the ratio.
+
+What mattered most in measurements on vLLM's scheduler was that resident decode context is counted at all.
+"""
+
+import msgspec
+
+from events.base import NS_PER_S, PPM
+from events.engine import StepModel
+from policies.predictors.step_time import FS_PER_NS, step_ns
+
+NOMINAL = StepModel(
+    base_fs=0, above_fs=1_000 * FS_PER_NS, below_fs=0, knee_tokens=0, qk_fs=0, context_fs=0, seq_fs=0,
+    source="nominal: 1 us a token, until the ratio is known",
+)  # fmt: skip
+SAMPLES_MIN = 8
+"""First tokens seen before an engine without a StepModel is judged by its rate."""
+_PRIOR_NS = 2 * NS_PER_S
+_FADE = 32
+_RATIO_MIN_PPM, _RATIO_MAX_PPM = PPM // 4, 16 * PPM
+
+
+class Correction(msgspec.Struct):
+    """What was seen against what was predicted, as decayed sums."""
+
+    seen_ns: int = 0
+    predicted_ns: int = 0
+    samples: int = 0
+
+    def take_in(self, *, seen_ns: int, predicted_ns: int) -> None:
+        """One first token: how long it took, and how long it was predicted to take without correction."""
+        self.seen_ns += seen_ns - self.seen_ns // _FADE
+        self.predicted_ns += predicted_ns - self.predicted_ns // _FADE
+        self.samples += 1
+
+
+def corrected_ns(raw_ns: int, correction: Correction, *, modelled: bool) -> int:
+    """A raw estimate times the ratio. With a StepModel the ratio begins at 1 and stays within bounds."""
+    if modelled:
+        ratio_ppm = (correction.seen_ns + _PRIOR_NS) * PPM // (correction.predicted_ns + _PRIOR_NS)
+        return raw_ns * min(max(ratio_ppm, _RATIO_MIN_PPM), _RATIO_MAX_PPM) // PPM
+    return raw_ns * correction.seen_ns // max(correction.predicted_ns, 1)
+
+
+def work_ns(model: StepModel, *, tokens: int, pairs: int, batch_tokens: int, context: int, seqs: int) -> int:
+    """Time to prefill `tokens` uncached tokens with `pairs` query-key pairs in all, while every step also decodes
+    `seqs` sequences with `context` tokens in all. `batch_tokens` is the whole budget of a step."""
+    chunk = max(1, batch_tokens - seqs)
+    full, rest = divmod(tokens, chunk)
+    total = step_ns(model, tokens=chunk + seqs, context=context, seqs=seqs) * full
+    if rest:
+        total += step_ns(model, tokens=rest + seqs, context=context, seqs=seqs)
+    return total + model.qk_fs * pairs // FS_PER_NS
+
+
+def prefill_pairs(*, prompt: int, cached: int, inputs: int = 1) -> int:
+    """Query-key pairs of a prefill: each new token attends to all before it. `inputs` share the prompt evenly."""
+    return (prompt * prompt - cached * cached) // (2 * max(inputs, 1))

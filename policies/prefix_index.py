@@ -1,0 +1,50 @@
+"""What an engine's prefix cache probably holds: the slices of prompts that were sent there, oldest use forgotten first.
+
+It works with any engine, because it only knows what was sent. It holds as many tokens as the engine's KV does.
+Slices are put in from the last to the first, so a slice is always at least as recent as those that follow it in a
+prompt: what is forgotten is always the end of a chain, and the longest match can be found by bisection.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from events.base import SliceId
+
+
+class PrefixIndex(msgspec.Struct):
+    """Slices and their tokens, least recently used first."""
+
+    tokens_of: dict[SliceId, int] = msgspec.field(default_factory=dict)
+    tokens: int = 0
+
+
+def matched(index: PrefixIndex, slices: Sequence[SliceId]) -> int:
+    """How many of a prompt's leading slices are held."""
+    held = index.tokens_of
+    if not slices or slices[0] not in held:
+        return 0
+    low, high = 1, len(slices)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if slices[middle - 1] in held:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def touch(index: PrefixIndex, slices: Sequence[SliceId], *, slice_tokens: int, tokens_max: int) -> None:
+    """A prompt with these slices was sent there. Keeps at most `tokens_max` tokens."""
+    held = index.tokens_of
+    for slice_id in reversed(slices):
+        index.tokens += slice_tokens - held.pop(slice_id, 0)
+        held[slice_id] = slice_tokens
+    while index.tokens > tokens_max:
+        index.tokens -= held.pop(next(iter(held)))
+
+
+def clear(index: PrefixIndex) -> None:
+    """The engine's cache is void."""
+    index.tokens_of.clear()
+    index.tokens = 0
