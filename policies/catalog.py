@@ -1,12 +1,14 @@
-"""The deciders by name: what replay, virtual time and services all read. A preset is a decider with settings."""
+"""The deciders by actor, and presets of their settings: what replay, virtual time and services all read."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from policies.admission import ADMISSION
 from policies.admission_state import State, configure, initial
 from policies.decider import Decider
+
+DECIDERS: dict[str, Decider[Any]] = {ADMISSION.name: ADMISSION}
+"""Every actor's decider, with its default settings; a log's own settings come with `ActorStarted`."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -15,12 +17,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The careful way without admission: everything goes on at once, to where its prefix is.
     "first_come_affinity": {"mode": "observe", "placement": "prefix_affinity"},
 }
-"""Settings of admission by preset."""
+"""Settings of admission by preset: what stands in `ActorStarted.settings` or a configuration."""
 
 
-def admission(settings: Mapping[str, Any]) -> Decider[State]:
-    """Admission that begins with these settings. Raises ValueError for a bad one."""
-    configure(initial(), settings)
+def preset(name: str) -> Decider[State]:
+    """Admission that begins with the settings of a preset. Raises KeyError for an unknown one."""
+    settings = PRESETS[name]
 
     def begin() -> State:
         state = initial()
@@ -28,7 +30,3 @@ def admission(settings: Mapping[str, Any]) -> Decider[State]:
         return state
 
     return replace(ADMISSION, initial=begin)
-
-
-DECIDERS: dict[str, Decider[State]] = {name: admission(settings) for name, settings in PRESETS.items()}
-"""Admission by preset. All of them speak as the actor `admission`."""
