@@ -72,5 +72,5 @@ $(UV):
 	@$(PYTHON) -m venv .venv-engine
 	@.venv-engine/bin/pip install --quiet --disable-pip-version-check --no-deps $$(grep '^torch==' $(ENGINE_LIST)) || { \
 	  echo "No CPU build of PyTorch for pip: see deploy/vllm/README.md" >&2; exit 2; }
-	@$(UV) pip install --quiet --python .venv-engine/bin/python --no-deps -r $(ENGINE_LIST)
+	@$(UV) pip install --quiet --compile-bytecode --python .venv-engine/bin/python --no-deps -r $(ENGINE_LIST)
 	@touch $@

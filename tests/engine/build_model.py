@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 SEED = 7
 VOCAB_SIZE = 512
 CHAT_TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
-CORPUS = "user system assistant: the tide turns twice a day and every wave is written down, in order, once "
+CORPUS = " ".join(f"user system assistant: at tide {number} each wave was written down once" for number in range(4096))
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -29,6 +29,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator([CORPUS], trainer)
+    assert tokenizer.get_vocab_size() == VOCAB_SIZE, "every token that the model can say has a text"
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=CHAT_TEMPLATE
     )

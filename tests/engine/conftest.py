@@ -1,0 +1,86 @@
+"""Real vLLM engines for the whole run: two for text and one for embeddings, all on the same random weights."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.engine.vllm_server import VllmServer
+
+ROOT = Path(__file__).parents[2]
+ENGINE_PYTHON = ROOT / ".venv-engine" / "bin" / "python"
+BUILDER = Path(__file__).with_name("build_model.py")
+BUILD_TIMEOUT_S = 180
+TEXT_MODEL = "tiny"
+EMBEDDING_MODEL = "tiny-embed"
+
+
+class Engines(NamedTuple):
+    """What serves: `texts` two engines with one model, `embedding` one."""
+
+    texts: tuple[VllmServer, VllmServer]
+    embedding: VllmServer
+
+    def all(self) -> tuple[VllmServer, ...]:
+        return (*self.texts, self.embedding)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever stands in this folder needs real engines."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.engine)
+
+
+@pytest.fixture(scope="session")
+def engine_python() -> Path:
+    """The interpreter of the engines' own environment. Its absence is a failure: nothing is skipped in silence."""
+    if not ENGINE_PYTHON.exists():
+        pytest.fail("no .venv-engine: `make test-engine` builds it (deploy/vllm/README.md)", pytrace=False)
+    return ENGINE_PYTHON
+
+
+@pytest.fixture(scope="session")
+def model(engine_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny random weights, tokenizer and chat template."""
+    folder = tmp_path_factory.mktemp("models") / TEXT_MODEL
+    built = subprocess.run(
+        [engine_python, BUILDER, folder], capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False
+    )
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def started_engines(engine_python: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    """Three servers, started side by side."""
+    logs = tmp_path_factory.mktemp("vllm")
+    embedding_model = model.with_name(EMBEDDING_MODEL)
+    embedding_model.symlink_to(model)
+    with ExitStack() as stack:
+
+        def server(name: str, folder: Path, *, embedding: bool = False) -> VllmServer:
+            made = VllmServer(name, engine_python, folder, logs / f"{name}.log", embedding=embedding)
+            stack.callback(made.stop)
+            return made.start()
+
+        engines = Engines(
+            (server("text-0", model), server("text-1", model)), server("embed", embedding_model, embedding=True)
+        )
+        for engine in engines.all():
+            engine.wait_ready()
+        yield engines
+
+
+@pytest.fixture
+def engines(started_engines: Engines) -> Engines:
+    """All three, ready: what an earlier test killed is started again."""
+    dead = [engine for engine in started_engines.all() if not engine.alive]
+    for engine in dead:
+        engine.start()
+    for engine in dead:
+        engine.wait_ready()
+    return started_engines
