@@ -1,11 +1,14 @@
 """What an engine is to the rest of the house: one Protocol, two kinds (vLLM over HTTP, simulated)."""
 
 from collections.abc import AsyncIterator, Mapping
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from events.base import EngineId, ModelId, RequestId, RequestKind
 from events.engine import Capability, EngineMeasured, EngineRegistered
 from kvstore.schema import KVCacheSchema
+
+STATUS_ABORTED: Final = 499
+"""Status of the EngineError that ends a call which was aborted by name."""
 
 
 class EngineError(Exception):
@@ -23,7 +26,8 @@ class EngineError(Exception):
 class Call(NamedTuple):
     """One request on its way to an engine. `path` is the client's (`/v1/chat/completions`, ...), `body` the JSON
     that the engine gets. `prompt_tokens`, `tokens_max`, `slices` and `slice_tokens` are what the gateway counted:
-    the simulated engine has nothing else to go by. `output_tokens` is set only where a workload dictates it."""
+    the simulated engine has nothing else to go by. `output_tokens` is set only where a workload dictates it.
+    `inputs`: prompts in it, whose tokens `prompt_tokens` counts together."""
 
     request_id: RequestId
     model: ModelId
@@ -36,7 +40,7 @@ class Call(NamedTuple):
     slices: tuple[str, ...] = ()
     slice_tokens: int = 256
     output_tokens: int = 0
-    priority: int = 0
+    inputs: int = 1
 
 
 class Usage(NamedTuple):
@@ -51,7 +55,11 @@ class Usage(NamedTuple):
 
 class Chunk(NamedTuple):
     """A piece of the answer, to be passed on as it is. `tokens`: output tokens in it. `at_ns`: pool time at
-    which the engine made it where the engine's time is modelled, else 0. `usage` stands in the last one."""
+    which the engine made the last of them where the engine's time is modelled, else 0. Of a modelled stream the
+    first token stands alone, so that its time is known.
+
+    `usage` of a stream stands in a piece of its own, so that it can be kept from a client that did not ask; a
+    non-stream answer is one piece with everything. Where the engine says nothing of usage, none has it."""
 
     data: bytes
     tokens: int = 0
@@ -84,7 +92,8 @@ class InferenceBackend(Protocol):
         ...
 
     async def abort(self, request_id: RequestId) -> None:
-        """Stop the work on a request; no error when it is not there."""
+        """Stop the work on a request; no error when it is not there. Who reads its answer gets EngineError (not
+        lost, STATUS_ABORTED)."""
         ...
 
     async def metrics(self) -> EngineMeasured:
