@@ -30,3 +30,8 @@ def preset(name: str) -> Decider[State]:
         return state
 
     return replace(ADMISSION, initial=begin)
+
+
+ACTORS: dict[str, Decider[Any]] = {ADMISSION.name: ADMISSION}
+"""Actor -> its decider, once each: what workers run and logs are verified with. An owner's settings, a preset's too,
+stand in the log (`actor_started`)."""

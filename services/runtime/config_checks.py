@@ -154,9 +154,9 @@ def _check_policies(config: Config, complain: Complain) -> None:
         return
     from policies import catalog  # Only where there is something to check: commands start fast.
 
-    known = list(catalog.DECIDERS)
+    known = list(catalog.ACTORS)
     for name, settings in config.policies.items():
-        decider = catalog.DECIDERS.get(name)
+        decider = catalog.ACTORS.get(name)
         if decider is None:
             raise complain(("policies", name), f"no such actor{meant(name, known)}", allowed=", ".join(known))
         try:

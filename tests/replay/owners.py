@@ -119,10 +119,10 @@ class House:
         kind = events[0].event_kind() if len(events) == 1 else subjects.SEVERAL
         self._append(subjects.fact(POOL, "gateway", kind), "gw", [codec.Said(event=e, cause=cause) for e in events])
 
-    def write(self, owner: str, said: list[codec.Said]) -> None:
+    def write(self, owner: str, said: list[codec.Said], *, actor: str = "toy") -> None:
         """Decisions, in one message."""
         kind = said[0].event.event_kind() if len(said) == 1 else subjects.SEVERAL
-        self._append(subjects.decision(POOL, "toy", kind), owner, said)
+        self._append(subjects.decision(POOL, actor, kind), owner, said)
 
     def _append(self, subject: str, owner: str, said: list[codec.Said]) -> None:
         body = codec.encode(owner=owner, ts_ns=self.now_ns, said=said)
@@ -130,22 +130,25 @@ class House:
 
 
 class Owner:
-    """An instance of the toy actor, as the shell runs it: rebuilds from the log, then answers what is unanswered."""
+    """An instance of an actor, as the shell runs it: rebuilds from the log, then answers what is unanswered."""
 
-    def __init__(self, house: House, name: str, *, slots: int = 2, code_version: str = "1") -> None:
-        self.house, self.name = house, name
+    def __init__(
+        self, house: House, name: str, *, slots: int = 2, code_version: str = "1", decider: Decider[Any] = TOY,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.house, self.name, self.decider = house, name, decider
         watermark = ""
         for message in house.log:
             for recorded in codec.decode(message.seq, message.subject, message.body):
-                if recorded.actor == "toy" and recorded.cause:
+                if recorded.actor == decider.name and recorded.cause:
                     watermark = recorded.cause
         self.answered = Cause.parse(watermark) if watermark else Cause(0, -1)
         start = ActorStarted(
             instance=name, code_version=code_version, policy_digest="", watermark=watermark,
-            settings={"slots": slots}, tags=TOY.tags(),
+            settings={"slots": slots} if settings is None else dict(settings), tags=decider.tags(),
         )  # fmt: skip
-        house.write(name, [codec.Said(event=start)])
-        self.progress = begin(TOY)
+        house.write(name, [codec.Said(event=start)], actor=decider.name)
+        self.progress = begin(decider)
         self.seen = 0
 
     def answer(self, *, causes_max: int = 4, messages_max: int = 1_000_000, quarantined: frozenset[Cause] = frozenset()
@@ -155,12 +158,13 @@ class Owner:
         reached, self.seen = self.seen, len(self.house.log)
         for message in self.house.log[reached:]:
             for recorded in codec.decode(message.seq, message.subject, message.body):
-                decisions = advance(TOY, self.progress, recorded, quarantined=quarantined)
+                decisions = advance(self.decider, self.progress, recorded, quarantined=quarantined)
                 if decisions and recorded.at > self.answered:
                     due.append((recorded.at, decisions))
         for start in range(0, min(len(due), messages_max * causes_max), causes_max):
             part = due[start : start + causes_max]
-            self.house.write(self.name, [codec.Said(event=e, cause=str(c)) for c, es in part for e in es])
+            said = [codec.Said(event=e, cause=str(c)) for c, es in part for e in es]
+            self.house.write(self.name, said, actor=self.decider.name)
 
     def quarantine(self, position: str) -> None:
         self.house.write(self.name, [codec.Said(event=EventQuarantined(position=position, error="poison"))])

@@ -1,0 +1,150 @@
+"""`tidegate replay`: logs as files that can be handed on, verified, brought back and made."""
+
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+from events.base import PoolId
+from services.commands.options import Settings, with_output, with_settings
+from services.runtime.output import Exit, Output
+
+JOURNAL = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.group()
+def command() -> None:
+    """Export, verify, import and simulate logs."""
+
+
+@command.command()
+@click.option("--pool", help="Whose log; the configured pool if not given.")
+@click.option("--out", "path", type=JOURNAL, required=True, help="The journal: a name in .jsonl, or .jsonl.zst.")
+@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@with_settings
+@with_output
+def export(pool: str | None, path: Path, force: bool, settings: Settings, out: Output) -> int:
+    """Write a pool's log into a journal."""
+    from services import journals
+    from services.runtime.aio import run
+
+    if path.exists() and not force:
+        raise click.UsageError(f"{path} is there already: take another name, or --force")
+    config = settings.load()
+    with out.progress(f"export to {path}") as advance:
+        done = run(journals.export(config, PoolId(pool or config.pool), path, on_progress=advance))
+    text = f"exported {done.messages} messages of pool {done.pool} to {path}, digest {done.digest}"
+    out.result(done, lambda console: console.print(text))
+    return Exit.FINE
+
+
+@command.command()
+@click.argument("path", type=JOURNAL, required=False, metavar="[FILE]")
+@click.option("--pool", help="Verify this pool's live log instead of a file.")
+@click.option("--any-version", is_flag=True, help="Hold decisions of other code versions against this code too.")
+@click.option("--complete", is_flag=True, help="Pending decisions are a no as well.")
+@with_settings
+@with_output
+def verify(
+    path: Path | None, pool: str | None, any_version: bool, complete: bool, settings: Settings, out: Output
+) -> int:
+    """Whether every decision in a log follows from it. Exit code 1 when not, or when the log is damaged."""
+    if (path is None) == (pool is None):
+        raise click.UsageError("name a journal, or a pool with --pool")
+    if path is not None:
+        return _verify(path, any_version=any_version, complete=complete, out=out)
+    from services import journals
+    from services.runtime.aio import run
+
+    with tempfile.TemporaryDirectory(prefix="tidegate-") as folder:
+        exported = Path(folder) / f"{pool}.jsonl"
+        with out.progress(f"export of pool {pool}") as advance:
+            run(journals.export(settings.load(), PoolId(str(pool)), exported, on_progress=advance))
+        return _verify(exported, any_version=any_version, complete=complete, out=out)
+
+
+def _verify(path: Path, *, any_version: bool, complete: bool, out: Output) -> int:
+    from events.base import LogDamaged
+    from policies.catalog import ACTORS
+    from replay.code_version import code_version
+    from replay.journal_source import JournalSource
+    from replay.verify import verify as hold
+    from services.commands.verify_text import show
+
+    source = JournalSource(path)
+    started = time.perf_counter()
+    try:
+        with out.progress(f"verify {path.name}") as advance:
+            version = "" if any_version else code_version()
+            report = hold(source, source.pool, ACTORS, code_version=version, on_progress=advance)
+    except LogDamaged as error:
+        if not out.as_json:
+            raise
+        out.line(
+            {"identical": False, "damaged": error.what, "first_bad": getattr(error, "seq", None), "where": error.where}
+        )
+        return Exit.NO
+    out.result(report, lambda console: show(report, console))
+    seconds = time.perf_counter() - started
+    out.remark(f"{report.events / seconds:,.0f} events/s ({seconds:.2f} s)")
+    return Exit.FINE if report.identical and not (complete and report.pending) else Exit.NO
+
+
+@command.command("import")
+@click.argument("path", type=JOURNAL, metavar="FILE")
+@click.option("--pool", help="Into this pool's stream, which must be empty; the journal's own pool if not given.")
+@click.option("--format", "form", type=click.Choice(["journal", "mooncake"]), default="journal", show_default=True,
+              help="What FILE is: a journal (into a stream) or a request trace (into a journal).")  # fmt: skip
+@click.option("--out", "made", type=JOURNAL, help="The journal to make of a trace.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only so many requests of a trace.")
+@with_settings
+@with_output
+def import_(
+    path: Path, pool: str | None, form: str, made: Path | None, limit: int | None, settings: Settings, out: Output
+) -> int:
+    """Bring a journal back into a stream, or make a journal of a request trace."""
+    if form != "journal":
+        if made is None:
+            raise click.UsageError(f"--format {form} makes a journal: name it with --out")
+        return _import_trace(path, made, limit=limit, pool=pool, settings=settings, out=out)
+    if made is not None or limit is not None:
+        raise click.UsageError("--out and --limit are for traces: a journal is imported whole, into a stream")
+    from services import journals
+    from services.runtime.aio import run
+
+    with out.progress(f"import {path.name}") as advance:
+        done = run(journals.bring_back(settings.load(), path, PoolId(pool) if pool else None, on_progress=advance))
+    lines = [f"imported {done.messages} messages into pool {done.pool}, digest {done.digest}"]
+    if done.digest != done.journal_digest:
+        lines.append(
+            f"the digest names the pool: in the journal (pool {done.journal_pool}) it is {done.journal_digest}"
+        )
+    out.result(done, lambda console: console.print("\n".join(lines)))
+    return Exit.FINE
+
+
+def _import_trace(
+    path: Path, made: Path, *, limit: int | None, pool: str | None, settings: Settings, out: Output
+) -> int:
+    from events import subjects
+    from events.log.journal import JournalWriter
+    from replay.costmodel import registered
+    from replay.traces.mooncake import read_mooncake
+    from replay.workloads.facts import arrivals_to_messages
+    from services.journals import Exported
+
+    config = settings.load()
+    name = subjects.token(pool or config.pool, what="pool")
+    with out.progress(f"read {path.name}") as advance:
+        arrivals = read_mooncake(path, limit=limit or 0, on_progress=lambda done, _size: advance(done))
+    # SLO limits follow from the unloaded engine that the trace is meant for: the default profile.
+    engine = registered("trace", sorted({arrival.model for arrival in arrivals}))
+    with JournalWriter(made, PoolId(name)) as writer, out.progress(f"write {made.name}", len(arrivals)) as advance:
+        for message in arrivals_to_messages(arrivals, engine, pool=PoolId(name)):
+            writer.write(message)
+            advance(message.seq)
+    done = Exported(pool=name, journal=str(made), messages=writer.seq, digest=writer.digest.hex())
+    text = f"{len(arrivals)} requests of {path.name} are now {made}, digest {done.digest}"
+    out.result(done, lambda console: console.print(text))
+    return Exit.FINE

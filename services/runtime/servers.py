@@ -1,0 +1,119 @@
+"""Which NATS and which Redis: those that were named, those of a running `tidegate up`, or children of our own."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import msgspec
+
+from events.base import LogError, PoolId
+from events.log.jetstream import JetStreamLog, connect
+from services.runtime.config import Config, without_password
+from services.runtime.snapshot import replace_file
+
+
+class Servers(msgspec.Struct, frozen=True, kw_only=True):
+    """Addresses with their credentials: hand them on, do not print them. `pid`: who keeps them up (0 = not us).
+    `nats_where` and `redis_where` may be printed."""
+
+    nats_url: str
+    redis_url: str
+    nats_where: str
+    redis_where: str
+    pid: int = 0
+
+    def environment(self) -> dict[str, str]:
+        """The variables by which a child process finds them; they win over a file's URL."""
+        return {"TIDEGATE_NATS__URL": self.nats_url, "TIDEGATE_REDIS__URL": self.redis_url}
+
+
+def run_folder(config: Config) -> Path:
+    """Where a pool's running processes leave what others need to find them."""
+    return Path(config.state_dir) / config.pool / "run"
+
+
+@contextmanager
+def start(config: Config) -> Iterator[Servers]:
+    """The servers for as long as the block runs: children for each that no URL was given for, which end with it.
+
+    Leaves their addresses in the run folder (readable by the owner only), so that `tidegate watch` and the like
+    find them. Raises LogError when one does not come up.
+    """
+    from services.runtime.embedded import start_nats, start_valkey
+
+    state = Path(config.state_dir)
+    with ExitStack() as stack:
+        nats_url, nats_where = config.nats.url, without_password(config.nats.url)
+        if not nats_url:
+            store = Path(config.nats.store_dir) if config.nats.store_dir else state / "nats"
+            nats = stack.enter_context(start_nats(store, profile=config.nats.profile))
+            nats_url, nats_where = nats.url, f"nats://{nats.where} (child, pid {nats.pid})"
+        redis_url, redis_where = config.redis.url, without_password(config.redis.url)
+        if not redis_url:
+            valkey = stack.enter_context(start_valkey(state / "valkey"))
+            redis_url, redis_where = valkey.url, f"{valkey.where} (child, pid {valkey.pid})"
+        servers = Servers(
+            nats_url=nats_url, redis_url=redis_url, nats_where=nats_where, redis_where=redis_where, pid=os.getpid()
+        )
+        stack.callback(_file(config).unlink, missing_ok=True)
+        _leave(config, servers)
+        yield servers
+
+
+def running(config: Config) -> Servers | None:
+    """The servers of a `tidegate up` that runs with this state dir and pool."""
+    try:
+        servers = msgspec.json.decode(_file(config).read_bytes(), type=Servers)
+        os.kill(servers.pid, 0)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return servers
+
+
+def nats_url(config: Config) -> str:
+    """Where the log is. Raises LogError, with the mend, when nobody said."""
+    if config.nats.url:
+        return config.nats.url
+    servers = running(config)
+    if servers is None:
+        mend = "set NATS_URL or nats.url, or start `tidegate up` with this state dir first"
+        raise LogError("no NATS server is named", where=f"state dir {config.state_dir}", mend=mend)
+    return servers.nats_url
+
+
+def redis_url(config: Config) -> str:
+    """Where the views are. Raises LogError, with the mend, when nobody said."""
+    if config.redis.url:
+        return config.redis.url
+    servers = running(config)
+    if servers is None:
+        mend = "set REDIS_URL or redis.url, or start `tidegate up` with this state dir first"
+        raise LogError("no Redis server is named", where=f"state dir {config.state_dir}", mend=mend)
+    return servers.redis_url
+
+
+@asynccontextmanager
+async def open_log(config: Config, pool: PoolId, *, create: bool = False) -> AsyncIterator[JetStreamLog]:
+    """A pool's log on its own connection, both closed at the end. Raises LogError."""
+    client = await connect(nats_url(config), name="tidegate", creds=config.nats.creds)
+    try:
+        log = await JetStreamLog.open(client, pool, create=create, replicas=config.nats.replicas)
+        try:
+            yield log
+        finally:
+            await log.close()
+    finally:
+        await client.close()
+
+
+def _file(config: Config) -> Path:
+    return run_folder(config) / "servers.json"
+
+
+def _leave(config: Config, servers: Servers) -> None:
+    previous = os.umask(0o077)
+    try:
+        replace_file(_file(config), msgspec.json.encode(servers))
+    finally:
+        os.umask(previous)
