@@ -9,7 +9,7 @@ import msgspec
 from events.base import EngineId, HolderId, ModelId, RequestId, RequestKind
 from events.engine import EngineMeasured, EngineRegistered, Health, StepModel
 from policies import prefix_index
-from policies.predictors.ttft import Correction
+from policies.predictors.ttft import Correction, take_in
 from policies.prefix_index import PrefixIndex
 
 BEAT_TOKENS = 64
@@ -155,7 +155,10 @@ def first_token(account: Account, request_id: RequestId, now_ns: int) -> None:
     resident = account.residents[request_id]
     if not resident.prefilling:
         return
-    account.correction.take_in(seen_ns=now_ns - resident.admitted_ns, predicted_ns=resident.ttft_raw_ns)
+    take_in(
+        account.correction, seen_ns=now_ns - resident.admitted_ns, predicted_ns=resident.ttft_raw_ns,
+        modelled=account.step is not None,
+    )  # fmt: skip
     count(account.load, account, resident, -1)
     resident.first_ns = resident.seen_ns = max(now_ns, 1)
     resident.output_tokens = 1 if resident.decodes else 0

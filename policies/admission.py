@@ -44,9 +44,21 @@ from policies.accounts import blocks
 from policies.admission_explain import explain
 from policies.admission_state import State, configure, evolve, initial, requests_of
 from policies.decider import Decider
-from policies.forecast import Prospect
-from policies.judgement import Admit, Defer, Desk, Reject, Verdict, judge, options, retry_after_ns, settle, slack_ns
-from policies.settings import Mode
+from policies.forecast import Prospect, held_tokens, reserved_tokens
+from policies.judgement import (
+    RETRY_AFTER_MIN_NS,
+    Admit,
+    Defer,
+    Desk,
+    Reject,
+    Verdict,
+    judge,
+    options,
+    retry_after_ns,
+    settle,
+    slack_ns,
+)
+from policies.settings import AdmissionSettings, Mode
 from policies.waiting import Line, Waiting
 
 ACTOR = "admission"
@@ -82,7 +94,7 @@ def _decide_fresh(state: State, fresh: Waiting, now_ns: int) -> list[Event]:
     if state.settings.mode is Mode.OBSERVE:
         return [_observed(desk, fresh)]
     verdict = _first_verdict(state, desk, fresh)
-    said = _said(verdict, request)
+    said = _said(state.settings, verdict, request)
     if isinstance(verdict, Defer):
         return [said, *_wake(state, verdict.until_ns, now_ns)]
     return [said]
@@ -110,7 +122,7 @@ def _observed(desk: Desk, one: Waiting) -> Event:
     """Admitted where the placement says, whatever the verdict; but what nobody can serve is refused."""
     prospects = options(desk, one.request, group=waiting.group(one.request), avoid=one.avoid)
     if isinstance(prospects, Reject):
-        return _said(prospects, one.request)
+        return _said(desk.settings, prospects, one.request)
     verdict = judge(desk, prospects)
     match verdict:
         case Admit():
@@ -120,14 +132,14 @@ def _observed(desk: Desk, one: Waiting) -> Event:
         case Reject():
             would, reason = Would.REJECT, verdict.reason.value
     settle(desk, prospects[0])
-    return _admitted(prospects[0], slack_ns(prospects[0], desk.now_ns), would=would, reason=reason)
+    return _admitted(desk.settings, prospects[0], slack_ns(prospects[0], desk.now_ns), would=would, reason=reason)
 
 
-def _said(verdict: Verdict, request: RequestArrived) -> Event:
+def _said(settings: AdmissionSettings, verdict: Verdict, request: RequestArrived) -> Event:
     """The verdict as it stands in the log."""
     match verdict:
         case Admit():
-            return _admitted(verdict.prospect, verdict.slack_ns)
+            return _admitted(settings, verdict.prospect, verdict.slack_ns)
         case Defer():
             return RequestDeferred(
                 request_id=request.request_id, until_ns=verdict.until_ns, reason=verdict.reason,
@@ -140,13 +152,16 @@ def _said(verdict: Verdict, request: RequestArrived) -> Event:
             )  # fmt: skip
 
 
-def _admitted(one: Prospect, slack: int, *, would: Would | None = None, reason: str = "") -> RequestAdmitted:
+def _admitted(
+    settings: AdmissionSettings, one: Prospect, slack: int, *, would: Would | None = None, reason: str = ""
+) -> RequestAdmitted:
     request, account = one.request, one.trial.account
+    reserved = reserved_tokens(one, settings)
     return RequestAdmitted(
         request_id=request.request_id, engine_id=account.engine_id,
-        output_tokens_predicted=one.output_reserved, cached_tokens_predicted=one.cached_tokens,
-        kv_cache_tokens=request.prompt_tokens + one.output_reserved,
-        kv_bytes_reserved=blocks(account, one.held_tokens + one.output_reserved) * account.block_bytes,
+        output_tokens_predicted=reserved, cached_tokens_predicted=one.cached_tokens,
+        kv_cache_tokens=request.prompt_tokens + reserved,
+        kv_bytes_reserved=blocks(account, held_tokens(account, request) + reserved) * account.block_bytes,
         ttft_predicted_ns=one.ttft_ns if one.judged else 0, slo_slack_ns=slack,
         attempt=request.attempt, would=would, reason=reason,
     )  # fmt: skip
@@ -203,8 +218,16 @@ def _expire(line: Line, now_ns: int, gone: dict[RequestId, None]) -> list[Event]
     for request_id, one in line.entries.items():
         if one.until_ns <= now_ns and request_id not in gone:
             gone[request_id] = None
-            decisions.append(_said(Reject(RejectReason.DEADLINE_PASSED), one.request))
+            decisions.append(_too_late(one))
     return decisions
+
+
+def _too_late(one: Waiting) -> RequestRejected:
+    request = one.request
+    return RequestRejected(
+        request_id=request.request_id, reason=RejectReason.DEADLINE_PASSED,
+        retry_after_ns=RETRY_AFTER_MIN_NS, attempt=request.attempt,
+    )  # fmt: skip
 
 
 def _drain_line(desk: Desk, line: Line, *, only: EngineId | None, gone: dict[RequestId, None]) -> list[Event]:
@@ -233,10 +256,10 @@ def _again(desk: Desk, one: Waiting, *, only: EngineId | None) -> Event | None:
     if desk.settings.mode is Mode.OBSERVE:
         return _observed(desk, one)
     if one.until_ns <= desk.now_ns:
-        return _said(Reject(RejectReason.DEADLINE_PASSED), one.request)
+        return _too_late(one)
     prospects = options(desk, one.request, group=waiting.group(one.request), avoid=one.avoid)
     if isinstance(prospects, Reject):
-        return _said(prospects, one.request)
+        return _said(desk.settings, prospects, one.request)
     there = [prospect for prospect in prospects if only is None or prospect.trial.account.engine_id == only]
     if not there:
         return None
@@ -245,7 +268,7 @@ def _again(desk: Desk, one: Waiting, *, only: EngineId | None) -> Event | None:
         return None  # Too late on one engine is not too late on all: the next tick looks at them all.
     if isinstance(verdict, Admit):
         settle(desk, verdict.prospect)
-    return _said(verdict, one.request)
+    return _said(desk.settings, verdict, one.request)
 
 
 def _wake(state: State, until_ns: int, now_ns: int) -> list[Event]:

@@ -9,7 +9,16 @@ from events.request import RequestArrived
 from policies import waiting
 from policies.accounts import Account
 from policies.admission_state import State
-from policies.forecast import Prospect, backlog_ns, blocked, budget_blocks, can_ever_hold, peak_with
+from policies.forecast import (
+    Prospect,
+    alone_ns,
+    backlog_ns,
+    blocked,
+    budget_blocks,
+    can_ever_hold,
+    peak_with,
+    reserved_tokens,
+)
 from policies.judgement import (
     Admit,
     Defer,
@@ -96,12 +105,12 @@ def _engine(desk: Desk, account: Account, one: Prospect | None, rank_of: dict[En
     return row | {
         "rank": rank_of[account.engine_id],
         "cached_tokens": one.cached_tokens,
-        "output_tokens": one.output_reserved,
-        "peak_blocks": peak_with(one),
+        "output_tokens": reserved_tokens(one, settings),
+        "peak_blocks": peak_with(one, settings),
         "judged": one.judged,
         "backlog_ns": backlog_ns(one.trial, now_ns),
         "ttft_ns": one.ttft_ns,
-        "ttft_idle_ns": one.alone_ns,
+        "ttft_idle_ns": alone_ns(one),
         "slack_ns": slack_ns(one, now_ns),
         "late_ns": max(0, lateness_ns(one, settings, now_ns)),
         "blocked": why.value if why else "",

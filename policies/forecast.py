@@ -16,7 +16,7 @@ from policies.accounts import Account, Load, Resident, blocks, count
 from policies.predictors.peak_memory import Growing, peak_blocks
 from policies.predictors.step_time import step_ns
 from policies.predictors.tpot import Decoding, Pace, breaks_pace
-from policies.predictors.ttft import NOMINAL, SAMPLES_MIN, corrected_ns, prefill_pairs, work_ns
+from policies.predictors.ttft import NOMINAL, SAMPLES_MIN, prefill_pairs, work_ns
 from policies.settings import AdmissionSettings
 
 EXPECTED_LEFT_MIN = 3
@@ -34,17 +34,16 @@ class Trial:
 
 @dataclass(slots=True)
 class Prospect:
-    """One request on one engine. `raw_ns` is the TTFT before correction, `ttft_ns` after it, `alone_ns` what it
-    would be on that engine if it were idle. `judged` is false where nothing is known about the engine's speed."""
+    """One request on one engine. `output_tokens` is the predicted length, not yet cut to what the engine can hold.
+    `raw_ns` is the TTFT before correction, `ttft_ns` after it. `judged` is false where nothing is known about the
+    engine's speed."""
 
     trial: Trial
     request: RequestArrived
-    held_tokens: int
     cached_tokens: int
-    output_reserved: int
+    output_tokens: int
     raw_ns: int
     ttft_ns: int
-    alone_ns: int
     judged: bool
 
 
@@ -67,7 +66,8 @@ def can_ever_hold(account: Account, request: RequestArrived, settings: Admission
     longest = prompt // max(request.inputs, 1) if embeds else prompt + 1
     if longest > account.context_tokens_max and not request.estimated:
         return False
-    return embeds or not account.kv_blocks or blocks(account, prompt + 1) <= usable_blocks(account, settings)
+    tokens = held_tokens(account, request) if embeds else prompt + 1
+    return not account.kv_blocks or blocks(account, tokens) <= usable_blocks(account, settings)
 
 
 def usable_blocks(account: Account, settings: AdmissionSettings) -> int:
@@ -75,11 +75,11 @@ def usable_blocks(account: Account, settings: AdmissionSettings) -> int:
     return account.kv_blocks - account.kv_blocks * settings.safety_ppm // PPM
 
 
-def held_tokens(account: Account, request: RequestArrived, settings: AdmissionSettings) -> int:
-    """Tokens of KV that the prompt takes. The inputs of an embedding job run one after another where they do not
-    fit together, so they never take more than there is."""
-    if request.kind is RequestKind.EMBEDDING and account.kv_blocks:
-        return min(request.prompt_tokens, usable_blocks(account, settings) * account.block_tokens)
+def held_tokens(account: Account, request: RequestArrived) -> int:
+    """Tokens of KV that the prompt takes. The inputs of an embedding job pass through one after another, so its
+    workspace is what a step computes and the longest input before that."""
+    if request.kind is RequestKind.EMBEDDING:
+        return min(request.prompt_tokens, account.batch_tokens + request.prompt_tokens // max(request.inputs, 1))
     return request.prompt_tokens
 
 
@@ -91,7 +91,6 @@ def resident_of(
     cached: int,
     reserved: int,
     expected: int,
-    settings: AdmissionSettings,
     now_ns: int,
 ) -> Resident:
     """How the request will stand in the engine's account when it is sent there now."""
@@ -100,38 +99,46 @@ def resident_of(
     pairs = prefill_pairs(prompt=prompt, cached=cached, inputs=request.inputs)
     return Resident(
         history=history, holder=request.holder, decodes=request.kind is RequestKind.LLM,
-        prompt_tokens=held_tokens(account, request, settings), uncached_tokens=uncached,
+        prompt_tokens=held_tokens(account, request), uncached_tokens=uncached,
         pairs=pairs, output_reserved=reserved, output_expected=min(expected, reserved), tokens_max=request.tokens_max,
         slo_tpot_ns=request.slo_tpot_ns, admitted_ns=now_ns, attempt=request.attempt,
         ttft_raw_ns=raw_ttft_ns(trial, tokens=uncached, pairs=pairs, now_ns=now_ns),
     )  # fmt: skip
 
 
-def prospect(
-    trial: Trial, request: RequestArrived, *, output: int, settings: AdmissionSettings, now_ns: int
-) -> Prospect:
-    """The request on this engine; `output` is the predicted length, cut to what the engine can hold alone."""
+def prospect(trial: Trial, request: RequestArrived, *, output_tokens: int, now_ns: int) -> Prospect:
+    """The request on this engine, with everything that the choice among engines needs."""
     account, prompt = trial.account, request.prompt_tokens
     cached = 0
     if request.slices:
         cached = min(prefix_index.matched(account.prefix, request.slices) * request.slice_tokens, prompt - 1)
-    reserved = 0
-    if request.kind is RequestKind.LLM:
-        reserved = min(output, max(account.context_tokens_max - prompt, 1))
-        if account.kv_blocks:
-            reserved = min(reserved, usable_blocks(account, settings) * account.block_tokens - prompt)
-    uncached = max(prompt - cached, 1)
     pairs = prefill_pairs(prompt=prompt, cached=cached, inputs=request.inputs)
-    raw_ns = raw_ttft_ns(trial, tokens=uncached, pairs=pairs, now_ns=now_ns)
-    alone_ns = work_ns(
-        account.step or NOMINAL, tokens=uncached, pairs=pairs, batch_tokens=account.batch_tokens, context=0, seqs=0
-    )
-    modelled, correction = account.step is not None, account.correction
-    return Prospect(
-        trial, request, held_tokens(account, request, settings), cached, reserved, raw_ns,
-        corrected_ns(raw_ns, correction, modelled=modelled), corrected_ns(alone_ns, correction, modelled=modelled),
-        modelled or correction.samples >= SAMPLES_MIN,
+    raw_ns = raw_ttft_ns(trial, tokens=max(prompt - cached, 1), pairs=pairs, now_ns=now_ns)
+    correction = account.correction
+    judged = account.step is not None or correction.samples >= SAMPLES_MIN
+    return Prospect(trial, request, cached, output_tokens, raw_ns, raw_ns * correction.ratio_ppm // PPM, judged)
+
+
+def reserved_tokens(one: Prospect, settings: AdmissionSettings) -> int:
+    """The output that memory is promised for: as predicted, but no more than the engine can hold alone."""
+    account, prompt = one.trial.account, one.request.prompt_tokens
+    if one.request.kind is RequestKind.EMBEDDING:
+        return 0
+    reserved = min(one.output_tokens, max(account.context_tokens_max - prompt, 1))
+    if account.kv_blocks:
+        reserved = min(reserved, usable_blocks(account, settings) * account.block_tokens - prompt)
+    return reserved
+
+
+def alone_ns(one: Prospect) -> int:
+    """TTFT on that engine if it were idle, corrected."""
+    account, prompt, cached = one.trial.account, one.request.prompt_tokens, one.cached_tokens
+    pairs = prefill_pairs(prompt=prompt, cached=cached, inputs=one.request.inputs)
+    raw_ns = work_ns(
+        account.step or NOMINAL, tokens=max(prompt - cached, 1), pairs=pairs,
+        batch_tokens=account.batch_tokens, context=0, seqs=0,
     )  # fmt: skip
+    return raw_ns * account.correction.ratio_ppm // PPM
 
 
 def raw_ttft_ns(trial: Trial, *, tokens: int, pairs: int, now_ns: int) -> int:
@@ -171,8 +178,7 @@ def blocked(one: Prospect, settings: AdmissionSettings, now_ns: int) -> DeferRea
 
 def backlog_ns(trial: Trial, now_ns: int) -> int:
     """Prefill work in line there, corrected."""
-    raw_ns = raw_ttft_ns(trial, tokens=0, pairs=0, now_ns=now_ns)
-    return corrected_ns(raw_ns, trial.account.correction, modelled=trial.account.step is not None)
+    return raw_ttft_ns(trial, tokens=0, pairs=0, now_ns=now_ns) * trial.account.correction.ratio_ppm // PPM
 
 
 def budget_blocks(account: Account, settings: AdmissionSettings) -> int:
@@ -180,7 +186,7 @@ def budget_blocks(account: Account, settings: AdmissionSettings) -> int:
     return usable_blocks(account, settings) - account.foreign_blocks
 
 
-def peak_with(one: Prospect) -> int:
+def peak_with(one: Prospect, settings: AdmissionSettings) -> int:
     """Predicted peak of the engine's KV blocks in use by ours, the request among them."""
     account, load = one.trial.account, one.trial.load
     chunk = max(1, account.batch_tokens - load.decode_seqs)
@@ -194,19 +200,19 @@ def peak_with(one: Prospect) -> int:
         for residents in (account.residents.values(), one.trial.promised)
         for resident in residents
     ]
-    running.append(Growing(one.output_reserved + late, one.held_tokens))
+    running.append(Growing(reserved_tokens(one, settings) + late, held_tokens(account, one.request)))
     return peak_blocks(running, block_tokens=account.block_tokens)
 
 
 def _fits(one: Prospect, settings: AdmissionSettings) -> bool:
     account, load = one.trial.account, one.trial.load
-    budget, prompt = budget_blocks(account, settings), one.held_tokens
+    budget, held = budget_blocks(account, settings), held_tokens(account, one.request)
     # Two cheap answers first: all at full length fits, or what is held already does not.
-    if load.blocks_final + blocks(account, prompt + one.output_reserved) <= budget:
+    if load.blocks_final + blocks(account, held + reserved_tokens(one, settings)) <= budget:
         return True
-    if load.blocks_held + blocks(account, prompt) > budget:
+    if load.blocks_held + blocks(account, held) > budget:
         return False
-    return peak_with(one) <= budget
+    return peak_with(one, settings) <= budget
 
 
 def _breaks_pace(one: Prospect, settings: AdmissionSettings, now_ns: int) -> bool:

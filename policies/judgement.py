@@ -2,9 +2,9 @@
 
 1. No engine of the pool that is ready serves this model: reject (no engine).
 2. It fits the context or the KV of none of them: reject (too long).
-3. Even on an idle engine it would be late, or its pace out of reach: reject (SLO infeasible).
-4. Behind the work that stands before it it would be late on every engine: reject (SLO infeasible). Waiting does not
-   help: the work before it takes as long wherever it waits. Work that cannot meet its deadline is not started.
+3. Its pace is out of reach even on an idle engine: reject (SLO infeasible).
+4. Behind the work that stands before it, it would be late on every engine: reject (SLO infeasible). Waiting does not
+   help: that work takes as long wherever this one waits. Work that cannot meet its deadline is not started.
 5. Engines in the placement's order, those where it would be in time: the first where it fits gets it. It fits when
    a sequence is free, the predicted peak of KV is within the budget, the prefill backlog is short, and nobody's pace
    breaks.
@@ -21,7 +21,18 @@ from events.decisions import DeferReason, RejectReason
 from events.request import RequestArrived
 from policies import placement
 from policies.accounts import Account, Resident
-from policies.forecast import Prospect, Trial, blocked, can_ever_hold, promise, prospect, resident_of, trial_of
+from policies.forecast import (
+    Prospect,
+    Trial,
+    alone_ns,
+    blocked,
+    can_ever_hold,
+    promise,
+    prospect,
+    reserved_tokens,
+    resident_of,
+    trial_of,
+)
 from policies.placement.candidate import Asked, Candidate
 from policies.predictors import output_length
 from policies.predictors.output_length import Histograms
@@ -104,11 +115,10 @@ def serving(desk: Desk, request: RequestArrived, avoid: EngineId) -> list[Accoun
 
 def ranked(desk: Desk, request: RequestArrived, accounts: list[Account], group: str) -> list[Prospect]:
     """The request on each of these engines, in the placement's order."""
-    settings, now_ns = desk.settings, desk.now_ns
+    settings = desk.settings
     output = output_of(desk.histograms, settings, request, quantile_ppm=settings.output_quantile_ppm)
     prospects = [
-        prospect(desk.trial(account), request, output=output, settings=settings, now_ns=now_ns)
-        for account in accounts
+        prospect(desk.trial(account), request, output_tokens=output, now_ns=desk.now_ns) for account in accounts
     ]  # fmt: skip
     if len(prospects) == 1:
         return prospects
@@ -139,27 +149,25 @@ def options(desk: Desk, request: RequestArrived, *, group: str, avoid: EngineId)
 def judge(desk: Desk, prospects: list[Prospect], *, ahead_ns: int = 0, may_go: bool = True) -> Verdict:
     """Rules 3 to 6. `ahead_ns` is the deferred work that goes first unless this one goes now; `may_go` is false where
     others must go first."""
-    settings, now_ns = desk.settings, desk.now_ns
-    request = prospects[0].request
-    alone_ns = min(with_margin(one.alone_ns, settings) if one.judged else 0 for one in prospects)
-    if alone_ns > request.slo_ttft_ns or not any(pace_in_reach(one, settings) for one in prospects):
+    settings, now_ns, request = desk.settings, desk.now_ns, prospects[0].request
+    if not any(pace_in_reach(one, settings) for one in prospects):
         return Reject(RejectReason.SLO_INFEASIBLE)
-    late_ns = min(lateness_ns(one, settings, now_ns) for one in prospects)
-    if late_ns > 0:
-        return Reject(RejectReason.SLO_INFEASIBLE, retry_after_ns(late_ns, settings))
     reason = None if may_go else DeferReason.BEHIND_OTHERS
-    for one in prospects if may_go else ():
+    late_ns = min(lateness_ns(one, settings, now_ns) for one in prospects)
+    for one in prospects if may_go and late_ns <= 0 else ():
         if lateness_ns(one, settings, now_ns) > 0:
             continue
         why = blocked(one, settings, now_ns)
         if why is None:
             return Admit(one, slack_ns(one, now_ns))
         reason = reason or why
+    work_ns = min(alone_ns(one) if one.judged else 0 for one in prospects)
     late_ns += ahead_ns // len(prospects)
     if late_ns > 0:
-        return Reject(RejectReason.SLO_INFEASIBLE, retry_after_ns(late_ns, settings))
+        hopeless = with_margin(work_ns, settings) > request.slo_ttft_ns
+        return Reject(RejectReason.SLO_INFEASIBLE, 0 if hopeless else retry_after_ns(late_ns, settings))
     assert reason is not None, "an engine where it is in time either takes it or says why not"
-    return Defer(reason, request.deadline_ns - alone_ns, min(one.alone_ns for one in prospects))
+    return Defer(reason, request.deadline_ns - with_margin(work_ns, settings), work_ns)
 
 
 def lateness_ns(one: Prospect, settings: AdmissionSettings, now_ns: int) -> int:
@@ -189,8 +197,9 @@ def pace_in_reach(one: Prospect, settings: AdmissionSettings) -> bool:
 
 def settle(desk: Desk, one: Prospect) -> None:
     """The request goes there: what is decided next must count it."""
-    promise(one.trial, resident(desk.histograms, desk.settings, one.trial, one.request, one.cached_tokens,
-                                one.output_reserved, desk.now_ns))  # fmt: skip
+    reserved = reserved_tokens(one, desk.settings)
+    sent = resident(desk.histograms, desk.settings, one.trial, one.request, one.cached_tokens, reserved, desk.now_ns)
+    promise(one.trial, sent)
 
 
 def resident(
@@ -200,7 +209,7 @@ def resident(
     """How a request stands in the account of the engine that it is sent to."""
     return resident_of(
         trial, request, history=output_length.key_of(request.model, request.tenant), cached=cached, reserved=reserved,
-        expected=output_of(histograms, settings, request, quantile_ppm=EXPECTED_PPM), settings=settings, now_ns=now_ns,
+        expected=output_of(histograms, settings, request, quantile_ppm=EXPECTED_PPM), now_ns=now_ns,
     )  # fmt: skip
 
 

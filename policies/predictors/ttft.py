@@ -31,25 +31,25 @@ _RATIO_MIN_PPM, _RATIO_MAX_PPM = PPM // 4, 16 * PPM
 
 
 class Correction(msgspec.Struct):
-    """What was seen against what was predicted, as decayed sums."""
+    """What was seen against what was predicted, as decayed sums; `ratio_ppm` is what estimates are multiplied by."""
 
     seen_ns: int = 0
     predicted_ns: int = 0
     samples: int = 0
-
-    def take_in(self, *, seen_ns: int, predicted_ns: int) -> None:
-        """One first token: how long it took, and how long it was predicted to take without correction."""
-        self.seen_ns += seen_ns - self.seen_ns // _FADE
-        self.predicted_ns += predicted_ns - self.predicted_ns // _FADE
-        self.samples += 1
+    ratio_ppm: int = PPM
 
 
-def corrected_ns(raw_ns: int, correction: Correction, *, modelled: bool) -> int:
-    """A raw estimate times the ratio. With a StepModel the ratio begins at 1 and stays within bounds."""
+def take_in(correction: Correction, *, seen_ns: int, predicted_ns: int, modelled: bool) -> None:
+    """One first token: how long it took, and how long it was predicted to take without correction. With a StepModel
+    (`modelled`) the ratio begins at 1 and stays within bounds; a nominal one has none to begin with."""
+    correction.seen_ns += seen_ns - correction.seen_ns // _FADE
+    correction.predicted_ns += predicted_ns - correction.predicted_ns // _FADE
+    correction.samples += 1
     if modelled:
         ratio_ppm = (correction.seen_ns + _PRIOR_NS) * PPM // (correction.predicted_ns + _PRIOR_NS)
-        return raw_ns * min(max(ratio_ppm, _RATIO_MIN_PPM), _RATIO_MAX_PPM) // PPM
-    return raw_ns * correction.seen_ns // max(correction.predicted_ns, 1)
+        correction.ratio_ppm = min(max(ratio_ppm, _RATIO_MIN_PPM), _RATIO_MAX_PPM)
+    else:
+        correction.ratio_ppm = correction.seen_ns * PPM // max(correction.predicted_ns, 1)
 
 
 def work_ns(model: StepModel, *, tokens: int, pairs: int, batch_tokens: int, context: int, seqs: int) -> int:
@@ -57,7 +57,7 @@ def work_ns(model: StepModel, *, tokens: int, pairs: int, batch_tokens: int, con
     `seqs` sequences with `context` tokens in all. `batch_tokens` is the whole budget of a step."""
     chunk = max(1, batch_tokens - seqs)
     full, rest = divmod(tokens, chunk)
-    total = step_ns(model, tokens=chunk + seqs, context=context, seqs=seqs) * full
+    total = step_ns(model, tokens=chunk + seqs, context=context, seqs=seqs) * full if full else 0
     if rest:
         total += step_ns(model, tokens=rest + seqs, context=context, seqs=seqs)
     return total + model.qk_fs * pairs // FS_PER_NS
