@@ -147,7 +147,7 @@ class Scorer:
                 if known is not None:
                     known.admitted, known.admitted_ns = event, ts_ns
                 if event.would is not None and event.would is not Would.ADMIT:
-                    self._would[event.would] = self._would.get(event.would, 0) + 1
+                    self._would[event.would.value] = self._would.get(event.would.value, 0) + 1
             case FirstTokenSeen():
                 known = self._requests.get(event.request_id)
                 if known is not None:
@@ -157,7 +157,7 @@ class Scorer:
                 if known is not None:
                     known.finished = event
             case RequestRejected() | RequestAborted():
-                self._end(event.request_id, event.reason)
+                self._end(event.request_id, event.reason.value)
             case RequestExpired():
                 self._end(event.request_id, EXPIRED)
             case _:

@@ -12,13 +12,19 @@ from random import Random
 
 import msgspec
 
-from events.base import NS_PER_MS, NS_PER_S, RequestKind
+from events.base import NS_PER_MS, RequestKind
+from events.engine import EngineRegistered
+from replay.costmodel import PROFILE_DEFAULT, registered
 from replay.workloads.base import Arrival
 
 LLM_MODEL = "llama-3-8b"
 EMBEDDING_MODEL = "e5-mistral-7b"
 UNIT_TOKENS = 256
 IDS_PER_CHAIN = 10_000
+ENGINES = 2
+ENGINE_KV_TOKENS = 98_304
+"""What the defaults are meant for: two engines of this size each run out of KV now and then (12 GiB of Llama-3-8B's,
+less than a quarter of what an H100 has left)."""
 
 Spread = tuple[tuple[int, int, int], ...]
 """Weighted ranges: (weight, least, most). A draw picks a range by weight, then evenly from it."""
@@ -32,21 +38,21 @@ class Mixed(msgspec.Struct, frozen=True, kw_only=True):
     tenants: tuple[str, ...] = ("chat", "search", "agents")
     tenant_weights: tuple[int, ...] = (5, 3, 2)
     system_units: tuple[int, ...] = (4, 8, 24)
-    sessions: int = 150
+    sessions: int = 200
     bursts: int = 4
     burst_sessions: int = 14
     burst_ms: int = 1_500
     turns: Spread = ((4, 1, 2), (4, 2, 4), (2, 4, 7))
-    document_tokens: Spread = ((5, 200, 2_000), (3, 2_000, 8_000), (2, 8_000, 24_000))
+    document_tokens: Spread = ((6, 200, 1_500), (3, 1_500, 6_000), (1, 6_000, 16_000))
     message_tokens: Spread = ((8, 20, 300), (2, 300, 2_500))
-    answer_tokens: Spread = ((5, 40, 300), (4, 300, 900), (1, 1_200, 3_500))
+    answer_tokens: Spread = ((9, 40, 300), (8, 300, 900), (3, 1_200, 3_500))
     think_ms: Spread = ((1, 2_000, 6_000), (1, 6_000, 20_000))
     answer_ms_per_token: int = 25
     tokens_max: int = 4_096
     waves: int = 5
     wave_requests: int = 16
     wave_ms: int = 1_200
-    wave_inputs: Spread = ((1, 8, 64),)
+    wave_inputs: Spread = ((1, 8, 32),)
     input_tokens: Spread = ((1, 64, 512),)
 
 
@@ -138,6 +144,9 @@ def _draw(rng: Random, spread: Spread) -> int:
     return rng.randint(least, most)
 
 
-def span_ns(shape: Mixed = MIXED_DEFAULT) -> int:
-    """How long arrivals come."""
-    return shape.seconds * NS_PER_S
+def engines(profile: str = PROFILE_DEFAULT) -> tuple[EngineRegistered, ...]:
+    """The engines that the defaults are meant for; each serves both models."""
+    return tuple(
+        registered(f"e{number}", (LLM_MODEL, EMBEDDING_MODEL), profile=profile, kv_tokens=ENGINE_KV_TOKENS)
+        for number in range(1, ENGINES + 1)
+    )

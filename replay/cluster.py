@@ -1,0 +1,443 @@
+"""The whole house in virtual time, in one process: arrivals, holders, deciders and engines around one log.
+
+The deciders are the live ones, driven by `advance`; engines are `LightEngine`s; a holder does what a gateway does and
+writes the same facts in the same order. The log goes through the codec, so a run is a journal that `verify` accepts.
+Nothing reads a clock: events stand in a heap by (time, kind, number), so a run is a function of its arguments.
+
+What lies between log and engine (network, the holder's own work) is `control_ns` for every decision.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import partial
+from heapq import heappop, heappush
+from typing import Any
+
+from events.base import NS_PER_MS, NS_PER_S, Cause, EngineId, Event, HolderId, PoolId, RequestId
+from events.control import Ticked
+from events.decisions import HolderLost, RequestAdmitted, RequestRejected, WakeAsked
+from events.engine import EngineHealthChanged, EngineRegistered, Health
+from events.log.base import Message
+from events.request import (
+    AbortReason,
+    DispatchStarted,
+    FinishReason,
+    FirstTokenSeen,
+    HolderBeat,
+    HolderStopped,
+    Progress,
+    RequestAborted,
+    RequestExpired,
+    RequestFinished,
+)
+from policies.admission import ADMISSION
+from replay.engines.light import Finished, FirstToken, LightEngine, Outcome, Refused, SimRequest, Tokens
+from replay.faults import Fault, FaultKind
+from replay.score import Scores, score
+from replay.virtual_log import VirtualLog
+from replay.workloads.base import Arrival
+from replay.workloads.facts import SLO_DEFAULT, Slo, arrived
+
+START_NS = NS_PER_S
+"""Pool time at which a run begins: no record stands at time 0."""
+CONTROL_NS = NS_PER_MS
+DRAIN_MAX_NS = 1_800 * NS_PER_S
+"""How long after its last arrival a run goes on while requests are open; those that still are then stay unfinished."""
+PROGRESS_EVERY_NS = 10 * NS_PER_S
+DECIDERS = {ADMISSION.name: ADMISSION}
+
+
+class _Turn(IntEnum):
+    """At the same time, in this order: what was decided takes effect, requests arrive (so that they share the step
+    that begins now), engines, what goes wrong, the second's facts, then requests whose time is up."""
+
+    EFFECT = 0
+    ARRIVAL = 1
+    ENGINE = 2
+    FAULT = 3
+    SECOND = 4
+    EXPIRY = 5
+
+
+@dataclass(slots=True)
+class Run:
+    """A finished run: its log, what it was worth, and the digest over every byte of it."""
+
+    pool: PoolId
+    messages: list[Message]
+    scores: Scores
+    digest: str
+    ended_ns: int
+
+
+@dataclass(slots=True)
+class _Request:
+    """A request at its holder. `cause` is the newest decision about it ("" = none yet)."""
+
+    arrival: Arrival
+    holder: HolderId
+    engine: EngineRegistered
+    arrived_ns: int
+    deadline_ns: int
+    attempt: int = 0
+    cause: str = ""
+    engine_id: EngineId | None = None
+    first_ns: int = 0
+
+
+@dataclass(slots=True)
+class _Engine:
+    """An engine's place: what it is, and what runs there now (None = lost). `armed_ns` is the event that counts."""
+
+    registered: EngineRegistered
+    light: LightEngine | None
+    armed_ns: int = -1
+    known_lost: bool = False
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """How a run is to be done."""
+
+    control_ns: int
+    retry_rejected: bool
+    slo: Slo
+    on_progress: Callable[[int, int], None] | None
+    retried: dict[str, None] = field(default_factory=dict)
+
+
+def simulate(
+    arrivals: Sequence[Arrival],
+    engines: Sequence[EngineRegistered],
+    *,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    pool: str = "sim",
+    slo: Slo = SLO_DEFAULT,
+    holders: int = 1,
+    faults: Sequence[Fault] = (),
+    control_ns: int = CONTROL_NS,
+    retry_rejected: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Run:
+    """Run a workload to its end.
+
+    `settings` are by actor, as in the configuration. `retry_rejected`: a rejected request comes back once after its
+    Retry-After, with a fresh deadline (default: rejected is missed). `on_progress(requests ended, requests in all)`
+    is called every few pool seconds. Raises ValueError for a bad setting or a model that no engine serves.
+    """
+    wanted = _Wanted(control_ns=control_ns, retry_rejected=retry_rejected, slo=slo, on_progress=on_progress)
+    cluster = _Cluster(arrivals, engines, PoolId(pool), holders, wanted)
+    cluster.begin(settings or {}, faults)
+    cluster.run()
+    log = cluster.log
+    return Run(log.pool, log.messages, score(log.messages), log.digest, log.now_ns)
+
+
+class _Cluster:
+    """The event heap and everything that it moves."""
+
+    def __init__(
+        self,
+        arrivals: Sequence[Arrival],
+        engines: Sequence[EngineRegistered],
+        pool: PoolId,
+        holders: int,
+        wanted: _Wanted,
+    ) -> None:
+        self.log = VirtualLog(pool, DECIDERS, self._on_decision)
+        self._wanted = wanted
+        self._arrivals = arrivals
+        self._engines = {one.engine_id: _Engine(one, _light(one, START_NS)) for one in engines}
+        self._serving: dict[str, EngineRegistered] = {model: one for one in reversed(engines) for model in one.models}
+        self._holders = [HolderId(f"gw-{number}") for number in range(1, holders + 1)]
+        self._silent: list[HolderId] = []
+        self._open: dict[RequestId, _Request] = {}
+        self._heap: list[tuple[int, int, int, Callable[[], None]]] = []
+        self._number = self._ticks = self._turn = self._to_come = 0
+        self._progress_ns = START_NS
+        missing = sorted({arrival.model for arrival in arrivals if arrival.model not in self._serving})
+        if missing:
+            raise ValueError(f"no engine serves {', '.join(missing)}")
+
+    # Time.
+
+    def begin(self, settings: Mapping[str, Mapping[str, Any]], faults: Sequence[Fault]) -> None:
+        """Owners start, engines register, and everything that is known beforehand is put into the heap."""
+        self.log.now_ns = START_NS
+        self.log.start(settings)
+        for one in self._engines.values():
+            self.log.say("sensor", "sensor-sim", one.registered)
+        self._tick()
+        for arrival in self._arrivals:
+            self._to_come += 1
+            self._at(START_NS + arrival.at_ns, _Turn.ARRIVAL, partial(self._arrive, arrival))
+        for fault in faults:
+            self._at(START_NS + fault.at_ns, _Turn.FAULT, partial(self._strike, fault))
+        self._at(START_NS + NS_PER_S, _Turn.SECOND, self._second)
+
+    def run(self) -> None:
+        """Until every request has ended."""
+        last_ns = START_NS + max((arrival.at_ns for arrival in self._arrivals), default=0)
+        while self._heap and (self._open or self._to_come or self._silent):
+            at_ns, _, _, act = heappop(self._heap)
+            if at_ns > last_ns + DRAIN_MAX_NS:
+                break
+            assert at_ns >= self.log.now_ns, "time does not go back"
+            self.log.now_ns = at_ns
+            act()
+        self._measure()
+        for holder in self._holders:
+            self._say(holder, HolderStopped(holder=holder))
+        self._tick()
+
+    def _at(self, at_ns: int, turn: _Turn, act: Callable[[], None]) -> None:
+        self._number += 1
+        heappush(self._heap, (at_ns, turn, self._number, act))
+
+    def _second(self) -> None:
+        """What is said every second: engines, holders, then the clock."""
+        self._at(self.log.now_ns + NS_PER_S, _Turn.SECOND, self._second)
+        self._measure()
+        for holder in self._holders:
+            self._beat(holder)
+        self._tick()
+        if self._wanted.on_progress is not None and self.log.now_ns - self._progress_ns >= PROGRESS_EVERY_NS:
+            self._progress_ns = self.log.now_ns
+            self._wanted.on_progress(len(self._arrivals) - self._to_come - len(self._open), len(self._arrivals))
+
+    def _tick(self) -> None:
+        self._ticks += 1
+        self.log.say("clock", "clock-sim", Ticked(n=self._ticks))
+
+    def _measure(self) -> None:
+        for one in self._engines.values():
+            if one.light is None:
+                if not one.known_lost:
+                    one.known_lost = True
+                    self._tell_health(one, Health.LOST)
+                continue
+            self._take_outcomes(one.light.run_until(self.log.now_ns))
+            self.log.say("sensor", "sensor-sim", one.light.measured())
+            self._arm(one)
+
+    def _beat(self, holder: HolderId) -> None:
+        progress = tuple(
+            Progress(request_id=request_id, output_tokens=tokens)
+            for one in self._engines.values()
+            if one.light is not None
+            for request_id, tokens in one.light.progress()
+            if tokens and self._open[request_id].holder == holder
+        )
+        self._say(holder, HolderBeat(holder=holder, epoch="1", progress=progress))
+
+    def _say(self, holder: HolderId, event: Event, cause: str = "") -> Cause:
+        return self.log.say("gateway", holder, event, cause)
+
+    # A request at its holder.
+
+    def _arrive(self, arrival: Arrival, attempt: int = 0) -> None:
+        self._to_come -= 1
+        if not self._holders:
+            return  # Every door is gone: it never gets into the log.
+        self._turn += 1
+        holder = self._holders[self._turn % len(self._holders)]
+        self._offer(arrival, holder, attempt, self.log.now_ns)
+
+    def _offer(self, arrival: Arrival, holder: HolderId, attempt: int, arrived_ns: int) -> None:
+        """Write the arrival; its deadline counts from `arrived_ns`."""
+        engine = self._serving[arrival.model]
+        event = arrived(arrival, engine, holder=holder, now_ns=arrived_ns, slo=self._wanted.slo, attempt=attempt)
+        request = _Request(arrival, holder, engine, arrived_ns, event.deadline_ns, attempt)
+        self._open[event.request_id] = request
+        self._at(
+            max(event.deadline_ns, self.log.now_ns), _Turn.EXPIRY, partial(self._expire, event.request_id, request)
+        )
+        self._say(holder, event)
+
+    def _expire(self, request_id: RequestId, request: _Request) -> None:
+        if self._open.get(request_id) is not request or request.cause:
+            return
+        del self._open[request_id]
+        self._say(request.holder, RequestExpired(request_id=request_id, waited_ns=self.log.now_ns - request.arrived_ns))
+
+    def _on_decision(self, decision: Event, place: Cause) -> None:
+        effect_ns = self.log.now_ns + self._wanted.control_ns
+        match decision:
+            case RequestAdmitted() | RequestRejected():
+                request = self._open.get(decision.request_id)
+                if request is None or request.cause or request.attempt != decision.attempt:
+                    return
+                request.cause = str(place)
+                self._at(effect_ns, _Turn.EFFECT, partial(self._carry_out, decision, request))
+            case WakeAsked(at_ns=at_ns):
+                self._at(max(at_ns, self.log.now_ns), _Turn.SECOND, self._tick)
+            case HolderLost(holder=holder) if holder in self._silent:
+                self._silent.remove(holder)
+            case _:
+                pass
+
+    def _carry_out(self, decision: RequestAdmitted | RequestRejected, request: _Request) -> None:
+        if self._open.get(decision.request_id) is not request:
+            return
+        if isinstance(decision, RequestAdmitted):
+            self._dispatch(decision, request)
+            return
+        del self._open[decision.request_id]
+        name = request.arrival.request_id
+        if self._wanted.retry_rejected and decision.retry_after_ns and name not in self._wanted.retried:
+            self._wanted.retried[name] = None
+            self._to_come += 1
+            back_ns = self.log.now_ns + decision.retry_after_ns
+            self._at(back_ns, _Turn.ARRIVAL, partial(self._arrive, request.arrival, 1))
+
+    def _dispatch(self, decision: RequestAdmitted, request: _Request) -> None:
+        engine = self._engines[decision.engine_id]
+        request.engine_id = decision.engine_id
+        started = DispatchStarted(request_id=decision.request_id, engine_id=decision.engine_id)
+        self._say(request.holder, started, request.cause)
+        if engine.light is None:
+            self._break_off(decision.request_id, request)
+            return
+        arrival = request.arrival
+        engine.light.submit(
+            SimRequest(
+                request_id=decision.request_id,
+                prompt_tokens=arrival.prompt_tokens,
+                output_tokens=arrival.output_tokens,
+                kind=arrival.kind,
+                prefix=arrival.prefix,
+                unit_tokens=arrival.prefix_tokens,
+                inputs=arrival.inputs,
+            ),
+            self.log.now_ns,
+        )
+        self._arm(engine)
+
+    # Engines.
+
+    def _arm(self, engine: _Engine) -> None:
+        """See to it that the engine is looked at when something can next come out of it."""
+        next_ns = engine.light.next_ns() if engine.light is not None else None
+        if next_ns is None or next_ns == engine.armed_ns:
+            return
+        engine.armed_ns = next_ns
+        self._at(next_ns, _Turn.ENGINE, partial(self._look, engine, next_ns))
+
+    def _look(self, engine: _Engine, armed_ns: int) -> None:
+        if engine.armed_ns != armed_ns or engine.light is None:
+            return
+        engine.armed_ns = -1
+        self._take_outcomes(engine.light.run_until(self.log.now_ns))
+        self._arm(engine)
+
+    def _take_outcomes(self, outcomes: list[Outcome]) -> None:
+        for outcome in outcomes:
+            assert outcome.at_ns == self.log.now_ns, "an engine is looked at when something comes out"
+            request = self._open[outcome.request_id]
+            engine_id = request.engine_id
+            assert engine_id is not None, "only what was dispatched comes back"
+            match outcome:
+                case FirstToken():
+                    request.first_ns = outcome.at_ns
+                    ttft_ns = outcome.at_ns - request.arrived_ns
+                    event = FirstTokenSeen(request_id=outcome.request_id, engine_id=engine_id, ttft_ns=ttft_ns)
+                    self._say(request.holder, event, request.cause)
+                case Finished():
+                    del self._open[outcome.request_id]
+                    self._say(request.holder, _finished(outcome, request, engine_id), request.cause)
+                case Refused():
+                    self._abort(outcome.request_id, request, AbortReason.ENGINE_REFUSED)
+                case Tokens():
+                    raise AssertionError("engines of a cluster tell first and last tokens only")
+
+    def _tell_health(self, engine: _Engine, health: Health) -> None:
+        event = EngineHealthChanged(engine_id=engine.registered.engine_id, health=health)
+        self.log.say("sensor", "sensor-sim", event)
+
+    def _abort(self, request_id: RequestId, request: _Request, reason: AbortReason, *, final: bool = True) -> None:
+        del self._open[request_id]
+        event = RequestAborted(
+            request_id=request_id, reason=reason, engine_id=request.engine_id or EngineId(""), final=final
+        )
+        self._say(request.holder, event, request.cause)
+
+    # What goes wrong.
+
+    def _strike(self, fault: Fault) -> None:
+        match fault.kind:
+            case FaultKind.ENGINE_LOST:
+                engine = list(self._engines.values())[fault.pick % len(self._engines)]
+                self._lose_engine(engine, fault.for_ns)
+            case FaultKind.HOLDER_LOST if self._holders:
+                self._lose_holder(self._holders[fault.pick % len(self._holders)])
+            case FaultKind.CLIENT_GONE if self._open:
+                request_id = list(self._open)[fault.pick % len(self._open)]
+                request = self._open[request_id]
+                self._end_in_engine(request_id, request)
+                self._abort(request_id, request, AbortReason.CLIENT_GONE)
+            case _:
+                pass
+
+    def _lose_engine(self, engine: _Engine, for_ns: int) -> None:
+        if engine.light is None:
+            return
+        engine.light, engine.known_lost, engine.armed_ns = None, False, -1
+        self._at(self.log.now_ns + for_ns, _Turn.FAULT, partial(self._return_engine, engine))
+        engine_id = engine.registered.engine_id
+        for request_id, request in list(self._open.items()):
+            if request.engine_id == engine_id:
+                self._break_off(request_id, request)
+
+    def _break_off(self, request_id: RequestId, request: _Request) -> None:
+        """The engine of a request is gone: before the first token it is offered again, once."""
+        again = not request.first_ns and not request.attempt
+        self._abort(request_id, request, AbortReason.ENGINE_LOST, final=not again)
+        if again:
+            self._offer(request.arrival, request.holder, 1, request.arrived_ns)
+
+    def _return_engine(self, engine: _Engine) -> None:
+        engine.light = _light(engine.registered, self.log.now_ns)
+        self.log.say("sensor", "sensor-sim", engine.registered)
+        self._tell_health(engine, Health.READY)
+
+    def _lose_holder(self, holder: HolderId) -> None:
+        """It says nothing any more; its connections close, so engines stop its work."""
+        self._holders.remove(holder)
+        self._silent.append(holder)
+        for request_id, request in list(self._open.items()):
+            if request.holder == holder:
+                self._end_in_engine(request_id, request)
+                del self._open[request_id]
+
+    def _end_in_engine(self, request_id: RequestId, request: _Request) -> None:
+        if request.engine_id is None:
+            return
+        engine = self._engines[request.engine_id]
+        if engine.light is not None:
+            engine.light.abort(request_id, self.log.now_ns)
+            self._arm(engine)
+
+
+def _light(registered: EngineRegistered, now_ns: int) -> LightEngine:
+    return LightEngine(registered, now_ns=now_ns, tell_tokens=False)
+
+
+def _finished(outcome: Finished, request: _Request, engine_id: EngineId) -> RequestFinished:
+    e2e_ns = outcome.at_ns - request.arrived_ns
+    ttft_ns = request.first_ns - request.arrived_ns if request.first_ns else e2e_ns
+    after_first = outcome.output_tokens - 1
+    arrival = request.arrival
+    return RequestFinished(
+        request_id=outcome.request_id,
+        engine_id=engine_id,
+        prompt_tokens=arrival.prompt_tokens,
+        output_tokens=outcome.output_tokens,
+        cached_tokens=outcome.cached_tokens,
+        kv_cache_tokens=outcome.kv_tokens,
+        ttft_ns=ttft_ns,
+        tpot_ns=(outcome.at_ns - request.first_ns) // after_first if after_first > 0 else 0,
+        e2e_ns=e2e_ns,
+        preemptions=outcome.preemptions,
+        finish_reason=FinishReason.LENGTH if outcome.output_tokens == arrival.tokens_max else FinishReason.STOP,
+    )
