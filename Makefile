@@ -49,6 +49,10 @@ bench: setup
 simulate: setup
 	$(TIDEGATE) replay simulate --seed $(SEED) $(ARGS)
 
+# Holds the docs against the tree: links, targets, commands.
+docs: setup
+	.venv/bin/pytest tests/test_docs.py $(ARGS)
+
 clean:
 	rm -rf .uv .venv .venv-engine .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
