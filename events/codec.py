@@ -28,6 +28,8 @@ EVENTS: tuple[type[Event], ...] = (
 )  # fmt: skip
 BY_TAG: dict[str, type[Event]] = {cls.event_tag(): cls for cls in EVENTS}
 MALFORMED = "malformed"
+UNREADABLE = (ValueError, RecursionError)
+"""What msgspec raises for bytes that are no envelope: wrong JSON or fields, wrong UTF-8, nested too deeply."""
 
 
 class Said(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -78,8 +80,10 @@ def decode(seq: int, subject: str, body: bytes) -> list[Recorded]:
     actor = actor_of(subject)
     try:
         envelope = _decode(body)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return _decode_old(seq, actor, body)
+    if not envelope.said:
+        return [_malformed(seq, actor)]
     owner, ts_ns = envelope.owner, envelope.ts_ns
     return [
         Recorded(seq=seq, item=item, event=said.event, actor=actor, owner=owner, cause=said.cause, ts_ns=ts_ns)
@@ -110,8 +114,8 @@ def event_of(raw: dict[str, Any]) -> Event:
 def _decode_old(seq: int, actor: str, body: bytes) -> list[Recorded]:
     try:
         envelope = _decode_raw(body)
-    except msgspec.DecodeError:
-        return [Recorded(seq=seq, item=0, event=Unknown(raw_tag=MALFORMED), actor=actor)]
+    except UNREADABLE:
+        return [_malformed(seq, actor)]
     owner, ts_ns = envelope.owner, envelope.ts_ns
     return [
         Recorded(
@@ -120,3 +124,7 @@ def _decode_old(seq: int, actor: str, body: bytes) -> list[Recorded]:
         )
         for item, said in enumerate(envelope.said)
     ]  # fmt: skip
+
+
+def _malformed(seq: int, actor: str) -> Recorded:
+    return Recorded(seq=seq, item=0, event=Unknown(raw_tag=MALFORMED), actor=actor)

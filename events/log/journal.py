@@ -244,7 +244,7 @@ def _stands_as_it_is(body: bytes) -> bool:
 def _header(first: bytes) -> JournalHeader | None:
     try:
         header = _decode_header(first)
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):
         return None
     known = header.tidegate_journal == VERSION and _encode(header) + b"\n" == first
     return header if known else None
@@ -290,12 +290,12 @@ def _message(text: bytes, *, where: str, seq: int, line: int) -> tuple[Message, 
 
 
 def _recognised(first: bytes, second: bytes) -> bool:
-    """Whether a file without a good first line was a journal once: its head is a journal's but for one byte, or its
-    second line is one of a journal."""
-    if second.startswith((b'{"seq":', b'{"end":')):
+    """Whether a file without a good first line was a journal once: its head is a journal's but for one byte, or one
+    of its first two lines is a line of a journal."""
+    if any(line.startswith((b'{"seq":', b'{"end":', _HEADER_HEAD)) for line in (first, second)):
         return True
-    known = min(len(first), len(_HEADER_HEAD))
-    return known >= _RECOGNISED_BYTES_MIN and sum(map(ne, first, _HEADER_HEAD)) <= 1
+    head = (first + second)[: len(_HEADER_HEAD)]
+    return len(head) >= _RECOGNISED_BYTES_MIN and sum(map(ne, head, _HEADER_HEAD)) <= 1
 
 
 def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:

@@ -70,17 +70,20 @@ def unpacked(file: BinaryIO) -> Iterator[bytes]:
 
 
 class _Unsealed(io.RawIOBase):
-    """A file but for its seal: keeps the last bytes back, and hashes those before them."""
+    """A file but for its seal: keeps the last bytes back if they are one, and hashes all before them."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__()
         self._file, self._kept, self._hash = file, b"", blake2b(digest_size=HASH_BYTES)
 
     def read(self, size: int = CHUNK_BYTES, /) -> bytes:
-        have = self._kept
-        while len(have) <= _SEAL_BYTES and (more := self._file.read(size)):
-            have += more
+        have, at_end = self._kept, False
+        while len(have) <= _SEAL_BYTES and not at_end:
+            more = self._file.read(size)
+            have, at_end = have + more, not more
         given, self._kept = have[:-_SEAL_BYTES], have[-_SEAL_BYTES:]
+        if at_end and not self._kept.startswith(_SEAL_HEAD):
+            given, self._kept = have, b""  # Broken off before it was sealed: all of it is content.
         self._hash.update(given)
         return given
 
