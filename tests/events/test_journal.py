@@ -35,8 +35,7 @@ def write(path: Path, messages: list[Message] = MESSAGES, pool: PoolId = POOL) -
 
 
 def read(path: Path) -> list[Message]:
-    header, messages = read_journal(path)
-    assert header.pool == POOL
+    _, messages = read_journal(path)
     return list(messages)
 
 
@@ -52,6 +51,7 @@ def journal(tmp_path: Path) -> Path:
 
 def test_what_was_written_is_read_back(path: Path) -> None:
     assert read(write(path)) == MESSAGES
+    assert read_journal(path)[0].pool == POOL
     assert path.read_bytes()[:4] == (b"\x28\xb5\x2f\xfd" if path.suffix == ".zst" else b'{"ti')
 
 
@@ -111,10 +111,9 @@ def test_one_changed_byte_anywhere_is_refused(name: str, data: st.DataObject, tm
     with pytest.raises(JournalDamaged) as caught:
         read(bad)
     if name == "log.jsonl":
-        # In plain text the first bad record is known to the line: a changed newline shows in the line that it ended.
+        # In plain text the bad line is known. Another pool's name in the header shows at the first record.
         line = good[:at].count(b"\n") + 1
-        first = max(line, 2) if caught.value.line > 1 else 1
-        assert caught.value.line == first
+        assert caught.value.line in ({1, 2} if line == 1 else {line})
         assert caught.value.seq == caught.value.line - 1
 
 
