@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.engine.house import EMBEDDING_MODEL
 from tests.engine.vllm_server import VllmServer
 
 ROOT = Path(__file__).parents[2]
@@ -15,7 +16,6 @@ ENGINE_PYTHON = ROOT / ".venv-engine" / "bin" / "python"
 BUILDER = Path(__file__).with_name("build_model.py")
 BUILD_TIMEOUT_S = 180
 TEXT_MODEL = "tiny"
-EMBEDDING_MODEL = "tiny-embed"
 
 
 class Engines(NamedTuple):

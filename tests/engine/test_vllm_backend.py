@@ -12,7 +12,8 @@ from events.base import EngineId, ModelId, RequestId, RequestKind
 from services.engines.base import Call, Chunk, EngineError
 from services.engines.vllm import VLLMBackend
 from services.runtime.config import EngineConfig
-from tests.engine.conftest import EMBEDDING_MODEL, TEXT_MODEL, Engines
+from tests.engine.conftest import TEXT_MODEL, Engines
+from tests.engine.house import EMBEDDING_MODEL
 from tests.engine.vllm_server import BLOCK_TOKENS, CONTEXT_TOKENS_MAX, VllmServer
 
 CHAT = "/v1/chat/completions"
@@ -56,7 +57,7 @@ async def test_usage_is_what_the_engine_counted(text: VLLMBackend, stream: bool)
 
 
 async def test_closing_the_answer_aborts_the_work(text: VLLMBackend, engines: Engines) -> None:
-    async with aclosing(text.submit(_chat("r-2", stream=True, max_tokens=4000))) as answer:  # type: ignore[type-var]
+    async with aclosing(text.submit(_chat("r-2", stream=True, max_tokens=4000))) as answer:
         first = await anext(answer)
         assert first.data
         assert engines.texts[0].metric("vllm:num_requests_running") == 1

@@ -33,7 +33,7 @@ ENVIRONMENT = {
 }
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A loopback port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
@@ -50,7 +50,7 @@ class VllmServer:
     model: Path
     log_file: Path
     embedding: bool = False
-    port: int = field(default_factory=_free_port)
+    port: int = field(default_factory=free_port)
     keeper: "subprocess.Popen[str] | None" = None
     pgid: int = 0
 
@@ -93,6 +93,10 @@ class VllmServer:
         """SIGKILL to all of its processes at once, as the loss of its machine would."""
         os.killpg(self.pgid, signal.SIGKILL)
         self.stop()
+
+    def freeze(self) -> None:
+        """SIGSTOP to all of its processes: it takes connections, and answers nothing until `kill`."""
+        os.killpg(self.pgid, signal.SIGSTOP)
 
     def stop(self) -> None:
         """End it in good order; again does nothing."""
