@@ -31,6 +31,8 @@ from typing import Self, TypeAlias
 from urllib.parse import quote
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from events.base import LogError
 from services.runtime.config import LogProfile
@@ -46,7 +48,7 @@ PROBE_EVERY_S = 0.01
 STARTS_MAX = 3
 SOCKET_PATH_BYTES_MAX = 100
 """The kernel takes 107; a deeper folder gets a loopback port instead."""
-LOG_TAIL_BYTES = 400
+LOG_TAIL_BYTES = 4096
 SYNC_INTERVAL = {LogProfile.DURABLE: "always", LogProfile.FAST: "2m"}
 
 # Asks the kernel for SIGKILL at the parent's death, then becomes the server: same pid, no code between fork and
@@ -81,7 +83,7 @@ class EmbeddedServer:
         return self.folder / f"{self.name}.log"
 
     def start(self) -> None:
-        """Start the process and wait until it answers. LogError with the end of its log when it does not."""
+        """Start the process and wait until it answers. LogError with its last word when it does not."""
         assert not self.pid, "a server is started once"
         assert threading.current_thread() is threading.main_thread(), "the server dies with the thread that starts it"
         with self.log_file.open("ab") as log:
@@ -93,8 +95,9 @@ class EmbeddedServer:
         while not self.is_ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
-                tail = self.log_file.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
-                raise LogError(f"{self.name} did not start: {tail}", where=self.where, mend=f"see {self.log_file}")
+                raise LogError(
+                    f"{self.name} did not start: {self._last_word()}", where=self.where, mend=f"see {self.log_file}"
+                )
             time.sleep(PROBE_EVERY_S)
 
     def stop(self) -> None:
@@ -113,6 +116,10 @@ class EmbeddedServer:
         """Start it again on the same address, credentials and store; stops it first if it runs."""
         self._end(signal.SIGTERM)
         self.start()
+
+    def _last_word(self) -> str:
+        lines = self.log_file.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
     def _end(self, how: signal.Signals) -> None:
         if self.process is None:
@@ -268,7 +275,7 @@ def _says_info(port: int, server_name: str) -> bool:
 
 def _answers_ping(url: str) -> bool:
     try:
-        with redis.Redis.from_url(url, socket_timeout=PROBE_TIMEOUT_S) as client:
+        with redis.Redis.from_url(url, socket_timeout=PROBE_TIMEOUT_S, retry=Retry(NoBackoff(), 0)) as client:
             return bool(client.ping())
     except redis.RedisError:
         return False
