@@ -1,7 +1,7 @@
 """The log on NATS JetStream: one stream per pool. See `events.log.base.Log` for what is promised."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Self
 
 import msgspec
@@ -111,7 +111,9 @@ class JetStreamLog:
         self.seen = max(self.seen, seq)
         return seq
 
-    async def read(self, *, after: int = 0, pattern: str = ">", follow: bool = False) -> AsyncIterator[list[Message]]:
+    async def read(
+        self, *, after: int = 0, pattern: str = ">", follow: bool = False
+    ) -> AsyncGenerator[list[Message], None]:
         everything = pattern in (">", log_of(self.pool))
         reader = Reader(self, after=after, pattern="" if everything else pattern, follow=follow)
         self._readers[reader] = None

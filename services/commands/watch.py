@@ -1,6 +1,7 @@
 """`tidegate watch`: the committed log as it grows, one line per event; a readable `nats sub`."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -70,29 +71,30 @@ async def _watch(
 ) -> int:
     shown = 0
     records = _stored(settings, pool, first) if first is not None else _live(settings, pool, out)
-    async for subject, recorded in records:
-        if not wanted.takes(recorded):
-            continue
-        _show(subject, recorded, out)
-        shown += 1
-        if shown == count:
-            break
+    async with aclosing(records):
+        async for subject, recorded in records:
+            if not wanted.takes(recorded):
+                continue
+            _show(subject, recorded, out)
+            shown += 1
+            if shown == count:
+                break
     return Exit.FINE
 
 
-async def _stored(settings: Settings, pool: PoolId, first: int) -> AsyncIterator[tuple[str, Recorded]]:
+async def _stored(settings: Settings, pool: PoolId, first: int) -> AsyncGenerator[tuple[str, Recorded], None]:
     """From a record on, out of the stream itself; then as it grows."""
     from events import codec
     from services.runtime.servers import open_log
 
-    async with open_log(settings.load(), pool) as log:
-        async for batch in log.read(after=first - 1, follow=True):
+    async with open_log(settings.load(), pool) as log, aclosing(log.read(after=first - 1, follow=True)) as batches:
+        async for batch in batches:
             for message in batch:
                 for recorded in codec.decode(message.seq, message.subject, message.body):
                     yield message.subject, recorded
 
 
-async def _live(settings: Settings, pool: PoolId, out: Output) -> AsyncIterator[tuple[str, Recorded]]:
+async def _live(settings: Settings, pool: PoolId, out: Output) -> AsyncGenerator[tuple[str, Recorded], None]:
     """What is republished from now on; a line says where this was too slow to see everything."""
     from events import codec, subjects
     from events.log.jetstream import connect

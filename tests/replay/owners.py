@@ -7,6 +7,7 @@ import msgspec
 
 from events import codec, subjects
 from events.base import (
+    NS_PER_MS,
     NS_PER_S,
     Cause,
     EngineId,
@@ -20,8 +21,10 @@ from events.base import (
 from events.control import ActorStarted, EventQuarantined, PolicyConfigured, Ticked
 from events.decisions import DeferReason, RejectReason, RequestAdmitted, RequestDeferred, RequestRejected
 from events.log.base import Message
-from events.request import RequestArrived, RequestFinished
+from events.request import FirstTokenSeen, HolderBeat, RequestArrived, RequestFinished
+from policies.admission import ADMISSION
 from policies.decider import Decider, advance, begin
+from replay.costmodel import registered
 
 POOL = PoolId("toy")
 
@@ -88,17 +91,17 @@ TOY: Decider[Slots] = Decider(
 DECIDERS: dict[str, Decider[Any]] = {"toy": TOY}
 
 
-def arrived(request_id: str) -> RequestArrived:
+def arrived(request_id: str, *, prompt_tokens: int = 10, now_ns: int = 0) -> RequestArrived:
     return RequestArrived(
         request_id=RequestId(request_id), tenant=TenantId("t"), model=ModelId("m"), holder=HolderId("gw"),
-        prompt_tokens=10, slo_ttft_ns=NS_PER_S, deadline_ns=NS_PER_S,
+        prompt_tokens=prompt_tokens, slo_ttft_ns=NS_PER_S, deadline_ns=now_ns + NS_PER_S,
     )  # fmt: skip
 
 
-def finished(request_id: str, *, output_tokens: int = 3) -> RequestFinished:
+def finished(request_id: str, *, output_tokens: int = 3, engine_id: str = "e1") -> RequestFinished:
     return RequestFinished(
-        request_id=RequestId(request_id), engine_id=EngineId("e1"), prompt_tokens=10, output_tokens=output_tokens,
-        ttft_ns=1, e2e_ns=2,
+        request_id=RequestId(request_id), engine_id=EngineId(engine_id), prompt_tokens=10,
+        output_tokens=output_tokens, ttft_ns=1, e2e_ns=2,
     )  # fmt: skip
 
 
@@ -112,6 +115,7 @@ class House:
     def __init__(self) -> None:
         self.log: list[Message] = []
         self.now_ns = NS_PER_S
+        self._ended: set[str] = set()
 
     def say(self, *events: Event, cause: str = "") -> None:
         """Facts, in one message."""
@@ -123,6 +127,21 @@ class House:
         """Decisions, in one message."""
         kind = said[0].event.event_kind() if len(said) == 1 else subjects.SEVERAL
         self._append(subjects.decision(POOL, actor, kind), owner, said)
+
+    def admitted(self, *, before: int) -> list[tuple[RequestId, EngineId]]:
+        """Requests up to r<before> that were admitted and that this has not given yet, with their engines."""
+        found = []
+        for message in self.log:
+            for recorded in codec.decode(message.seq, message.subject, message.body):
+                event = recorded.event
+                if (
+                    isinstance(event, RequestAdmitted)
+                    and event.request_id not in self._ended
+                    and int(event.request_id[1:]) <= before
+                ):
+                    self._ended.add(event.request_id)
+                    found.append((event.request_id, event.engine_id))
+        return found
 
     def _append(self, subject: str, owner: str, said: list[codec.Said]) -> None:
         body = codec.encode(owner=owner, ts_ns=self.now_ns, said=said)
@@ -181,4 +200,28 @@ def a_day(*, arrivals: int = 40, owner: str = "a") -> House:
             house.say(finished(f"r{n - 2}"), finished(f"r{n - 1}"))
             house.say(Ticked(n=n))
     toy.answer()
+    return house
+
+
+def an_admission_day(*, arrivals: int = 60, code_version: str = "", restart_every: int = 25) -> House:
+    """A log of the real admission under memory pressure: two small engines, restarts with other settings."""
+    house = House()
+    house.say(*(registered(engine_id, ["m"], kv_tokens=4_096) for engine_id in ("e1", "e2")))
+    owner = Owner(house, "a0", decider=ADMISSION, settings={}, code_version=code_version)
+    for n in range(arrivals):
+        house.now_ns += 20 * NS_PER_MS
+        house.say(arrived(f"r{n}", prompt_tokens=300 + n % 7 * 200, now_ns=house.now_ns))
+        owner.answer()
+        for request_id, engine_id in house.admitted(before=n - 8):
+            house.say(
+                FirstTokenSeen(request_id=request_id, engine_id=engine_id, ttft_ns=NS_PER_MS),
+                finished(request_id, output_tokens=50 + n % 5, engine_id=engine_id),
+            )
+        if n % 10 == 9:
+            house.say(Ticked(n=n), HolderBeat(holder=HolderId("gw")))
+        if n % restart_every == restart_every - 1:
+            # What the one before owed is answered by the next, under its settings from there on.
+            settings = {"queue_max": 4 + n % 3, "placement": ("least_loaded", "slo_aware")[n % 2]}
+            owner = Owner(house, f"a{n}", decider=ADMISSION, settings=settings, code_version=code_version)
+    owner.answer()
     return house

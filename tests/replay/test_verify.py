@@ -15,9 +15,21 @@ from events.base import Cause, Event, LogDamaged
 from events.control import Ticked
 from events.decisions import RequestAdmitted, RequestRejected
 from events.log.base import Message
+from policies.catalog import ACTORS
 from replay.replayer import replay
 from replay.verify import Report, verify
-from tests.replay.owners import DECIDERS, POOL, House, Owner, a_day, admitted, arrived, configured, finished
+from tests.replay.owners import (
+    DECIDERS,
+    POOL,
+    House,
+    Owner,
+    a_day,
+    admitted,
+    an_admission_day,
+    arrived,
+    configured,
+    finished,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,6 +89,15 @@ def test_replay_gives_the_decisions_that_stand_in_the_log() -> None:
     house = a_day()
     computed = [(str(s.recorded.at), event) for s in replay(house.log, DECIDERS) for event in s.decisions]
     assert computed == decisions_in(house.log)
+
+
+def test_the_real_admission_replays_as_it_decided_over_restarts_with_other_settings() -> None:
+    house = an_admission_day()
+    report = verify(house.log, POOL, ACTORS)
+    assert report.identical, report.first_divergence
+    assert len(report.epochs) == 3
+    assert {e.event_kind() for _, e in decisions_in(house.log)} >= {"request_admitted", "request_deferred"}
+    assert report.compared == report.decisions > 60
 
 
 def test_an_empty_log_is_identical() -> None:

@@ -1,0 +1,299 @@
+"""The program as its users call it: what it answers, and how it says no."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from events.log.base import Message
+from events.log.journal import JournalWriter, read_journal
+from replay.code_version import code_version
+from services import cli
+from services.runtime.output import Exit
+from tests.replay.owners import POOL, an_admission_day
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder, and nothing in the environment that would be taken for a setting."""
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.startswith("TIDEGATE_") or name in ("NATS_URL", "REDIS_URL", "NATS_CREDS"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="module")
+def day() -> list[Message]:
+    return an_admission_day(code_version=code_version()).log
+
+
+def written(path: Path, log: list[Message]) -> Path:
+    with JournalWriter(path, POOL) as writer:
+        for message in log:
+            writer.write(message)
+    return path
+
+
+def called(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
+    code = cli.run([str(word) for word in argv])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def answered(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, dict[str, object]]:
+    code, out, _ = called(capsys, *argv, "--json")
+    return code, json.loads(out)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.zst"])
+def test_an_honest_journal_is_identical(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, day: list[Message], suffix: str
+) -> None:
+    code, report = answered(capsys, "replay", "verify", written(tmp_path / f"day{suffix}", day))
+    assert code == Exit.FINE
+    assert report["identical"] is True
+    assert report["pending"] == 0
+    assert isinstance(report["decisions"], int)
+    assert isinstance(report["events"], int)
+    assert report["events"] > report["decisions"] > 60
+    assert len(str(report["digest"])) == 32
+
+
+def test_people_get_the_verdict_with_the_digest_first(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, day: list[Message]
+) -> None:
+    path = written(tmp_path / "day.jsonl", day)
+    _, report = answered(capsys, "replay", "verify", path)
+    code, out, err = called(capsys, "replay", "verify", path)
+    assert code == Exit.FINE
+    assert out.splitlines()[0] == f"verify: IDENTICAL {report['digest']}"
+    assert "events/s" in err
+
+
+def test_what_the_verifier_says_does_not_depend_on_the_process(tmp_path: Path, day: list[Message]) -> None:
+    path = written(tmp_path / "day.jsonl", day)
+    said = [
+        subprocess.run(
+            [sys.executable, "-m", "services.cli", "replay", "verify", str(path), "--json"], cwd=ROOT,
+            env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, check=True, timeout=60,
+        ).stdout
+        for seed in ("0", "1")
+    ]  # fmt: skip
+    assert said[0] == said[1]
+    assert json.loads(said[0])["identical"] is True
+
+
+def flip_a_byte(lines: list[bytes]) -> int:
+    lines[8] = lines[8].replace(b'"ts_ns":1', b'"ts_ns":2')
+    return 8
+
+
+def drop_a_line(lines: list[bytes]) -> int:
+    del lines[8]
+    return 8
+
+
+def swap_two_lines(lines: list[bytes]) -> int:
+    lines[8], lines[9] = lines[9], lines[8]
+    return 8
+
+
+def cut_the_end(lines: list[bytes]) -> int:
+    del lines[-3:]
+    return len(lines)
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, drop_a_line, swap_two_lines, cut_the_end])
+def test_a_damaged_journal_is_a_no_that_names_the_record(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, day: list[Message], damage: Callable[[list[bytes]], int]
+) -> None:
+    path = written(tmp_path / "day.jsonl", day)
+    lines = path.read_bytes().splitlines(keepends=True)
+    seq = damage(lines)
+    path.write_bytes(b"".join(lines))
+    code, report = answered(capsys, "replay", "verify", path)
+    assert (code, report["identical"], report["first_bad"]) == (Exit.NO, False, seq)
+    code, out, err = called(capsys, "replay", "verify", path)
+    assert (code, out) == (Exit.NO, "")
+    assert f"record {seq} " in err
+    assert "Traceback" not in err
+
+
+def test_a_changed_decision_is_a_no_even_when_the_digests_were_made_anew(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, day: list[Message]
+) -> None:
+    index = next(i for i, m in enumerate(day) if b"request_admitted" in m.body)
+    body = msgspec.json.decode(day[index].body)
+    body["said"][0]["event"]["output_tokens_predicted"] += 1
+    forged = day[index]._replace(body=msgspec.json.encode(body))
+    path = written(tmp_path / "day.jsonl", [*day[:index], forged, *day[index + 1 :]])
+    code, report = answered(capsys, "replay", "verify", path)
+    assert (code, report["identical"]) == (Exit.NO, False)
+    first = report["first_divergence"]
+    assert isinstance(first, dict)
+    assert (first["at"], first["kind"], first["fields"]) == (f"{forged.seq}.0", "changed", ["output_tokens_predicted"])
+    code, out, _ = called(capsys, "replay", "verify", path)
+    assert code == Exit.NO
+    assert f"first difference: record {forged.seq}.0" in out
+    assert "request_arrived.v1(" in out
+
+
+def test_an_unfinished_tail_is_a_no_only_where_that_is_asked(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, day: list[Message]
+) -> None:
+    last = max(i for i, m in enumerate(day) if b"request_admitted" in m.body and ".decision." in m.subject)
+    path = written(tmp_path / "day.jsonl", day[:last])
+    code, report = answered(capsys, "replay", "verify", path)
+    assert code == Exit.FINE
+    assert isinstance(report["pending"], int)
+    assert report["pending"] > 0
+    assert called(capsys, "replay", "verify", path, "--complete")[0] == Exit.NO
+
+
+def test_another_versions_journal_says_what_to_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = written(tmp_path / "old.jsonl", an_admission_day(code_version="0.0.1+old").log)
+    code, out, _ = called(capsys, "replay", "verify", path)
+    assert code == Exit.NO
+    assert "decided by another version" in out
+    assert "--any-version" in out
+    assert answered(capsys, "replay", "verify", path, "--any-version")[0] == Exit.FINE
+
+
+@pytest.mark.parametrize("content", [b"", b"not a journal\n", b'{"some":"json"}\n', os.urandom(300)])
+def test_what_is_no_journal_is_bad_input(capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(content)
+    code, out, err = called(capsys, "replay", "verify", path)
+    assert (code, out) == (Exit.BAD_INPUT, "")
+    assert err.startswith("tidegate: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_a_trace_becomes_a_journal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    rows = [{"timestamp": n, "input_length": 700, "output_length": 5, "hash_ids": [1, n]} for n in range(20)]
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = tmp_path / "trace.journal.jsonl"
+    code, done = answered(
+        capsys, "replay", "import", trace, "--format", "mooncake", "--out", made, "--limit", "12", "--pool", "p"
+    )
+    assert (code, done["messages"], done["pool"]) == (Exit.FINE, 12, "p")
+    header, messages = read_journal(made)
+    assert header.pool == "p"
+    assert len(list(messages)) == 12
+    code, report = answered(capsys, "replay", "verify", made)
+    assert (code, report["digest"], report["events"], report["decisions"]) == (Exit.FINE, done["digest"], 24, 0)
+
+
+def test_a_bad_trace_is_bad_input_with_its_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text('{"timestamp": 0, "input_length": 0, "output_length": 5, "hash_ids": []}\n')
+    code, _, err = called(capsys, "replay", "import", trace, "--format", "mooncake", "--out", tmp_path / "j.jsonl")
+    assert code == Exit.BAD_INPUT
+    assert "trace.jsonl:1:" in err
+
+
+NO_SERVER = [
+    ("watch",),
+    ("replay", "verify", "--pool", "p"),
+    ("replay", "export", "--pool", "p", "--out", "x.jsonl"),
+]
+
+
+@pytest.mark.parametrize("argv", NO_SERVER, ids=lambda argv: " ".join(argv[:2]))
+@pytest.mark.parametrize("url", ["", "nats://me:hush@127.0.0.1:1"])
+def test_without_nats_one_line_names_the_address_and_the_mend(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...], url: str
+) -> None:
+    monkeypatch.setenv("NATS_URL", url)
+    code, out, err = called(capsys, *argv)
+    assert (code, out) == (Exit.BAD_INPUT, "")
+    assert len(err.splitlines()) == 1
+    assert "NATS_URL" in err
+    assert "hush" not in err
+    assert not url or "127.0.0.1:1" in err
+
+
+USAGE = [
+    ((), "Usage"),
+    (("nono",), "No such command"),
+    (("replay", "verify"), "name a journal, or a pool"),
+    (("replay", "import", "x", "--format", "mooncake"), "--out"),
+    (("replay", "import", "x", "--limit", "3"), "are for traces"),
+    (("config", "show", "--preset", "laptp"), "did you mean 'laptop'?"),
+    (("config", "show", "--preset", "laptop", "--config", "x.toml"), "give one"),
+    (("config", "check", "--set", "gateway.prot=1"), "did you mean 'port'?"),
+    (("config", "check", "--config", "no.toml"), "No such file"),
+]
+
+
+@pytest.mark.parametrize(("argv", "says"), USAGE, ids=[" ".join(argv) or "(nothing)" for argv, _ in USAGE])
+def test_bad_input_is_exit_code_2_and_says_why(
+    capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], says: str
+) -> None:
+    code, out, err = called(capsys, *argv)
+    assert (code, out) == (Exit.BAD_INPUT, "")
+    assert says in err
+    assert "Traceback" not in err
+
+
+def test_an_export_does_not_overwrite_by_accident(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text("mine")
+    code, _, err = called(capsys, "replay", "export", "--out", "x.jsonl")
+    assert code == Exit.BAD_INPUT
+    assert "--force" in err
+    assert (tmp_path / "x.jsonl").read_text() == "mine"
+
+
+def test_config_show_says_who_said_what_and_hides_secrets(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIDEGATE_ENGINES__0__API_KEY", "hush")
+    argv = ("config", "show", "--preset", "laptop", "--set", "gateway.port=9000")
+    code, out, _ = called(capsys, *argv)
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert code == Exit.FINE
+    assert lines["gateway.port"].split()[1:] == ["9000", "--set", "gateway.port"]
+    assert lines["engines[0].api_key"].split()[1:] == ["***", "TIDEGATE_ENGINES__0__API_KEY"]
+    assert lines["gateway.host"].split()[-1] == "default"
+    assert lines["engines[1].id"].endswith("laptop.toml")
+    shown = answered(capsys, *argv)[1]
+    assert "hush" not in str(shown)
+    assert shown["gateway"]["port"] == 9000  # type: ignore[index]
+
+
+def test_config_check_answers_in_json_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    assert answered(capsys, "config", "check", "--preset", "laptop") == (
+        0, {"ok": True, "pool": "default", "engines": 2, "models": 2, "tenants": 0},
+    )  # fmt: skip
+    code, said = answered(capsys, "config", "check", "--set", "gateway.on_log_down=502")
+    assert (code, said["ok"], said["key"], said["allowed"]) == (2, False, "gateway.on_log_down", "pass, 503")
+
+
+def test_every_command_tells_its_help_and_takes_json(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = called(capsys, "--help")
+    assert code == Exit.FINE
+    assert all(name in out for name in cli.COMMANDS)
+
+
+def test_colours_follow_no_color(tmp_path: Path, day: list[Message]) -> None:
+    path = written(tmp_path / "day.jsonl", day)
+    argv = [sys.executable, "-m", "services.cli", "replay", "verify", str(path)]
+    for extra, coloured in (({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)):
+        done = subprocess.run(argv, cwd=ROOT, env=os.environ | extra, capture_output=True, check=True, timeout=60)
+        assert (b";32mverify" in done.stdout) is coloured
+
+
+def test_an_error_that_names_no_exit_code_is_a_mistake_of_ours() -> None:
+    class Known(Exception):
+        exit_code = 7
+
+    assert cli.known_exit_code(ExceptionGroup("both", [ValueError(), ExceptionGroup("in", [Known()])])) == 7
+    assert cli.known_exit_code(ValueError()) is None
