@@ -38,7 +38,7 @@ class Mixed(msgspec.Struct, frozen=True, kw_only=True):
     tenants: tuple[str, ...] = ("chat", "search", "agents")
     tenant_weights: tuple[int, ...] = (5, 3, 2)
     system_units: tuple[int, ...] = (4, 8, 24)
-    sessions: int = 200
+    sessions: int = 220
     bursts: int = 4
     burst_sessions: int = 14
     burst_ms: int = 1_500
