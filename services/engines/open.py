@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from events.base import EngineId
-from events.engine import EngineKind
+from events.engine import EngineKind, EngineRegistered
+from services.engines import simulated, vllm
 from services.engines.base import InferenceBackend
 from services.engines.simulated import SimulatedBackend
 from services.engines.vllm import VLLMBackend
@@ -34,6 +35,11 @@ def open_engine(config: EngineConfig, *, clock: PoolClock) -> InferenceBackend:
     except OSError as error:
         message = f"cannot be read ({error.strerror or error})"
         raise ConfigError(message, where="config", key=f"{where}.tls_ca", allowed="a PEM file") from error
+
+
+def as_configured(config: EngineConfig) -> EngineRegistered:
+    """What is known of an engine before it was asked. Raises ConfigError for a `step_model` that does not exist."""
+    return simulated.registered(config) if config.kind is EngineKind.SIMULATED else vllm.registered(config)
 
 
 class Engines(Mapping[EngineId, InferenceBackend]):

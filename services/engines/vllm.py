@@ -50,35 +50,24 @@ class VLLMBackend:
 
     def get_capability(self) -> Capability:
         """As configured; `priority` says that the server runs with the priority policy."""
-        config = self._config
-        return Capability(
-            llm=config.llm,
-            embedding=config.embedding,
-            can_prioritise=config.priority,
-            seqs_max=config.seqs_max,
-            batch_tokens_max=config.batch_tokens_max,
-            context_tokens_max=config.context_tokens_max,
-        )
+        return registered(self._config).capability
 
     async def describe(self) -> EngineRegistered:
         """Models as configured; block count, block size and context length as the server says."""
-        config, capability = self._config, self.get_capability()
+        configured = registered(self._config)
+        capability = configured.capability
         cache = vllm_metrics.cache_config((await self._ask("GET", "/metrics")).decode("utf-8", "replace"))
         context = _context_tokens(await self._ask_object("GET", "/v1/models"))
         if context:
             capability = msgspec.structs.replace(
                 capability, context_tokens_max=min(context, capability.context_tokens_max)
             )
-        block_tokens = cache.block_tokens or config.block_tokens
-        schema = config.kv_schema
-        return EngineRegistered(
-            engine_id=self.engine_id,
-            kind=EngineKind.VLLM,
-            models=tuple(ModelId(model) for model in config.models),
-            kv_blocks=config.kv_blocks or cache.kv_blocks,
+        block_tokens = cache.block_tokens or configured.block_tokens
+        return msgspec.structs.replace(
+            configured,
+            kv_blocks=configured.kv_blocks or cache.kv_blocks,
             block_tokens=block_tokens,
-            # Without a schema a block weighs 1: budgets are then counted in blocks.
-            block_bytes=schema.token_bytes() * block_tokens if schema else 1,
+            block_bytes=_block_bytes(self._config, block_tokens),
             capability=capability,
         )
 
@@ -207,6 +196,31 @@ class VLLMBackend:
                 connector=connector, headers=headers, auto_decompress=True, cookie_jar=aiohttp.DummyCookieJar()
             )
         return self._opened
+
+
+def registered(config: EngineConfig) -> EngineRegistered:
+    """The engine as its configuration describes it, without asking it."""
+    return EngineRegistered(
+        engine_id=EngineId(config.id),
+        kind=EngineKind.VLLM,
+        models=tuple(ModelId(model) for model in config.models),
+        kv_blocks=config.kv_blocks,
+        block_tokens=config.block_tokens,
+        block_bytes=_block_bytes(config, config.block_tokens),
+        capability=Capability(
+            llm=config.llm,
+            embedding=config.embedding,
+            can_prioritise=config.priority,
+            seqs_max=config.seqs_max,
+            batch_tokens_max=config.batch_tokens_max,
+            context_tokens_max=config.context_tokens_max,
+        ),
+    )
+
+
+def _block_bytes(config: EngineConfig, block_tokens: int) -> int:
+    """Without a schema a block weighs 1: budgets are then counted in blocks."""
+    return config.kv_schema.token_bytes() * block_tokens if config.kv_schema else 1
 
 
 def _context_tokens(models: dict[str, Any]) -> int:

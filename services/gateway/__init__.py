@@ -1,1 +1,1 @@
-"""services/gateway."""
+"""The front doors: OpenAI-compatible HTTP, and plain events over NATS."""

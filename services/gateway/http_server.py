@@ -1,0 +1,65 @@
+"""uvicorn inside a loop of ours: it neither owns the signals nor the logging."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from services.runtime.config import ConfigError, GatewayConfig
+
+STOP_WAIT_S: Final = 5
+"""How long open connections get to end by themselves."""
+KEEP_ALIVE_S: Final = 75
+
+
+class HttpServer:
+    """Listens from the start, so that the address is known; `run` serves until `stop`."""
+
+    def __init__(self, app: ASGIApp, config: GatewayConfig) -> None:
+        """Raises ConfigError when the address cannot be listened on."""
+        self._socket = _listen(config)
+        scheme = "https" if config.tls_cert else "http"
+        host, port = self._socket.getsockname()[:2]
+        self.url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        settings = uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=STOP_WAIT_S,
+            ssl_certfile=config.tls_cert or None,
+            ssl_keyfile=config.tls_key or None,
+        )
+        self._server = _QuietServer(settings)
+
+    async def run(self) -> None:
+        """Serve until `stop`."""
+        await self._server.serve(sockets=[self._socket])
+
+    def stop(self) -> None:
+        """Take no new connection; `run` ends when the open ones have."""
+        self._server.should_exit = True
+
+
+class _QuietServer(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the program's, not the server's."""
+        yield
+
+
+def _listen(config: GatewayConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        return socket.create_server((config.host, config.port), family=family, backlog=2048)
+    except OSError as error:
+        where = f"{config.host}:{config.port}"
+        what = f"cannot listen on {where} ({error.strerror})"
+        raise ConfigError(what, where="config", key="gateway.port", allowed="a free port, or 0 for any") from error
