@@ -46,6 +46,8 @@ STOP_TIMEOUT_S = 10.0
 PROBE_TIMEOUT_S = 1.0
 PROBE_EVERY_S = 0.01
 STARTS_MAX = 3
+LOCK_WAIT_S = 1.0
+"""A server whose parent was just killed takes a moment to die."""
 SOCKET_PATH_BYTES_MAX = 100
 """The kernel takes 107; a deeper folder gets a loopback port instead."""
 LOG_TAIL_BYTES = 4096
@@ -149,19 +151,20 @@ def start_nats(store_dir: Path, *, profile: LogProfile, port: int = 0, monitor_p
     """
     binary = _find("nats-server", [Path(sysconfig.get_path("scripts")) / "nats-server"], variable="NATS_URL")
     folder, lock_fd = _take(store_dir, "nats-server", variable="NATS_URL")
-    for attempt in range(1, STARTS_MAX + 1):
+    # A free port may be taken by others before the server has it; one that was asked for stays as it is.
+    tries_left = 1 if port else STARTS_MAX
+    while True:
         server = _nats(binary, folder, lock_fd, profile=profile, port=port or _free_port(), monitor_port=monitor_port)
+        tries_left -= 1
         try:
             server.start()
         except LogError:
-            # A free port may be taken before the server has it; one that was asked for stays as it is.
-            if port or attempt == STARTS_MAX:
+            if not tries_left:
                 server.stop()
                 raise
         else:
-            break
-    atexit.register(server.stop)
-    return server
+            atexit.register(server.stop)
+            return server
 
 
 def _nats(
@@ -236,13 +239,22 @@ def _take(folder: Path, name: str, *, variable: str) -> tuple[Path, int]:
     folder = folder.absolute()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock_fd = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while not _locked(lock_fd):
+        if time.monotonic() > deadline:
+            os.close(lock_fd)
+            mend = f"stop that one, take another state dir, or set {variable}"
+            raise LogError(f"another {name} runs in this folder", where=str(folder), mend=mend)
+        time.sleep(PROBE_EVERY_S)
+    return folder, lock_fd
+
+
+def _locked(lock_fd: int) -> bool:
     try:
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(lock_fd)
-        mend = f"stop that one, take another state dir, or set {variable}"
-        raise LogError(f"another {name} runs in this folder", where=str(folder), mend=mend) from None
-    return folder, lock_fd
+        return False
+    return True
 
 
 def _write_private(path: Path, lines: list[str]) -> None:
