@@ -8,6 +8,7 @@ import click
 
 from events.base import PoolId
 from services.commands.options import Settings, with_output, with_settings
+from services.commands.simulate import simulate
 from services.runtime.output import Exit, Output
 
 JOURNAL = click.Path(path_type=Path, dir_okay=False)
@@ -16,6 +17,9 @@ JOURNAL = click.Path(path_type=Path, dir_okay=False)
 @click.group()
 def command() -> None:
     """Export, verify, import and simulate logs."""
+
+
+command.add_command(simulate)
 
 
 @command.command()
