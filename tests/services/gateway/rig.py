@@ -13,7 +13,7 @@ from events.decisions import RequestAdmitted
 from events.engine import Capability, EngineKind, EngineMeasured, EngineRegistered
 from events.log.base import Fence
 from events.log.memory import MemoryLog
-from events.request import RequestArrived
+from events.request import HolderBeat, RequestArrived
 from policies.decider import Decider, advance, begin
 from services.engines.base import Call, Chunk, EngineError, InferenceBackend, Usage
 from services.engines.open import Engines
@@ -213,8 +213,7 @@ class Rig:
 
     async def events(self) -> list[Event]:
         """Everything in the log but beats, once all that was said is stored."""
-        while self.writer.waiting or self.writer._sent_s is not None:
-            await asyncio.sleep(0)
+        await self.writer.write(HolderBeat(holder=self.holder.name))
         return [each.event for each in await records(self.log) if each.event.event_kind() != "holder_beat"]
 
 
@@ -224,7 +223,7 @@ async def rig(
     decide: Decide | None = None,
     limits: Limits | None = None,
     log_down_after_s: float = 0.05,
-) -> AsyncIterator[Rig]:
+) -> AsyncIterator[Rig]:  # fmt: skip
     """A running holder over a memory log."""
     log = SwitchLog(PoolId("p"))
     clock = PoolClock()

@@ -1,0 +1,108 @@
+"""The simulated engine behind the Protocol: its times are the model's, its answers depend on the request alone."""
+
+import base64
+from array import array
+
+import msgspec
+import pytest
+
+from events.base import RequestId, RequestKind
+from events.engine import EngineKind
+from policies.predictors.step_time import unloaded_ttft_ns
+from services.engines.base import EngineError
+from services.engines.simulated import SimulatedBackend
+from services.runtime.config import ConfigError, EngineConfig
+from services.runtime.pool_clock import PoolClock
+from tests.services.engines.test_backend_contract import call, collect
+
+
+def backend(**settings: object) -> SimulatedBackend:
+    config = EngineConfig(id="e1", kind=EngineKind.SIMULATED, models=["tiny"], **settings)  # type: ignore[arg-type]
+    return SimulatedBackend(config, clock=PoolClock(speed=50))
+
+
+async def test_times_are_the_models_not_this_machines() -> None:
+    engine = backend()
+    asked = call(output_tokens=100)._replace(prompt_tokens=3_000)
+    before_ns = engine._clock.now_ns()
+    chunks = [chunk for chunk in await collect(engine.submit(asked)) if chunk.tokens]
+
+    registered = await engine.describe()
+    assert registered.step is not None
+    ttft_ns = chunks[0].at_ns - before_ns
+    unloaded = unloaded_ttft_ns(registered.step, prompt=3_000, batch_tokens=2_048)
+    assert unloaded <= ttft_ns < unloaded + 50_000_000 * 50, "modelled, plus what passed before it was submitted"
+    assert chunks[0].tokens == 1, "the first token stands alone"
+    decode_ns = chunks[-1].at_ns - chunks[0].at_ns
+    assert decode_ns == pytest.approx(99 * 6_100_000, rel=0.05), "99 steps of an H100"
+    assert len(chunks) < 60, "tokens come in groups when time runs faster"
+    await engine.close()
+
+
+@pytest.mark.parametrize(("tokens_max", "wanted", "length"), [(50, 20, 20), (10, 20, 10), (0, 20, 20), (1, 0, 1)])
+async def test_length_is_the_workloads_within_the_cap(tokens_max: int, wanted: int, length: int) -> None:
+    engine = backend()
+    chunks = await collect(engine.submit(call(output_tokens=wanted)._replace(tokens_max=tokens_max)))
+    assert sum(chunk.tokens for chunk in chunks) == length
+    [usage] = [chunk.usage for chunk in chunks if chunk.usage]
+    assert usage.finish_reason == ("length" if length == tokens_max else "stop")
+    await engine.close()
+
+
+async def test_answer_depends_on_the_request_id_alone() -> None:
+    answers = []
+    for name in ("a", "a", "b"):
+        engine = backend()
+        asked = call(output_tokens=0, stream=False, name=name)._replace(tokens_max=64)
+        [chunk] = await collect(engine.submit(asked))
+        answers.append(msgspec.json.decode(chunk.data)["choices"][0]["message"]["content"])
+        await engine.close()
+    assert answers[0] == answers[1] != answers[2]
+
+
+async def test_prefix_hits_are_told() -> None:
+    engine = backend()
+    asked = call(output_tokens=2)._replace(prompt_tokens=600, slices=("s1", "s2"))
+    await collect(engine.submit(asked))
+    chunks = await collect(engine.submit(asked._replace(request_id=RequestId("r2"))))
+    assert [chunk.usage.cached_tokens for chunk in chunks if chunk.usage] == [512]
+    await engine.close()
+
+
+async def test_usage_event_comes_only_when_the_body_asks() -> None:
+    engine = backend()
+    chunks = await collect(engine.submit(call(body=b'{"model":"tiny","stream":true}')))
+    assert b"usage" not in b"".join(chunk.data for chunk in chunks)
+    assert [chunk.usage.output_tokens for chunk in chunks if chunk.usage] == [3]
+    await engine.close()
+
+
+async def test_vectors_come_as_numbers_or_base64() -> None:
+    engine = backend(embedding=True)
+    vectors = []
+    for name, form in (("r1", b"float"), ("r2", b"base64"), ("r1", b"base64")):
+        body = b'{"model":"tiny","encoding_format":"' + form + b'"}'
+        asked = call(stream=False, body=body, name=name)._replace(
+            path="/v1/embeddings", kind=RequestKind.EMBEDDING, inputs=2, tokens_max=0
+        )
+        [chunk] = await collect(engine.submit(asked))
+        data = msgspec.json.decode(chunk.data)["data"]
+        assert [each["index"] for each in data] == [0, 1]
+        vectors.append(data[0]["embedding"])
+    assert array("f", base64.b64decode(vectors[2])).tolist() == vectors[0]
+    await engine.close()
+
+
+async def test_request_that_never_fits_is_refused_in_openais_shape() -> None:
+    engine = backend(kv_blocks=4)
+    with pytest.raises(EngineError) as refused:
+        await collect(engine.submit(call()._replace(prompt_tokens=1_000)))
+    assert (refused.value.lost, refused.value.status) == (False, 400)
+    assert msgspec.json.decode(refused.value.body)["error"]["code"] == "context_length_exceeded"
+    await engine.close()
+
+
+def test_unknown_step_model_names_what_is_allowed() -> None:
+    with pytest.raises(ConfigError) as wrong:
+        backend(step_model="abacus")
+    assert "llama-3-8b_h100" in str(wrong.value)
