@@ -91,6 +91,8 @@ def advance(
     progress.seq, progress.item = recorded.seq, recorded.item
     event = recorded.event
     _tell_time(progress, recorded)
+    if quarantined and recorded.at in quarantined:
+        return []  # Before all else: bad settings and a cause that cannot be read are quarantined too.
     if recorded.actor == decider.name:
         if isinstance(event, ActorStarted):
             progress.takes = frozenset(cls for cls in decider.takes if cls.event_tag() in event.tags)
@@ -104,8 +106,6 @@ def advance(
         return []
     if type(event) not in (decider.takes if progress.takes is None else progress.takes):
         progress.skipped += 1
-        return []
-    if quarantined and recorded.at in quarantined:
         return []
     now_ns = progress.now_ns
     decider.evolve(progress.state, event, now_ns)

@@ -1,0 +1,38 @@
+"""Which code decides: what an owner says at its start, and what replay holds epochs against."""
+
+from functools import cache
+from hashlib import blake2b
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+import events
+import policies
+
+PACKAGE: Final = "tidegate"
+DIGEST_BYTES: Final = 6
+_canonical = msgspec.json.Encoder(order="deterministic").encode
+
+
+@cache
+def code_version() -> str:
+    """Package version, `+`, and 12 hex digits over every source file that a decision can depend on."""
+    digest = blake2b(digest_size=DIGEST_BYTES)
+    for package in (events, policies):
+        root = Path(str(package.__file__)).parent
+        for path in sorted(root.rglob("*.py"), key=lambda file: file.relative_to(root).as_posix()):
+            source = path.read_bytes()
+            digest.update(f"{package.__name__}/{path.relative_to(root).as_posix()} {len(source)}\n".encode())
+            digest.update(source)
+    try:
+        release = version(PACKAGE)
+    except PackageNotFoundError:  # Run from its sources without being installed.
+        release = "0"
+    return f"{release}+{digest.hexdigest()}"
+
+
+def policy_digest(settings: dict[str, Any]) -> str:
+    """12 hex digits over an actor's settings, whatever the order of their keys."""
+    return blake2b(_canonical(settings), digest_size=DIGEST_BYTES).hexdigest()
