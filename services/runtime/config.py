@@ -32,6 +32,15 @@ class LogProfile(StrEnum):
     FAST = "fast"
 
 
+class LogLevel(StrEnum):
+    """What processes say on stderr."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
 class NatsConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Where the log is. No URL: a server is started as a child. `creds` is a NATS credentials file."""
 
@@ -133,6 +142,7 @@ class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     engines: list[EngineConfig] = msgspec.field(default_factory=list)
     policies: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)
     """Actor -> its settings, as that actor's policy validates them."""
+    log_level: LogLevel = LogLevel.INFO
     metrics_port: int = 0
     """Workers serve /metrics and /health from this port on upwards; 0 = off."""
 

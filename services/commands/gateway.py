@@ -1,0 +1,56 @@
+"""`tidegate gateway`: the front door as a process of its own."""
+
+import asyncio
+import os
+
+import click
+
+from services.commands.options import Settings, with_output, with_settings
+from services.runtime.output import Exit, Output
+
+
+@click.command()
+@with_settings
+@with_output
+def command(settings: Settings, out: Output) -> int:
+    """Serve OpenAI's API and plain events until SIGTERM or Ctrl-C.
+
+    Engines that are added to or removed from the settings file are taken in without a restart (also by SIGHUP).
+    """
+    from services.runtime.aio import run
+
+    run(_serve(settings, out))
+    return Exit.FINE
+
+
+async def _serve(settings: Settings, out: Output) -> None:
+    from services.gateway import main
+    from services.runtime import reload
+    from services.runtime.config import Config
+    from services.runtime.config_sources import default_file
+    from services.runtime.frame import framed, log_to_stderr
+
+    config = settings.load()
+    log_to_stderr(config, "gateway")
+    file = settings.file or default_file(os.environ)
+
+    async with framed(config, "gateway") as frame:
+        watching: list[asyncio.Task[None]] = []
+
+        def ready(gateway: main.Gateway) -> None:
+            async def take(changed: Config) -> object:
+                return await gateway.reload(changed.engines)
+
+            watching.append(asyncio.create_task(reload.follow(settings.load, file, take)))
+            out.result({"url": gateway.url, "pool": config.pool}, lambda console: console.print(_said(gateway.url)))
+
+        try:
+            await main.run(config, log=frame.log, stop=frame.stop, nats=frame.client, on_ready=ready)
+        finally:
+            for task in watching:
+                task.cancel()
+            await asyncio.gather(*watching, return_exceptions=True)
+
+
+def _said(url: str) -> str:
+    return f"gateway: {url}/v1"
