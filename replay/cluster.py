@@ -16,7 +16,7 @@ from typing import Any
 
 from events.base import NS_PER_MS, NS_PER_S, Cause, EngineId, Event, HolderId, PoolId, RequestId
 from events.control import Ticked
-from events.decisions import HolderLost, RequestAdmitted, RequestRejected, WakeAsked
+from events.decisions import HolderLost, RequestAdmitted, RequestDeferred, RequestRejected, WakeAsked
 from events.engine import EngineHealthChanged, EngineRegistered, Health
 from events.log.base import Message
 from events.request import (
@@ -44,6 +44,8 @@ START_NS = NS_PER_S
 CONTROL_NS = NS_PER_MS
 DRAIN_MAX_NS = 1_800 * NS_PER_S
 """How long after its last arrival a run goes on while requests are open; those that still are then stay unfinished."""
+DEFERRED_GRACE_NS = NS_PER_S
+"""How long past its time a deferred request is held for the decision that was announced, as the gateway does."""
 PROGRESS_EVERY_NS = 10 * NS_PER_S
 DECIDERS = {ADMISSION.name: ADMISSION}
 
@@ -84,6 +86,13 @@ class _Request:
     cause: str = ""
     engine_id: EngineId | None = None
     first_ns: int = 0
+    deferred_until_ns: int = 0
+
+    def held_until_ns(self) -> int:
+        """When its holder stops waiting for a decision."""
+        if not self.deferred_until_ns:
+            return self.deadline_ns
+        return max(self.deadline_ns, self.deferred_until_ns) + DEFERRED_GRACE_NS
 
 
 @dataclass(slots=True)
@@ -258,6 +267,10 @@ class _Cluster:
     def _expire(self, request_id: RequestId, request: _Request) -> None:
         if self._open.get(request_id) is not request or request.cause:
             return
+        until_ns = request.held_until_ns()
+        if until_ns > self.log.now_ns:
+            self._at(until_ns, _Turn.EXPIRY, partial(self._expire, request_id, request))
+            return
         del self._open[request_id]
         self._say(request.holder, RequestExpired(request_id=request_id, waited_ns=self.log.now_ns - request.arrived_ns))
 
@@ -270,6 +283,8 @@ class _Cluster:
                     return
                 request.cause = str(place)
                 self._at(effect_ns, _Turn.EFFECT, partial(self._carry_out, decision, request))
+            case RequestDeferred() if decision.request_id in self._open:
+                self._open[decision.request_id].deferred_until_ns = decision.until_ns
             case WakeAsked(at_ns=at_ns):
                 self._at(max(at_ns, self.log.now_ns), _Turn.SECOND, self._tick)
             case HolderLost(holder=holder) if holder in self._silent:
@@ -434,7 +449,7 @@ def _finished(outcome: Finished, request: _Request, engine_id: EngineId) -> Requ
         prompt_tokens=arrival.prompt_tokens,
         output_tokens=outcome.output_tokens,
         cached_tokens=outcome.cached_tokens,
-        kv_cache_tokens=outcome.kv_tokens,
+        kv_cache_tokens=arrival.prompt_tokens + outcome.output_tokens,
         ttft_ns=ttft_ns,
         tpot_ns=(outcome.at_ns - request.first_ns) // after_first if after_first > 0 else 0,
         e2e_ns=e2e_ns,

@@ -1,1 +1,1 @@
-"""replay/engines."""
+"""Simulated engines: pure state machines in integer time."""

@@ -21,18 +21,16 @@ stepping one by one. Nothing here reads a clock: who owns the engine says what t
 from collections import deque
 from collections.abc import Hashable
 from enum import StrEnum
-from math import isqrt
 from typing import NamedTuple
 
 import msgspec
 
-from events.base import EngineId, RequestId, RequestKind
+from events.base import PPM, EngineId, RequestId, RequestKind
 from events.engine import EngineMeasured, EngineRegistered
 from policies.predictors.step_time import FS_PER_NS, step_fs
 from replay.engines.decode_clock import DecodeClock
 from replay.engines.prefix_cache import PrefixCache, Unit
-
-PPM = 1_000_000
+from replay.engines.stride import Stride
 
 
 class SimRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,32 +116,6 @@ class _Job:
         self.window = max(-(-request.prompt_tokens // request.inputs), min(request.prompt_tokens, batch_tokens))
 
 
-class _Stride:
-    """Steps in flight: the first takes `first_fs`, each next one `grow_fs` more than the one before. With prompt
-    `chunks` there is one step."""
-
-    __slots__ = ("chunks", "first_fs", "grow_fs", "start_fs", "steps")
-
-    def __init__(self, start_fs: int, first_fs: int, grow_fs: int, steps: int, chunks: list[tuple[_Job, int]]) -> None:
-        self.start_fs, self.first_fs, self.grow_fs, self.steps = start_fs, first_fs, grow_fs, steps
-        self.chunks = chunks
-
-    def end_fs(self, steps: int) -> int:
-        """When the first `steps` steps are done."""
-        return self.start_fs + steps * self.first_fs + self.grow_fs * (steps * (steps - 1) // 2)
-
-    def done_by(self, limit_fs: int) -> int:
-        """How many steps are done at `limit_fs`: the largest j <= steps with end_fs(j) <= limit_fs."""
-        left = limit_fs - self.start_fs
-        if left < self.first_fs:
-            return 0
-        if self.grow_fs == 0:
-            return min(self.steps, left // self.first_fs)
-        slope = 2 * self.first_fs - self.grow_fs
-        root = isqrt(slope * slope + 8 * self.grow_fs * left)
-        return min(self.steps, (root - slope) // (2 * self.grow_fs))
-
-
 class LightEngine:
     """See the module. `batch_tokens` and `seqs_max` are the engine's own; decodes always fit a step.
 
@@ -168,7 +140,7 @@ class LightEngine:
         self._running: dict[RequestId, _Job] = {}
         self._prefilling: dict[RequestId, _Job] = {}
         self._gone: list[_Job] = []
-        self._stride: _Stride | None = None
+        self._stride: Stride[_Job] | None = None
         self._at_fs = now_ns * FS_PER_NS
         self._now_ns = now_ns
         self._outcomes: list[Outcome] = []
@@ -232,11 +204,12 @@ class LightEngine:
 
     def progress(self) -> list[tuple[RequestId, int]]:
         """Output tokens so far of every request that is in the engine, those that wait last."""
-        jobs = [*self._running.values(), *self._waiting]
-        return [(job.request.request_id, self._emitted(job)) for job in jobs if not job.gone]
+        inside = (*self._running.values(), *self._waiting)
+        return [(job.request.request_id, self._emitted(job)) for job in inside if not job.gone]
 
     def measured(self) -> EngineMeasured:
         """What the engine says of itself, as of the last `run_until`."""
+        inside = (*self._running.values(), *self._waiting)
         used = self._blocks - self._free - self._cache.evictable
         return EngineMeasured(
             engine_id=self.engine_id,
@@ -247,7 +220,7 @@ class LightEngine:
             prefix_queries_total=self._prefix_queries,
             prefix_hits_total=self._prefix_hits,
             prompt_tokens_total=self._prompt_tokens,
-            output_tokens_total=self._output_tokens + self._decoding_tokens(),
+            output_tokens_total=self._output_tokens + sum(self._emitted(job) for job in inside),
         )
 
     def check_integrity(self) -> None:
@@ -298,7 +271,7 @@ class LightEngine:
 
     # One step.
 
-    def _begin(self) -> _Stride:
+    def _begin(self) -> Stride[_Job]:
         """Choose what the next step (or steps) work on, and take the blocks of the first."""
         preempted = self._make_room()
         clock = self._clock
@@ -314,7 +287,7 @@ class LightEngine:
             tokens += count
             pairs += self._pairs(job, count)
         first_fs = step_fs(self._model, tokens=tokens, qk=pairs // 2, context=clock.context, seqs=clock.seqs)
-        return _Stride(self._at_fs, first_fs, self._model.context_fs * clock.seqs, steps, chunks)
+        return Stride(self._at_fs, first_fs, self._model.context_fs * clock.seqs, steps, chunks)
 
     def _end(self, chunks: list[tuple[_Job, int]]) -> None:
         """A step is over: those whose last token came end, prompts move on."""
@@ -492,10 +465,6 @@ class LightEngine:
             return count * (job.request.prompt_tokens // job.request.inputs)
         end = job.computed + count
         return end * end - job.computed * job.computed
-
-    def _decoding_tokens(self) -> int:
-        """Output tokens of requests that have not ended."""
-        return sum(self._emitted(job) for job in (*self._running.values(), *self._waiting))
 
     # Blocks.
 

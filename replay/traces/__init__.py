@@ -1,1 +1,1 @@
-"""replay/traces."""
+"""Importers of recorded traces: files to arrivals."""

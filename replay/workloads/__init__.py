@@ -1,1 +1,1 @@
-"""replay/workloads."""
+"""What arrives: generated workloads, and arrivals as facts."""
