@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from contextlib import AsyncExitStack
 
 import click
 
@@ -25,7 +26,7 @@ def command(settings: Settings, out: Output) -> int:
 
 async def _serve(settings: Settings, out: Output) -> None:
     from services.gateway import main
-    from services.runtime import reload
+    from services.runtime import reload, servers
     from services.runtime.config import Config
     from services.runtime.config_sources import default_file
     from services.runtime.frame import framed, log_to_stderr
@@ -34,22 +35,19 @@ async def _serve(settings: Settings, out: Output) -> None:
     log_to_stderr(config, "gateway")
     file = settings.file or default_file(os.environ)
 
-    async with framed(config, "gateway") as frame:
-        watching: list[asyncio.Task[None]] = []
+    async with AsyncExitStack() as stack:
+        frame = await stack.enter_async_context(framed(config, "gateway"))
 
         def ready(gateway: main.Gateway) -> None:
             async def take(changed: Config) -> object:
                 return await gateway.reload(changed.engines)
 
-            watching.append(asyncio.create_task(reload.follow(settings.load, file, take)))
+            following = asyncio.create_task(reload.follow(settings.load, file, take))
+            stack.callback(following.cancel)
+            stack.enter_context(servers.open_door(config, gateway.url))
             out.result({"url": gateway.url, "pool": config.pool}, lambda console: console.print(_said(gateway.url)))
 
-        try:
-            await main.run(config, log=frame.log, stop=frame.stop, nats=frame.client, on_ready=ready)
-        finally:
-            for task in watching:
-                task.cancel()
-            await asyncio.gather(*watching, return_exceptions=True)
+        await main.run(config, log=frame.log, stop=frame.stop, nats=frame.client, on_ready=ready)
 
 
 def _said(url: str) -> str:

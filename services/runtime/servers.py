@@ -4,6 +4,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -11,6 +12,15 @@ from events.base import LogError, PoolId
 from events.log.jetstream import JetStreamLog, connect
 from services.runtime.config import Config, without_password
 from services.runtime.snapshot import replace_file
+
+T = TypeVar("T", "Door", "Servers")
+
+
+class Door(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a gateway serves, and in which process."""
+
+    url: str
+    pid: int
 
 
 class Servers(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,12 +73,23 @@ def start(config: Config) -> Iterator[Servers]:
 
 def running(config: Config) -> Servers | None:
     """The servers of a `tidegate up` that runs with this state dir and pool."""
+    return _read(_file(config), Servers)
+
+
+def door(config: Config) -> Door | None:
+    """The gateway that runs with this state dir and pool, once it serves."""
+    return _read(_door_file(config), Door)
+
+
+@contextmanager
+def open_door(config: Config, url: str) -> Iterator[None]:
+    """Say where this process serves, for as long as the block runs."""
+    file = _door_file(config)
+    replace_file(file, msgspec.json.encode(Door(url=url, pid=os.getpid())))
     try:
-        servers = msgspec.json.decode(_file(config).read_bytes(), type=Servers)
-        os.kill(servers.pid, 0)
-    except (OSError, msgspec.DecodeError):
-        return None
-    return servers
+        yield
+    finally:
+        file.unlink(missing_ok=True)
 
 
 def nats_url(config: Config) -> str:
@@ -109,6 +130,20 @@ async def open_log(config: Config, pool: PoolId, *, create: bool = False) -> Asy
 
 def _file(config: Config) -> Path:
     return run_folder(config) / "servers.json"
+
+
+def _door_file(config: Config) -> Path:
+    return run_folder(config) / "gateway.json"
+
+
+def _read(file: Path, kind: type[T]) -> T | None:
+    """What a process left there, if that process still runs."""
+    try:
+        left = msgspec.json.decode(file.read_bytes(), type=kind)
+        os.kill(left.pid, 0)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return left
 
 
 def _leave(config: Config, servers: Servers) -> None:
