@@ -1,23 +1,36 @@
 """`tidegate demo`: see it work, from nothing to one table."""
 
 import asyncio
+import os
+import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
-from events.base import PoolId, Recorded
+from events.base import LogError, Recorded
 from services.commands.options import with_output
 from services.runtime.output import Exit, Output
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from services.demo import Plan
+    from services.demo_report import DemoResult
+    from services.live_view import LiveView
+    from services.load import LoadResult
+    from services.runtime.config import Config
 
 SPEED_MIXED = 16
 SPEED_TRACE = 20
 REFRESH_PER_S = 8
 LINE_EVERY_S = 2.0
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
 
 
 @click.command()
@@ -38,11 +51,137 @@ def command(seed: int, trace: Path | None, limit: int, speed: int | None, folder
             plan = demo.plan_trace(trace, limit=limit, on_progress=lambda done, _size: advance(done))
     else:
         plan = demo.plan_mixed(seed)
-    folder = folder or Path("out") / time.strftime("demo-%Y%m%d-%H%M%S")
+    folder = (folder or Path("out") / time.strftime("demo-%Y%m%d-%H%M%S")).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
     speed = speed or (SPEED_TRACE if trace is not None else SPEED_MIXED)
-    run_live = _Live(plan, folder=folder, speed=speed, out=out)
-    run(run_live.run())
-    result = _judge(run_live, started=started)
+    journal = folder / "journal.jsonl.zst"
+    out.remark(f"live: {plan.name}, {len(plan.arrivals)} requests, pool time {speed}x")
+    journal.unlink(missing_ok=True)
+    config = demo.config_of(plan, state_dir=folder / "state", speed=speed)
+    load = run(_live(plan, config, _written(config, folder / "config.json"), journal, out))
+    result = _judge(plan, journal, load, speed=speed, out=out)
+    result.report = str(folder / "report.html")
+    result.seconds = round(time.monotonic() - started, 3)
     result.write(folder)
     out.result(result, lambda console: _show(result, console))
     return Exit.FINE if result.verify == "identical" else Exit.NO
+
+
+def _written(config: "Config", file: Path) -> Path:
+    """The settings in a file that only the owner reads: it holds the tenants' keys."""
+    file.touch(mode=0o600)
+    file.write_bytes(msgspec.json.encode(config))
+    return file
+
+
+async def _live(plan: "Plan", config: "Config", file: Path, journal: Path, out: Output) -> "LoadResult":
+    """Serve the plan by `tidegate up` with the settings in `file`; leave the log as a journal."""
+    from events.base import PoolId
+    from services import demo
+    from services.journals import export_log
+    from services.live_view import LiveView
+    from services.runtime.servers import open_log
+
+    view = LiveView(f"pool {config.pool}: {plan.name}")
+    async with _house(file) as url, open_log(config, PoolId(config.pool)) as log:
+        with _shown(view, out) as refresh:
+
+            def on_record(recorded: Recorded) -> None:
+                view.take(recorded)
+                refresh()
+
+            load = await demo.serve(plan, config, url=url, log=log, on_record=on_record)
+        await export_log(log, journal)
+    return load
+
+
+@asynccontextmanager
+async def _house(file: Path) -> AsyncIterator[str]:
+    """`tidegate up` with the settings in `file`; the gateway's URL. It ends, in good order, with the block."""
+    said = file.with_name("up.log")
+    command = (sys.executable, "-m", "services.cli", "up", "--config", str(file), "--json")
+    with said.open("wb") as stderr:
+        child = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=stderr)
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            url = await _gateway_url(child, said)
+        yield url
+    finally:
+        if child.returncode is None:
+            child.terminate()
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            await child.wait()
+
+
+async def _gateway_url(child: asyncio.subprocess.Process, said: Path) -> str:
+    assert child.stdout is not None, "stdout was asked for"
+    line = await child.stdout.readline()
+    if not line:
+        raise LogError(f"the house did not start: {_last_line(said)}", where=str(said))
+    ready: dict[str, str] = msgspec.json.decode(line)
+    return ready["gateway"]
+
+
+def _last_line(file: Path) -> str:
+    return (file.read_text().splitlines() or ["it said nothing"])[-1]
+
+
+@contextmanager
+def _shown(view: "LiveView", out: Output) -> Iterator[Callable[[], None]]:
+    """Show the view while the block runs: live on a terminal, a line now and then elsewhere, nothing with --json."""
+    from rich.live import Live
+
+    if out.as_json:
+        yield lambda: None
+        return
+    if out.remarks.is_terminal:
+        with Live(get_renderable=view.render, console=out.remarks, refresh_per_second=REFRESH_PER_S):
+            yield lambda: None
+        return
+    said_s = time.monotonic()
+
+    def line() -> None:
+        nonlocal said_s
+        if time.monotonic() - said_s >= LINE_EVERY_S:
+            said_s = time.monotonic()
+            out.remark(view.summary())
+
+    yield line
+
+
+def _judge(plan: "Plan", journal: Path, load: "LoadResult", *, speed: int, out: Output) -> "DemoResult":
+    """Verify the live log, score it, and run the plan in virtual time."""
+    from policies.catalog import ACTORS
+    from replay.code_version import code_version
+    from replay.journal_source import JournalSource
+    from replay.score import score
+    from replay.verify import verify
+    from services.demo import compare
+    from services.demo_report import DemoResult
+
+    out.remark("virtual time: first come, first served and Tidegate, on the same arrivals")
+    scores = compare(plan)
+    source = JournalSource(journal)
+    report = verify(source, source.pool, ACTORS, code_version=code_version())
+    scores["live"] = score(list(source))
+    return DemoResult(
+        workload=plan.name, speed=speed, verify="identical" if report.identical else "diverged",
+        digest=report.digest, events=report.events, decisions=report.decisions, requests=len(plan.arrivals),
+        slo_attainment={name: each.slo_attainment for name, each in scores.items()},
+        goodput_per_s={name: each.goodput_per_s for name, each in scores.items()},
+        statuses={str(status): count for status, count in sorted(load.statuses.items())},
+        load_late_max_s=round(load.late_max_s, 3), seconds=0.0, code_version=code_version(),
+        journal=str(journal), report="", scores=scores,
+    )  # fmt: skip
+
+
+def _show(result: "DemoResult", console: "Console") -> None:
+    from services.demo_report import table_of
+
+    console.print(table_of(result))
+    console.print(f"journal  {_near(result.journal)}\nreport   {_near(result.report)}")
+    console.print(f"{result.events} events, {result.decisions} decisions. [bold]{result.verdict()}[/bold]")
+
+
+def _near(path: str) -> str:
+    return os.path.relpath(path) if path else ""
