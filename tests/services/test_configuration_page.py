@@ -1,0 +1,50 @@
+"""docs/configuration.md names every setting, and none that is not there."""
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from policies.settings import CHOICES, RANGES, AdmissionSettings
+from services.runtime.config import (
+    Config,
+    EngineConfig,
+    GatewayConfig,
+    ModelConfig,
+    NatsConfig,
+    RedisConfig,
+    TenantConfig,
+)
+
+PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+SECTIONS = {
+    "## Top level": (Config, {"nats", "redis", "gateway", "tenants", "models", "engines", "policies"}),
+    "## `[nats]` and `[redis]`": (NatsConfig, set()),
+    "## `[gateway]`": (GatewayConfig, set()),
+    "## `[[tenants]]`": (TenantConfig, set()),
+    "## `[[models]]`": (ModelConfig, set()),
+    "## `[[engines]]`": (EngineConfig, set()),
+    "## `[policies.admission]`": (AdmissionSettings, set()),
+}
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_a_section_names_its_settings(title: str) -> None:
+    schema, elsewhere = SECTIONS[title]
+    rows = re.findall(r"^\| (`[^|]+) \|", PAGE.split(title)[1].split("\n## ")[0], re.MULTILINE)
+    named = {name.rpartition(".")[2] for row in rows for name in re.findall(r"`([a-z_.]+)`", row)}
+    known = {field.name for field in msgspec.structs.fields(schema)} - elsewhere
+    if schema is NatsConfig:
+        known |= {field.name for field in msgspec.structs.fields(RedisConfig)}
+    assert named == known
+
+
+def test_defaults_and_ranges_of_admission_are_the_policy_s() -> None:
+    for field in msgspec.structs.fields(AdmissionSettings):
+        if field.name in RANGES:
+            low, high = RANGES[field.name]
+            assert f"| `{field.name}` | {field.default} | {low} to {high} |" in PAGE
+        else:
+            allowed = ", ".join(f"`{choice.value}`" for choice in CHOICES[field.name])
+            assert f"| `{field.name}` | `{field.default.value}` | {allowed} |" in PAGE
