@@ -92,6 +92,8 @@ class Asked(NamedTuple):
 def read(path: str, data: bytes) -> Asked:
     """Check a body. Refusal 400 says what is wrong, naming the field and never quoting a value."""
     try:
+        if not data.isascii():
+            data.decode()
         fields, body = _fields(data), _body(data)
     except msgspec.ValidationError as error:
         raise _wrong(error) from None
@@ -141,8 +143,9 @@ def _prompt(path: str, fields: Mapping[str, msgspec.Raw]) -> bytes:
     for name in names:
         raw = bytes(fields.get(name, _ABSENT))
         if raw and raw != _NULL:
-            if name == "messages" and not raw.startswith(b"["):
-                raise invalid("messages: a list of messages is needed", param="messages")
+            if not raw.startswith(b"[" if name == "messages" else (b"[", b'"')):
+                needed = "a list of messages" if name == "messages" else "text or a list"
+                raise invalid(f"{name}: {needed} is needed", param=name, code="invalid_type")
             return raw
     raise invalid(f"{names[0]}: missing", param=names[0], code="missing_required_parameter")
 

@@ -1,0 +1,460 @@
+"""The HTTP front door from outside: answers, errors in OpenAI's shape, and what the log says of both."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from events.base import Event
+from events.decisions import RejectReason, RequestRejected
+from events.request import AbortReason, RequestAborted, RequestArrived, RequestFinished
+from services.runtime.config import EngineConfig, ModelConfig, OnLogDown, TenantConfig
+from tests.services.engines.vllm_double import VllmDouble, vllm_double
+from tests.services.gateway.http_rig import CHAT, SIMULATED, House, byte_tokenizer, config_of, house
+from tests.services.gateway.rig import Decide, admit_to, heard, records
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[House]:
+    """A gateway with one simulated engine and the real admission."""
+    async with house(config_of(tmp_path)) as running:
+        yield running
+
+
+async def test_openai_client_streams_a_chat(served: House) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{served.gateway.url}/v1", api_key="none") as client:
+        words = []
+        stream = await client.chat.completions.create(**CHAT, stream=True, stream_options={"include_usage": True})
+        async for chunk in stream:
+            words += [choice.delta.content for choice in chunk.choices if choice.delta.content]
+            usage = chunk.usage
+        listed = [model.id for model in (await client.models.list()).data]
+
+    assert usage is not None
+    assert len("".join(words).split()) == usage.completion_tokens <= 8
+    assert listed == ["tiny"]
+    finished = (await heard(served.log, lambda event: isinstance(event, RequestFinished))).event
+    assert isinstance(finished, RequestFinished)
+    assert finished.output_tokens == usage.completion_tokens
+
+
+async def test_openai_client_gets_whole_answers_and_vectors(served: House) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{served.gateway.url}/v1", api_key="none") as client:
+        chat = await client.chat.completions.create(**CHAT)
+        text = await client.completions.create(model="tiny", prompt="hello", max_tokens=4)
+        vectors = await client.embeddings.create(model="tiny", input=["a", "b"])
+
+    assert chat.choices[0].message.content
+    assert text.usage is not None
+    assert 1 <= text.usage.completion_tokens <= 4
+    assert [len(each.embedding) for each in vectors.data] == [16, 16]
+
+
+async def test_answer_names_its_request_and_engine(served: House) -> None:
+    answered = await served.post("/v1/chat/completions", CHAT)
+    arrived = (await heard(served.log, lambda event: isinstance(event, RequestArrived))).event
+
+    assert answered.status == 200
+    assert answered.headers["x-tidegate-engine"] == "e1"
+    assert isinstance(arrived, RequestArrived)
+    assert answered.headers["x-request-id"] == arrived.request_id
+    assert "x-tidegate-decided" not in answered.headers
+
+
+async def test_usage_event_is_kept_from_a_client_that_did_not_ask(served: House) -> None:
+    plain = await served.post("/v1/chat/completions", {**CHAT, "stream": True})
+    asking = await served.post(
+        "/v1/chat/completions", {**CHAT, "stream": True, "stream_options": {"include_usage": True}}
+    )
+
+    assert plain.headers["content-type"].startswith("text/event-stream")
+    assert b"usage" not in plain.body
+    assert b'"usage"' in asking.body
+    assert plain.body.endswith(b"data: [DONE]\n\n")
+
+
+# Bad input.
+
+BAD_BODIES: list[tuple[str, Any, int, str]] = [
+    ("/v1/chat/completions", b"{nope", 400, "invalid_json"),
+    ("/v1/chat/completions", b"", 400, "invalid_json"),
+    ("/v1/chat/completions", b"[1]", 400, "invalid_type"),
+    ("/v1/chat/completions", b'{"model":"tiny","messages":[{"content":"\xff"}]}', 400, "invalid_json"),
+    ("/v1/chat/completions", {"messages": []}, 400, "missing_required_parameter"),
+    ("/v1/chat/completions", {"model": 7, "messages": []}, 400, "invalid_type"),
+    ("/v1/chat/completions", {"model": "tiny"}, 400, "missing_required_parameter"),
+    ("/v1/chat/completions", {**CHAT, "model": "nobody"}, 404, "model_not_found"),
+    ("/v1/completions", {"model": "tiny", "prompt": 5}, 400, "invalid_type"),
+    ("/v1/chat/completions", {"model": "tiny", "messages": "hi"}, 400, "invalid_type"),
+    ("/v1/completions", {"model": "tiny", "prompt": []}, 400, ""),
+    ("/v1/completions", {"model": "tiny", "prompt": [1, "a"]}, 400, ""),
+    ("/v1/completions", {"model": "tiny", "prompt": [-1]}, 400, ""),
+    ("/v1/completions", {"model": "tiny", "prompt": "a", "max_tokens": -1}, 400, ""),
+    ("/v1/completions", {"model": "tiny", "prompt": "a", "n": 0}, 400, ""),
+    ("/v1/completions", {"model": "tiny", "prompt": "a", "priority": 2**40}, 400, ""),
+    ("/v1/embeddings", {"model": "tiny"}, 400, "missing_required_parameter"),
+    ("/v1/embeddings", {"model": "tiny", "input": ["a"] * 3000}, 400, ""),
+    ("/v1/nothing", {}, 404, "not_found"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "status", "code"), BAD_BODIES)
+async def test_bad_body_is_refused_in_openais_shape(
+    served: House, path: str, body: Any, status: int, code: str
+) -> None:
+    answered = await served.post(path, body)
+
+    assert answered.status == status
+    error = answered.json["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    assert (error["code"] or "") == code
+    assert not any(isinstance(each.event, RequestArrived) for each in await records(served.log))
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("x-llm-d-slo-ttft-ms", "soon"),
+        ("x-llm-d-slo-ttft-ms", "-5"),
+        ("x-llm-d-slo-ttft-ms", "0"),
+        ("x-llm-d-slo-tpot-ms", "1e3"),
+        ("x-slo-ttft-ms", ""),
+        ("x-slo-tpot-ms", "99999999999"),
+        ("x-llm-d-inference-objective", "two words"),
+        ("x-gateway-inference-fairness-id", "x" * 65),
+    ],
+)
+async def test_bad_slo_header_is_named_with_what_is_allowed(served: House, header: str, value: str) -> None:
+    answered = await served.post("/v1/chat/completions", CHAT, {header: value})
+
+    assert answered.status == 400
+    assert answered.json["error"]["param"] == header
+    assert "allowed" in answered.json["error"]["message"]
+
+
+async def test_body_that_is_too_large_is_413_however_it_comes(tmp_path: Path) -> None:
+    async with house(config_of(tmp_path, gateway={"body_bytes_max": 1_000})) as running:
+        body = {**CHAT, "user": "x" * 2_000}
+        answered = await running.post("/v1/chat/completions", body)
+        assert (answered.status, answered.code) == (413, "body_too_large")
+
+        async def chunked() -> AsyncIterator[bytes]:
+            for _ in range(20):
+                yield b" " * 100
+
+        async with running.session.post(f"{running.gateway.url}/v1/chat/completions", data=chunked()) as response:
+            assert response.status == 413
+
+
+async def test_wrong_method_is_405(served: House) -> None:
+    answered = await served.get("/v1/chat/completions")
+    assert (answered.status, answered.code) == (405, "method_not_allowed")
+
+
+@pytest.mark.parametrize("key", ["", "Bearer wrong", "Bearer ", "Basic key-a", "Bearer kéy"])
+async def test_unknown_key_is_401_when_tenants_are_configured(tmp_path: Path, key: str) -> None:
+    tenants = [TenantConfig(name="a", api_keys=["key-a"])]
+    async with house(config_of(tmp_path, tenants=tenants)) as running:
+        headers = {"authorization": key} if key else {}
+        assert (await running.get("/v1/models", headers)).status == 401
+        answered = await running.post("/v1/chat/completions", CHAT, headers)
+        assert (answered.status, answered.code) == (401, "invalid_api_key")
+        assert (await running.get("/health")).status == 200
+
+
+async def test_tenant_comes_from_the_key_never_from_the_clients_word(tmp_path: Path) -> None:
+    tenants = [TenantConfig(name="a", api_keys=["key-a"]), TenantConfig(name="b", api_keys=["key-b"], priority=3)]
+    async with house(config_of(tmp_path, tenants=tenants)) as running:
+        headers = {"authorization": "Bearer key-b", "x-llm-d-inference-fairness-id": "a"}
+        assert (await running.post("/v1/chat/completions", {**CHAT, "user": "a"}, headers)).status == 200
+        arrived = await arrival(running)
+        assert (arrived.tenant, arrived.priority) == ("b", 3)
+
+
+async def arrival(running: House) -> RequestArrived:
+    recorded = await heard(running.log, lambda event: isinstance(event, RequestArrived))
+    assert isinstance(recorded.event, RequestArrived)
+    return recorded.event
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "expected"),
+    [
+        ({}, {}, {"slo_ttft_ns": 60_000_000_000, "slo_tpot_ns": 50_000_000, "priority": 0, "objective": ""}),
+        ({"x-llm-d-slo-ttft-ms": "250", "x-slo-ttft-ms": "9"}, {}, {"slo_ttft_ns": 250_000_000}),
+        ({"x-slo-ttft-ms": "1500.5"}, {}, {"slo_ttft_ns": 1_500_500_000}),
+        ({"x-llm-d-slo-tpot-ms": "20"}, {}, {"slo_tpot_ns": 20_000_000}),
+        ({"x-gateway-inference-objective": "fast"}, {}, {"objective": "fast", "priority": 7}),
+        ({"x-llm-d-inference-objective": "fast"}, {"priority": 2}, {"priority": -2}),
+        ({}, {"max_completion_tokens": 5}, {"tokens_max": 5}),
+        ({}, {"max_tokens": None}, {"tokens_max": 0}),
+        ({}, {"n": 3}, {"tokens_max": 24}),
+    ],
+)
+async def test_what_a_client_asks_for_stands_in_the_arrival(
+    tmp_path: Path, headers: dict[str, str], body: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    config = config_of(tmp_path, gateway={"objectives": {"fast": 7}})
+    async with house(config, decide=rejecting(RejectReason.QUEUE_FULL)) as running:
+        await running.post("/v1/chat/completions", {**CHAT, **body}, headers)
+        arrived = await arrival(running)
+        assert {name: getattr(arrived, name) for name in expected} == expected
+        assert arrived.deadline_ns >= arrived.slo_ttft_ns
+
+
+async def test_default_slo_grows_with_the_prompts_unloaded_ttft(tmp_path: Path) -> None:
+    models = [ModelConfig(name="tiny", slo_ttft_ms=1, slo_ttft_factor=3)]
+    async with house(config_of(tmp_path, models=models), decide=rejecting(RejectReason.QUEUE_FULL)) as running:
+        await running.post("/v1/completions", {"model": "tiny", "prompt": [7] * 30_000})
+        long = await arrival(running)
+        assert 2_000_000_000 < long.slo_ttft_ns < 6_000_000_000, "3 x what an H100 takes for 30,000 tokens"
+
+
+def rejecting(reason: RejectReason, retry_after_ns: int = 2_000_000_000) -> Decide:
+    def decide(event: Event) -> list[Event]:
+        if not isinstance(event, RequestArrived):
+            return []
+        return [RequestRejected(request_id=event.request_id, reason=reason, retry_after_ns=retry_after_ns)]
+
+    return decide
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "code"),
+    [
+        (RejectReason.QUEUE_FULL, 429, "rejected_queue_full"),
+        (RejectReason.NO_ENGINE, 503, "rejected_no_engine"),
+        (RejectReason.TOO_LONG, 400, "context_length_exceeded"),
+    ],
+)
+async def test_rejection_reaches_the_client(tmp_path: Path, reason: RejectReason, status: int, code: str) -> None:
+    async with house(config_of(tmp_path), decide=rejecting(reason), speed=1) as running:
+        answered = await running.post("/v1/chat/completions", {**CHAT, "stream": True})
+
+        assert (answered.status, answered.code) == (status, code)
+        assert answered.headers["x-llm-d-request-dropped-reason"] == reason
+        if status != 400:
+            assert answered.headers["retry-after"] == "2"
+        assert answered.headers["x-request-id"]
+
+
+async def test_full_gateway_is_503_with_retry_after(tmp_path: Path) -> None:
+    async with house(config_of(tmp_path, gateway={"requests_max": 0})) as running:
+        answered = await running.post("/v1/chat/completions", CHAT)
+        assert (answered.status, answered.code, answered.headers["retry-after"]) == (503, "requests_max", "1")
+
+
+async def test_health_says_why_and_metrics_count(served: House) -> None:
+    await served.post("/v1/chat/completions", CHAT)
+    await served.post("/v1/chat/completions", b"{")
+    metrics = (await served.get("/metrics")).body
+    assert b'tidegate_gateway_requests_total{model="tiny",outcome="finished"} 1.0' in metrics
+    assert b'tidegate_gateway_turned_away_total{status="400"} 1.0' in metrics
+    assert b"gen_ai_server_time_to_first_token_seconds_bucket" in metrics
+    assert (await served.get("/health")).json["status"] == "ok"
+
+    served.log.off = True
+    served.gateway.holder._say_beat()
+    await served.gateway.holder.health.down
+    unwell = await served.get("/health")
+    assert (unwell.status, unwell.json["reasons"]) == (503, ["the event log takes nothing"])
+    refused = await served.post("/v1/chat/completions", CHAT)
+    assert (refused.status, refused.code) == (503, "log_down")
+    served.log.off = False
+
+
+async def test_gateway_without_engines_is_not_healthy(tmp_path: Path) -> None:
+    async with house(config_of(tmp_path, engines=())) as running:
+        unwell = await running.get("/health")
+        assert (unwell.status, unwell.json["reasons"]) == (503, ["no engine is ready"])
+        assert (await running.post("/v1/chat/completions", CHAT)).status == 503
+
+
+async def test_undecided_answer_is_marked(tmp_path: Path) -> None:
+    async with house(config_of(tmp_path, gateway={"on_log_down": OnLogDown.PASS})) as running:
+        running.log.off = True
+        running.gateway.holder._say_beat()
+        await running.gateway.holder.health.down
+        answered = await running.post("/v1/chat/completions", CHAT)
+        assert (answered.status, answered.headers["x-tidegate-decided"]) == (200, "no")
+        running.log.off = False
+
+
+async def test_engine_list_is_exchanged_without_a_restart(served: House) -> None:
+    other = EngineConfig(id="e2", kind=SIMULATED.kind, models=["tiny", "second"], embedding=True)
+    await served.gateway.reload([other])
+
+    answered = await served.post("/v1/chat/completions", {**CHAT, "model": "second"})
+    assert (answered.status, answered.headers["x-tidegate-engine"]) == (200, "e2")
+    assert (await served.get("/v1/models/second")).status == 200
+    assert (await served.get("/v1/models/none")).code == "model_not_found"
+
+
+# Towards a vLLM.
+
+
+@pytest.fixture
+async def double() -> AsyncIterator[VllmDouble]:
+    async with vllm_double() as running:
+        yield running
+
+
+def vllm_config(folder: Path, double: VllmDouble, *, engine: dict[str, Any] | None = None, **more: Any) -> Any:
+    engines = [EngineConfig(id="e1", models=["tiny"], url=double.url, **(engine or {}))]
+    return config_of(folder, engines=engines, **more)
+
+
+CHANGES: list[tuple[bytes, dict[str, Any], Callable[[str], bytes]]] = [
+    (
+        b'{"model":"tiny", "big":123456789012345678901234567890, "e":"\\u00e9", "messages":[ {"role":"user"} ]}',
+        {},
+        lambda salt: b'{"model":"tiny","big":123456789012345678901234567890,"e":"\\u00e9",'
+        b'"messages":[ {"role":"user"} ],"cache_salt":"' + salt.encode() + b'"}',
+    ),
+    (
+        b'{"model":"tiny","messages":[],"cache_salt":"mine","priority":5}',
+        {},
+        lambda salt: b'{"model":"tiny","messages":[],"cache_salt":"' + salt.encode() + b'"}',
+    ),
+    (
+        b'{"model":"tiny","messages":[],"priority":5}',
+        {"priority": True},
+        lambda salt: b'{"model":"tiny","messages":[],"cache_salt":"' + salt.encode() + b'","priority":5}',
+    ),
+    (
+        b'{"model":"tiny","messages":[],"stream":true,"stream_options":{"x":1.50}}',
+        {},
+        lambda salt: b'{"model":"tiny","messages":[],"stream":true,"stream_options":{"x":1.50,"include_usage":true},'
+        b'"cache_salt":"' + salt.encode() + b'"}',
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sent", "engine", "expected"), CHANGES)
+async def test_engine_gets_the_clients_body_but_for_the_listed_fields(
+    tmp_path: Path, double: VllmDouble, sent: bytes, engine: dict[str, Any], expected: Callable[[str], bytes]
+) -> None:
+    async with house(vllm_config(tmp_path, double, engine=engine, secret="s"), decide=admit_to("e1")) as running:
+        answered = await running.post("/v1/chat/completions", sent, {"authorization": "Bearer client-secret"})
+        assert answered.status == 200
+
+    [got] = double.bodies
+    salt = got.split(b'"cache_salt":"')[1].split(b'"')[0].decode()
+    assert len(salt) == 32
+    assert got == expected(salt)
+    assert "authorization" not in double.headers[0], "the client's key is not the engine's"
+
+
+async def test_engines_stream_passes_untouched(tmp_path: Path, double: VllmDouble) -> None:
+    asking = {**CHAT, "stream": True, "stream_options": {"include_usage": True}}
+    async with house(vllm_config(tmp_path, double), decide=admit_to("e1")) as running:
+        answered = await running.post("/v1/chat/completions", asking)
+        plain = await running.post("/v1/chat/completions", {**CHAT, "stream": True})
+        direct = await running.session.post(f"{double.url}/v1/chat/completions", json=asking)
+        assert answered.body == await direct.read()
+        events = answered.body.split(b"\n\n")
+        assert plain.body == b"\n\n".join(event for event in events if b'"usage"' not in event)
+
+
+async def test_client_that_disconnects_aborts_the_engines_work(tmp_path: Path, double: VllmDouble) -> None:
+    double.hold = asyncio.Event()
+    async with house(vllm_config(tmp_path, double), decide=admit_to("e1")) as running:
+        url = f"{running.gateway.url}/v1/chat/completions"
+        async with running.session.post(url, json={**CHAT, "stream": True}) as response:
+            await response.content.readany()
+            response.close()
+        await asyncio.wait_for(double.client_left.wait(), 5)
+        aborted = (await heard(running.log, lambda event: isinstance(event, RequestAborted))).event
+        assert isinstance(aborted, RequestAborted)
+        assert aborted.reason is AbortReason.CLIENT_GONE
+
+
+async def test_engine_lost_in_the_middle_ends_the_stream_with_a_clear_error(tmp_path: Path, double: VllmDouble) -> None:
+    double.break_after = 2
+    async with house(vllm_config(tmp_path, double), decide=admit_to("e1")) as running:
+        answered = await running.post("/v1/chat/completions", {**CHAT, "stream": True})
+
+    assert answered.status == 200
+    events = answered.body.split(b"\n\n")
+    assert events[-3].startswith(b'data: {"error":{"message":')
+    assert events[-2] == b"data: [DONE]"
+
+
+async def test_engine_lost_before_the_first_token_is_tried_once_more(tmp_path: Path, double: VllmDouble) -> None:
+    async with vllm_double() as dead:
+        await dead.kill()
+        engines = [
+            EngineConfig(id="e1", models=["tiny"], url=dead.url),
+            EngineConfig(id="e2", models=["tiny"], url=double.url),
+        ]
+        async with house(config_of(tmp_path, engines=engines), decide=admit_to("e1", "e2")) as running:
+            answered = await running.post("/v1/chat/completions", {**CHAT, "stream": True})
+            assert (answered.status, answered.headers["x-tidegate-engine"]) == (200, "e2")
+
+        async with house(config_of(tmp_path, engines=engines[:1]), decide=admit_to("e1", "e1")) as running:
+            answered = await running.post("/v1/chat/completions", CHAT)
+            assert (answered.status, answered.code) == (503, "engine_lost")
+
+
+async def test_engines_own_error_is_the_clients(tmp_path: Path, double: VllmDouble) -> None:
+    double.refuse = (422, b'{"error":{"message":"its own"}}')
+    async with house(vllm_config(tmp_path, double), decide=admit_to("e1")) as running:
+        answered = await running.post("/v1/chat/completions", CHAT)
+        assert (answered.status, answered.body) == (422, b'{"error":{"message":"its own"}}')
+
+
+async def test_tokens_are_asked_from_the_engine_where_configured(tmp_path: Path, double: VllmDouble) -> None:
+    models = [ModelConfig(name="tiny", tokenizer="engine")]
+    async with house(vllm_config(tmp_path, double, models=models), decide=admit_to("e1")) as running:
+        await running.post("/v1/chat/completions", CHAT)
+        arrived = await arrival(running)
+        assert (arrived.prompt_tokens, arrived.estimated) == (len("hello tide"), False)
+
+
+# Prompt text stays in the gateway.
+
+SECRETS = ["purple-elephant", "my-session-name", "key-of-the-client", "sk-upstream"]
+
+
+async def test_prompt_text_and_keys_are_written_nowhere(
+    tmp_path: Path, double: VllmDouble, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    folder = byte_tokenizer(tmp_path / "tokenizer")
+    config = vllm_config(
+        tmp_path / "state", double, engine={"api_key": "sk-upstream"},
+        models=[ModelConfig(name="tiny", tokenizer=str(folder))],
+        tenants=[TenantConfig(name="a", api_keys=["key-of-the-client"])],
+    )  # fmt: skip
+    long = "purple-elephant " * 400
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": long}], "session_id": "my-session-name"}
+    key = {"authorization": "Bearer key-of-the-client"}
+    async with house(config, decide=admit_to("e1", "e1")) as running:
+        said: list[bytes] = []
+        for body in (
+            {**chat, "stream": True},
+            {**chat, "tools": [{"name": long}]},
+            {**chat, "max_tokens": "purple-elephant"},
+            {**chat, "model": "purple-elephant"},
+            {"model": "tiny", "messages": "purple-elephant"},
+            b'{"model":"tiny","messages":["purple-elephant',
+        ):
+            answered = await running.post("/v1/chat/completions", body, key)
+            said.append(answered.body)
+        double.break_after = 1
+        said.append((await running.post("/v1/chat/completions", {**chat, "stream": True}, key)).body)
+        said.append(
+            (await running.post("/v1/chat/completions", chat, {"authorization": "Bearer my-session-name"})).body
+        )
+        said.append((await running.get("/metrics")).body)
+        arrived = await arrival(running)
+        assert arrived.slices, "the prompt was long enough to be fingerprinted"
+    said += [message.body + message.subject.encode() async for batch in running.log.read() for message in batch]
+    said += [path.read_bytes() for path in (tmp_path / "state").rglob("*") if path.is_file()]
+    said.append(caplog.text.encode())
+
+    assert not [secret for secret in SECRETS if any(secret.encode() in each for each in said)]
