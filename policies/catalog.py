@@ -1,14 +1,13 @@
 """The deciders by actor, and presets of their settings: what replay, virtual time and services all read."""
 
-from dataclasses import replace
 from typing import Any
 
 from policies.admission import ADMISSION
-from policies.admission_state import State, configure, initial
 from policies.decider import Decider
 
-DECIDERS: dict[str, Decider[Any]] = {ADMISSION.name: ADMISSION}
-"""Every actor's decider, with its default settings; a log's own settings come with `ActorStarted`."""
+ACTORS: dict[str, Decider[Any]] = {ADMISSION.name: ADMISSION}
+"""Actor -> its decider, once each: what workers run and logs are verified with. An owner's settings, a preset's too,
+stand in the log (`actor_started`)."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -17,21 +16,4 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The careful way without admission: everything goes on at once, to where its prefix is.
     "first_come_affinity": {"mode": "observe", "placement": "prefix_affinity"},
 }
-"""Settings of admission by preset: what stands in `ActorStarted.settings` or a configuration."""
-
-
-def preset(name: str) -> Decider[State]:
-    """Admission that begins with the settings of a preset. Raises KeyError for an unknown one."""
-    settings = PRESETS[name]
-
-    def begin() -> State:
-        state = initial()
-        configure(state, settings)
-        return state
-
-    return replace(ADMISSION, initial=begin)
-
-
-ACTORS: dict[str, Decider[Any]] = {ADMISSION.name: ADMISSION}
-"""Actor -> its decider, once each: what workers run and logs are verified with. An owner's settings, a preset's too,
-stand in the log (`actor_started`)."""
+"""Settings of admission by preset."""

@@ -1,0 +1,166 @@
+"""What the golden journals hold: small days that each show one thing, and one long day with everything in it.
+
+    .venv/bin/python -m tests.golden.scenarios
+
+writes all of them anew into `tests/golden/`. Do so only when a policy's behaviour was changed on purpose, in the same
+commit, and say in its message what changed. Journals of bugs stand beside them and are never written anew.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from events.base import EngineId, Event, HolderId, PoolId
+from events.engine import EngineRemoved, Health
+from events.log.base import Message
+from events.log.journal import JournalWriter
+from events.request import AbortReason, HolderStopped
+from policies.catalog import ACTORS
+from replay.virtual_log import VirtualLog
+from tests.policies.words import (
+    FS_PER_MS,
+    MS,
+    STEP,
+    S,
+    aborted,
+    arrived,
+    beat,
+    embedding,
+    engine,
+    expired,
+    finished,
+    first_token,
+    health,
+    measured,
+    settings,
+    slices,
+    tick,
+)
+from tests.policies.world import WILD, World, live, numbers
+from tests.spec import START_NS
+
+FOLDER = Path(__file__).parent
+POOL = PoolId("golden")
+Day = Sequence[tuple[int, Event]]
+
+
+def seconds(first: int, last: int, *spoken: Event) -> list[tuple[int, Event]]:
+    """Ticks from one second to another, with what is said before each."""
+    return [(n * S, event) for n in range(first, last + 1) for event in (*spoken, tick(n))]
+
+
+ADMIT: Day = [
+    (0, engine("e1")), (0, engine("e2", embedding=True)), (0, engine("e3", step=None)), (0, tick(0)),
+    (10 * MS, arrived("a", 300, now=10 * MS, slices=slices("x", "y", "z"), slice_tokens=100)),
+    (15 * MS, arrived("b", 200, now=15 * MS, tpot=50 * MS)),
+    (20 * MS, embedding("v", 500, now=20 * MS, inputs=5)),
+    (40 * MS, first_token("a")), (60 * MS, first_token("b", "e2")), (70 * MS, finished("v", "e2", out=0)),
+    (80 * MS, arrived("c", 400, now=80 * MS, slices=slices("x", "y", "z"), slice_tokens=100)),
+    (990 * MS, measured("e1", used_ppm=400_000, running=2)), (995 * MS, beat(a=50, b=40)), *seconds(1, 1),
+    (1_200 * MS, finished("a", out=60)), (1_300 * MS, finished("b", "e2", out=50)), *seconds(2, 2, beat()),
+]  # fmt: skip
+
+DEFER: Day = [
+    (0, settings(passes_max=1, backlog_max_ns=30 * MS)), (0, engine("e1", seqs_max=4)), (0, tick(0)),
+    (0, arrived("a", 500, out=400)), (10 * MS, arrived("b", 100, now=10 * MS, out=5)),
+    (50 * MS, first_token("a")), (60 * MS, arrived("c", 500, now=60 * MS, slack=3 * S)),
+    (70 * MS, arrived("d", 50, now=70 * MS, out=10)), (80 * MS, arrived("e", 50, now=80 * MS, slack=800 * MS)),
+    (100 * MS, finished("b", out=5)), (120 * MS, first_token("d")), (300 * MS, aborted("d", engine_id=EngineId("e1"))),
+    (900 * MS, tick(0)), *seconds(1, 1, beat(a=90)), (1_500 * MS, expired("c")), (1_600 * MS, finished("a", out=120)),
+    *seconds(2, 3, beat()),
+]  # fmt: skip
+
+PACE: Day = [
+    (0, engine("e1", blocks=1_000, seqs_max=2, step=replace(STEP, knee_tokens=1, above_fs=3 * FS_PER_MS // 10))),
+    (0, tick(0)), (0, arrived("a", 10, out=100, tpot=15 * MS)), (13 * MS, first_token("a")),
+    (20 * MS, arrived("b", 1_900, now=20 * MS, out=1, slack=3 * S)), (30 * MS, arrived("c", 10, now=30 * MS, out=5)),
+    (40 * MS, arrived("d", 10, now=40 * MS)), (60 * MS, first_token("c")), (90 * MS, finished("c", out=5)),
+    *seconds(1, 1, beat(a=95)), (1_100 * MS, finished("a", out=100)), *seconds(2, 2, beat()),
+]  # fmt: skip
+
+REJECT: Day = [
+    (0, tick(0)), (0, arrived("early")), (0, engine("e1")), (0, arrived("other", model="other")),
+    (0, arrived("long", 5_000)), (0, arrived("slow", 900, slack=50 * MS)), (0, arrived("fast", tpot=1 * MS)),
+    (0, arrived("a", 600, out=300)), (0, arrived("late", 100, slack=60 * MS)), (60 * MS, first_token("a")),
+    (70 * MS, settings(queue_max=1)), (80 * MS, arrived("b", 600, now=80 * MS)),
+    (90 * MS, arrived("c", 600, now=90 * MS)),
+    *seconds(1, 2, beat()), (2_100 * MS, arrived("d", 600, now=2_100 * MS)), (2_200 * MS, health("e1", Health.LOST)),
+    (2_300 * MS, aborted("a", AbortReason.ENGINE_LOST, engine_id=EngineId("e1"), final=False)),
+    (2_310 * MS, arrived("a", 600, now=2_310 * MS, attempt=1)), (2_400 * MS, EngineRemoved(engine_id=EngineId("e1"))),
+]  # fmt: skip
+
+HOLDER_LOST: Day = [
+    (0, engine("e1")), (0, tick(0)), (0, beat("h", "1")), (0, beat("g", "1")),
+    (10 * MS, arrived("a", 400, out=500, now=10 * MS)), (20 * MS, arrived("b", 100, now=20 * MS, holder="g")),
+    (30 * MS, arrived("c", 700, now=30 * MS, slack=60 * S)), (60 * MS, first_token("a")),
+    *seconds(1, 7, beat("g", "1", b=9)),
+    (7_100 * MS, beat("h", "2")), (7_200 * MS, arrived("d", 400, now=7_200 * MS)), (7_300 * MS, beat("g", "2")),
+    *seconds(8, 9, beat("h", "2")), (9_500 * MS, HolderStopped(holder=HolderId("h"))),
+]  # fmt: skip
+
+OBSERVE: Day = [
+    (0, engine("e1")), (0, engine("e2")), (0, tick(0)),
+    *((n * MS, arrived(f"r{n}", 300 + n, out=200, now=n * MS, slack=(100 + 5 * n) * MS)) for n in range(12)),
+    (20 * MS, arrived("long", 9_000)), (30 * MS, first_token("r0")), (60 * MS, first_token("r1", "e2")),
+    *seconds(1, 1, beat()), (1_100 * MS, settings(mode="enforce")), (1_200 * MS, arrived("x", 300, now=1_200 * MS)),
+    (1_300 * MS, finished("r0", out=200)), *seconds(2, 3, beat()),
+]  # fmt: skip
+
+DAYS: dict[str, tuple[dict[str, Any], Day]] = {
+    "admit": ({}, ADMIT),
+    "defer": ({}, DEFER),
+    "pace": ({}, PACE),
+    "reject": ({}, REJECT),
+    "holder_lost": ({}, HOLDER_LOST),
+    "observe": ({"mode": "observe", "placement": "round_robin"}, OBSERVE),
+}
+LONG_DAY = "long_day"
+LONG_DAY_VERBS, LONG_DAY_SEED = 1_200, 11
+
+
+def file_of(name: str) -> Path:
+    """Where a scenario's journal stands; the long one is compressed."""
+    return FOLDER / (f"{name}.jsonl.zst" if name == LONG_DAY else f"{name}.jsonl")
+
+
+def played(policy: dict[str, Any], day: Day) -> list[Message]:
+    """The log of a day."""
+    log = VirtualLog(POOL, ACTORS, lambda _decision, _place: None)
+    log.now_ns = START_NS
+    log.start({"admission": policy})
+    for at_ns, event in day:
+        log.now_ns = max(log.now_ns, START_NS + at_ns)
+        log.say(_source(event), "golden", event)
+    return log.messages
+
+
+def long_day() -> Day:
+    """Everything that can happen, for a while."""
+    world = live(numbers(LONG_DAY_VERBS, LONG_DAY_SEED), WILD, World())
+    return [(recorded.ts_ns - START_NS, recorded.event) for recorded in world.facts]
+
+
+def _source(event: Event) -> str:
+    """The subject's source token, as live writers use it."""
+    kind = event.event_kind()
+    sources: tuple[tuple[str, Callable[[str], bool]], ...] = (
+        ("clock", lambda kind: kind == "ticked"),
+        ("policy", lambda kind: kind == "policy_configured"),
+        ("sensor", lambda kind: kind.startswith("engine_")),
+    )
+    return next((source for source, says in sources if says(kind)), "gateway")
+
+
+def write_all() -> None:
+    """Write every scenario's journal anew."""
+    days = {**DAYS, LONG_DAY: ({}, long_day())}
+    for name, (policy, day) in days.items():
+        with JournalWriter(file_of(name), POOL) as journal:
+            for message in played(policy, day):
+                journal.write(message)
+
+
+if __name__ == "__main__":
+    write_all()
