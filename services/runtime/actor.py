@@ -110,7 +110,6 @@ class Actor(Generic[S]):
         self._held: _Held | None = None
         self._to_save = asyncio.Event()
         self._saved_seq = self._saved_ns = 0
-        self._stopping = asyncio.Event()
         self._draining = False
 
     @property
@@ -118,12 +117,8 @@ class Actor(Generic[S]):
         """Where the actor stands. Read only."""
         return self._progress
 
-    def stop(self) -> None:
-        """Ask `run` to end in good order: store what is decided, keep a snapshot."""
-        self._stopping.set()
-
-    async def run(self) -> None:
-        """Take the actor over and work until `stop`.
+    async def run(self, stop: asyncio.Event) -> None:
+        """Take the actor over and work until `stop`; then store what is decided, keep a snapshot, and return.
 
         Raises Fenced when another instance took over, PolicyFailed (after what was decided before is stored and
         the failure is noted), LogDamaged, and LogError when the log was away for too long; ValueError for bad
@@ -134,7 +129,7 @@ class Actor(Generic[S]):
         reading = asyncio.create_task(self._read(), name="reading")
         publishing = asyncio.create_task(self._publish(), name="publishing")
         saving = asyncio.create_task(self._save(), name="saving")
-        stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
+        stopping = asyncio.create_task(stop.wait(), name="stopping")
         try:
             await asyncio.wait((reading, publishing, stopping), return_when=asyncio.FIRST_COMPLETED)
             failed = await _ended(reading)

@@ -90,7 +90,7 @@ class EmbeddedServer:
         assert threading.current_thread() is threading.main_thread(), "the server dies with the thread that starts it"
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(  # noqa: S603
-                _tethered(self.command),
+                tethered(self.command),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=(self.lock_fd,),
             )  # fmt: skip
         deadline = time.monotonic() + READY_TIMEOUT_S
@@ -263,7 +263,8 @@ def _write_private(path: Path, lines: list[str]) -> None:
         file.write("\n".join(lines) + "\n")
 
 
-def _tethered(command: list[str]) -> list[str]:
+def tethered(command: list[str]) -> list[str]:
+    """The command such that, on Linux, the kernel ends it with the thread that starts it; elsewhere as it is."""
     if sys.platform != "linux":
         return command
     return [sys.executable, "-I", "-S", "-c", _TETHER, str(os.getpid()), *command]

@@ -60,7 +60,7 @@ def an_actor(log: Any, snapshots: MemorySnapshots | None, *, code: str = "v1", f
 
 async def live_until_quiet(log: MemoryLog, actor: Actor[toy.State], fate: toy.Fate) -> bool:
     """Whether the process lived until all that stands in the log was taken in and answered."""
-    run = asyncio.create_task(actor.run())
+    run = asyncio.create_task(actor.run(asyncio.Event()))
     killed = asyncio.create_task(fate.killed.wait())
     quiet = asyncio.create_task(toy.until(lambda: is_quiet(log, actor)))
     await asyncio.wait((run, killed, quiet), return_when=asyncio.FIRST_COMPLETED)
@@ -180,10 +180,9 @@ async def test_of_two_instances_that_fight_one_owns_every_decision(seed: int) ->
         nonlocal fenced
         while not ended.is_set():
             actor = an_actor(toy.FatefulLog(log, toy.Fate(chance, fail=0.05)), None, factor=factor)
-            run = asyncio.create_task(actor.run())
+            run = asyncio.create_task(actor.run(ended))
             end = asyncio.create_task(ended.wait())
             await asyncio.wait((run, end), return_when=asyncio.FIRST_COMPLETED)
-            actor.stop()
             outcome = (await asyncio.gather(run, end, return_exceptions=True))[0] if ended.is_set() else None
             if run.done() and not run.cancelled() and isinstance(run.exception(), Fenced):
                 fenced += 1

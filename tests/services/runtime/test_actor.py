@@ -57,12 +57,13 @@ def is_quiet(log: MemoryLog, actor: Actor[toy.State]) -> bool:
 @contextlib.asynccontextmanager
 async def running(log: MemoryLog, actor: Actor[toy.State]) -> AsyncIterator[None]:
     """The actor while it runs; at the end all is answered and it is asked to stop."""
-    run = asyncio.create_task(actor.run())
+    stop = asyncio.Event()
+    run = asyncio.create_task(actor.run(stop))
     try:
         yield
         await toy.until(lambda: run.done() or is_quiet(log, actor))
     finally:
-        actor.stop()
+        stop.set()
         await run
 
 
@@ -100,7 +101,7 @@ async def test_settings_of_the_actor_hold_from_its_start_in_the_log_on() -> None
 async def test_bad_settings_are_refused_before_anything_is_written() -> None:
     log = MemoryLog(toy.POOL)
     with pytest.raises(ValueError, match="colour"):
-        await an_actor(log, settings={"colour": 1}).run()
+        await an_actor(log, settings={"colour": 1}).run(asyncio.Event())
     assert not stored(log)
 
 
@@ -140,7 +141,7 @@ async def test_a_stop_stores_what_is_decided_and_keeps_a_snapshot() -> None:
 async def test_snapshots_are_kept_while_it_runs_by_count_and_by_time(limits: ActorLimits, step_ns: int) -> None:
     log, kept = MemoryLog(toy.POOL), MemorySnapshots()
     actor = an_actor(log, kept, limits=limits)
-    run = asyncio.create_task(actor.run())
+    run = asyncio.create_task(actor.run(asyncio.Event()))
     for n in range(12):
         await say(log, arrived(n), ts_ns=step_ns * n)
         await toy.until(lambda: is_quiet(log, actor))
@@ -162,7 +163,7 @@ async def test_a_snapshot_of_another_code_version_is_not_used() -> None:
 
 async def test_an_owner_that_is_only_reading_stops_when_another_takes_over() -> None:
     log = MemoryLog(toy.POOL)
-    first = asyncio.create_task(an_actor(log).run())
+    first = asyncio.create_task(an_actor(log).run(asyncio.Event()))
     await toy.until(lambda: len(stored(log)) == 1)
     async with running(log, an_actor(log)):
         with pytest.raises(Fenced):
@@ -188,7 +189,7 @@ async def test_a_stale_owner_is_fenced_whatever_kind_it_writes(kinds: tuple[str,
 
 async def fail(log: MemoryLog, kept: MemorySnapshots, *, code: str = "v1") -> PolicyFailed:
     with pytest.raises(PolicyFailed) as failed:
-        await asyncio.wait_for(an_actor(log, kept, code_version=code).run(), timeout=5)
+        await asyncio.wait_for(an_actor(log, kept, code_version=code).run(asyncio.Event()), timeout=5)
     return failed.value
 
 
@@ -280,14 +281,14 @@ async def test_a_log_that_is_not_the_one_the_snapshot_was_taken_of_is_not_read_o
         edit(log, taken.seq)
     size = len(stored(log))
     with pytest.raises(LogDamaged, match="restore the log"):
-        await an_actor(log, kept).run()
+        await an_actor(log, kept).run(asyncio.Event())
     assert len(stored(log)) == size, "nothing is written behind the damage"
 
 
 async def test_a_log_that_lost_stored_decisions_is_not_written_on() -> None:
     log, kept = SlowLog(), MemorySnapshots()
     actor = an_actor(log, kept, limits=ActorLimits(snapshot_every=1))
-    run = asyncio.create_task(actor.run())
+    run = asyncio.create_task(actor.run(asyncio.Event()))
     await say(log, *[arrived(n) for n in range(9)])
     await toy.until(lambda: actor._held is not None and actor._decided > 0 and log.in_flight == 1)
     position = actor._held.snapshot.seq if actor._held else 0
@@ -301,4 +302,4 @@ async def test_a_log_that_lost_stored_decisions_is_not_written_on() -> None:
         pytest.fail("the snapshot under test must lie before its own decisions")
     cut(log, position)
     with pytest.raises(LogDamaged, match="is gone"):
-        await an_actor(log, kept).run()
+        await an_actor(log, kept).run(asyncio.Event())
