@@ -85,20 +85,25 @@ def run(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FINE
     except Exception as error:
-        code = known_exit_code(error)
-        if code is None:
+        known = known_error(error)
+        if known is None:
             raise  # A mistake of ours: the traceback is what helps.
-        click.echo(f"tidegate: {error}", err=True)
-        return code
+        click.echo(f"tidegate: {known}", err=True)
+        return exit_code_of(known)
     return code if isinstance(code, int) else Exit.FINE
 
 
-def known_exit_code(error: BaseException) -> int | None:
-    """The exit code of an error that speaks for itself: its class names it. In a group, the first that has one."""
-    if isinstance(error, BaseExceptionGroup):
-        return next((code for inner in error.exceptions if (code := known_exit_code(inner)) is not None), None)
-    code = getattr(type(error), "exit_code", None)
-    return code if isinstance(code, int) else None
+def known_error(error: Exception) -> Exception | None:
+    """The error if it speaks for itself (its class names an exit code); of a group, the first that does."""
+    if isinstance(error, ExceptionGroup):
+        return next((known for inner in error.exceptions if (known := known_error(inner)) is not None), None)
+    return error if isinstance(getattr(type(error), "exit_code", None), int) else None
+
+
+def exit_code_of(known: Exception) -> int:
+    """The exit code that a known error names."""
+    code: int = type(known).exit_code  # type: ignore[attr-defined]
+    return code
 
 
 if __name__ == "__main__":

@@ -11,20 +11,21 @@ from services.runtime.output import Exit, Output
 
 
 @click.command()
+@click.option("--quiet", is_flag=True, help="Do not say where it serves.")
 @with_settings
 @with_output
-def command(settings: Settings, out: Output) -> int:
+def command(quiet: bool, settings: Settings, out: Output) -> int:
     """Serve OpenAI's API and plain events until SIGTERM or Ctrl-C.
 
     Engines that are added to or removed from the settings file are taken in without a restart (also by SIGHUP).
     """
     from services.runtime.aio import run
 
-    run(_serve(settings, out))
+    run(_serve(settings, None if quiet else out))
     return Exit.FINE
 
 
-async def _serve(settings: Settings, out: Output) -> None:
+async def _serve(settings: Settings, out: Output | None) -> None:
     from services.gateway import main
     from services.runtime import reload, servers
     from services.runtime.config import Config
@@ -45,10 +46,8 @@ async def _serve(settings: Settings, out: Output) -> None:
             following = asyncio.create_task(reload.follow(settings.load, file, take))
             stack.callback(following.cancel)
             stack.enter_context(servers.open_door(config, gateway.url))
-            out.result({"url": gateway.url, "pool": config.pool}, lambda console: console.print(_said(gateway.url)))
+            if out is not None:
+                value = {"url": gateway.url, "pool": config.pool}
+                out.result(value, lambda console: console.print(f"gateway: {gateway.url}/v1"))
 
         await main.run(config, log=frame.log, stop=frame.stop, nats=frame.client, on_ready=ready)
-
-
-def _said(url: str) -> str:
-    return f"gateway: {url}/v1"

@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from events.base import PoolId
@@ -27,23 +27,25 @@ class Frame:
 @asynccontextmanager
 async def framed(config: Config, name: str) -> AsyncIterator[Frame]:
     """The frame of one process, shown to NATS as `name`; taken down at the end. Raises LogError."""
-    client = await connect(servers.nats_url(config), name=f"tidegate-{name}", creds=config.nats.creds)
-    try:
+    async with AsyncExitStack() as stack:
+        client = await connect(servers.nats_url(config), name=f"tidegate-{name}", creds=config.nats.creds)
+        stack.push_async_callback(client.close)
         log = await JetStreamLog.open(client, PoolId(config.pool), replicas=config.nats.replicas)
-        try:
-            loop = asyncio.get_running_loop()
-            stop = asyncio.Event()
-            for each in STOP_SIGNALS:
-                loop.add_signal_handler(each, stop.set)
-            try:
-                yield Frame(client, log, stop)
-            finally:
-                for each in STOP_SIGNALS:
-                    loop.remove_signal_handler(each)
-        finally:
-            await log.close()
+        stack.push_async_callback(log.close)
+        yield Frame(client, log, stack.enter_context(stop_by_signal()))
+
+
+@contextmanager
+def stop_by_signal() -> Iterator[asyncio.Event]:
+    """An event that SIGTERM and Ctrl-C set, instead of ending the process, for as long as the block runs."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for each in STOP_SIGNALS:
+        loop.add_signal_handler(each, stop.set)
+    try:
+        yield stop
     finally:
-        await client.close()
+        for each in STOP_SIGNALS:
+            loop.remove_signal_handler(each)
 
 
 def log_to_stderr(config: Config, name: str) -> None:

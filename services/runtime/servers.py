@@ -13,6 +13,8 @@ from events.log.jetstream import JetStreamLog, connect
 from services.runtime.config import Config, without_password
 from services.runtime.snapshot import replace_file
 
+PROBE_TIMEOUT_S = 3.0
+
 T = TypeVar("T", "Door", "Servers")
 
 
@@ -36,6 +38,22 @@ class Servers(msgspec.Struct, frozen=True, kw_only=True):
     def environment(self) -> dict[str, str]:
         """The variables by which a child process finds them; they win over a file's URL."""
         return {"TIDEGATE_NATS__URL": self.nats_url, "TIDEGATE_REDIS__URL": self.redis_url}
+
+
+async def probe(config: Config, servers: Servers) -> None:
+    """Raise LogError, with address and mend, unless NATS has JetStream for us and Redis answers."""
+    named = msgspec.structs.replace(config, nats=msgspec.structs.replace(config.nats, url=servers.nats_url))
+    async with open_log(named, PoolId(config.pool), create=True):
+        pass
+    from redis.asyncio import Redis
+    from redis.exceptions import RedisError
+
+    try:
+        async with Redis.from_url(servers.redis_url, socket_connect_timeout=PROBE_TIMEOUT_S) as client:
+            await client.ping()
+    except (RedisError, OSError, ValueError) as error:
+        where, mend = servers.redis_where, "start it, or set REDIS_URL"
+        raise LogError(f"Redis does not answer: {error}", where=where, mend=mend) from error
 
 
 def run_folder(config: Config) -> Path:

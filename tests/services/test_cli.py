@@ -291,9 +291,14 @@ def test_colours_follow_no_color(tmp_path: Path, day: list[Message]) -> None:
         assert (b";32mverify" in done.stdout) is coloured
 
 
-def test_an_error_that_names_no_exit_code_is_a_mistake_of_ours() -> None:
-    class Known(Exception):
-        exit_code = 7
+class _Known(Exception):
+    exit_code = 7
 
-    assert cli.known_exit_code(ExceptionGroup("both", [ValueError(), ExceptionGroup("in", [Known()])])) == 7
-    assert cli.known_exit_code(ValueError()) is None
+
+def test_an_error_that_names_no_exit_code_is_a_mistake_of_ours() -> None:
+    inner = _Known("said")
+    both = ExceptionGroup("both", [ValueError(), ExceptionGroup("in", [inner])])
+    assert cli.known_error(both) is inner
+    assert cli.exit_code_of(inner) == 7
+    assert cli.known_error(ValueError()) is None
+    assert cli.known_error(ExceptionGroup("ours", [ValueError()])) is None
