@@ -44,7 +44,7 @@ from policies.accounts import blocks
 from policies.admission_explain import explain
 from policies.admission_state import State, configure, evolve, initial, requests_of
 from policies.decider import Decider
-from policies.forecast import Prospect, held_tokens, reserved_tokens
+from policies.forecast import Prospect, held_tokens, is_full, reserved_tokens
 from policies.judgement import (
     RETRY_AFTER_MIN_NS,
     Admit,
@@ -52,8 +52,10 @@ from policies.judgement import (
     Desk,
     Reject,
     Verdict,
+    holding,
     judge,
     options,
+    ranked,
     retry_after_ns,
     settle,
     slack_ns,
@@ -257,15 +259,17 @@ def _again(desk: Desk, one: Waiting, *, only: EngineId | None) -> Event | None:
         return _observed(desk, one)
     if one.until_ns <= desk.now_ns:
         return _too_late(one)
-    prospects = options(desk, one.request, group=waiting.group(one.request), avoid=one.avoid)
-    if isinstance(prospects, Reject):
-        return _said(desk.settings, prospects, one.request)
-    there = [prospect for prospect in prospects if only is None or prospect.trial.account.engine_id == only]
-    if not there:
+    holds = holding(desk, one.request, one.avoid)
+    if isinstance(holds, Reject):
+        return _said(desk.settings, holds, one.request)
+    there = [account for account in holds if only is None or account.engine_id == only]
+    # Too late on one engine is not too late on all: the next tick looks at them all.
+    elsewhere = len(there) < len(holds)
+    if elsewhere and all(is_full(desk.trial(account), one.request, desk.settings) for account in there):
         return None
-    verdict = judge(desk, there)
-    if isinstance(verdict, Defer) or (isinstance(verdict, Reject) and len(there) < len(prospects)):
-        return None  # Too late on one engine is not too late on all: the next tick looks at them all.
+    verdict = judge(desk, ranked(desk, one.request, there, waiting.group(one.request)))
+    if isinstance(verdict, Defer) or (isinstance(verdict, Reject) and elsewhere):
+        return None
     if isinstance(verdict, Admit):
         settle(desk, verdict.prospect)
     return _said(desk.settings, verdict, one.request)

@@ -161,6 +161,15 @@ def raw_ttft_ns(trial: Trial, *, tokens: int, pairs: int, now_ns: int) -> int:
     return in_all_ns - min(head_ns, now_ns - account.head_since_ns)
 
 
+def is_full(trial: Trial, request: RequestArrived, settings: AdmissionSettings) -> bool:
+    """Whether it cannot go there now, whatever its answer's length: what `blocked` finds first, at a glance."""
+    account, load = trial.account, trial.load
+    if load.seqs + account.foreign_seqs >= account.seqs_max:
+        return True
+    held = load.blocks_held + blocks(account, held_tokens(account, request))
+    return account.kv_blocks > 0 and held > budget_blocks(account, settings)
+
+
 def blocked(one: Prospect, settings: AdmissionSettings, now_ns: int) -> DeferReason | None:
     """Why the request cannot go to this engine now; None when it can."""
     account, load = one.trial.account, one.trial.load

@@ -104,10 +104,8 @@ def output_of(
 
 def serving(desk: Desk, request: RequestArrived, avoid: EngineId) -> list[Account]:
     """The engines that would take it, without the one that it was lost on if there is another."""
-    found = [
-        account for account in desk.accounts.values()
-        if account.serves(request.model, request.kind) and account.takes_work()
-    ]  # fmt: skip
+    model, kind = request.model, request.kind
+    found = [account for account in desk.accounts.values() if account.takes_work() and account.serves(model, kind)]
     if avoid:
         return [account for account in found if account.engine_id != avoid] or found
     return found
@@ -137,32 +135,41 @@ def _candidate(position: int, one: Prospect) -> Candidate:
     return Candidate(one.trial.account.engine_id, position, tokens, one.cached_tokens, one.ttft_ns)
 
 
-def options(desk: Desk, request: RequestArrived, *, group: str, avoid: EngineId) -> list[Prospect] | Reject:
-    """Rules 1 and 2: the engines that could hold it, in the placement's order."""
+def holding(desk: Desk, request: RequestArrived, avoid: EngineId) -> list[Account] | Reject:
+    """Rules 1 and 2: the engines that could hold it, in the order in which they were registered."""
     found = serving(desk, request, avoid)
     if not found:
         return Reject(RejectReason.NO_ENGINE, RETRY_AFTER_MIN_NS)
-    holding = [account for account in found if can_ever_hold(account, request, desk.settings)]
-    return ranked(desk, request, holding, group) if holding else Reject(RejectReason.TOO_LONG)
+    return [a for a in found if can_ever_hold(a, request, desk.settings)] or Reject(RejectReason.TOO_LONG)
+
+
+def able(desk: Desk, request: RequestArrived, avoid: EngineId) -> list[Account] | Reject:
+    """Rules 1 and 2: the engines that could hold it."""
+    found = serving(desk, request, avoid)
+    if not found:
+        return Reject(RejectReason.NO_ENGINE, RETRY_AFTER_MIN_NS)
+    return [one for one in found if can_ever_hold(one, request, desk.settings)] or Reject(RejectReason.TOO_LONG)
 
 
 def judge(desk: Desk, prospects: list[Prospect], *, ahead_ns: int = 0, may_go: bool = True) -> Verdict:
-    """Rules 3 to 6. `ahead_ns` is the deferred work that goes first unless this one goes now; `may_go` is false where
-    others must go first."""
+    """Rules 3 to 6, for engines that could hold it, best first. `ahead_ns` is the deferred work that goes first unless
+    this one goes now; `may_go` is false where others must go first."""
     settings, now_ns, request = desk.settings, desk.now_ns, prospects[0].request
-    if not any(pace_in_reach(one, settings) for one in prospects):
+    if request.slo_tpot_ns and not any(pace_in_reach(one, settings) for one in prospects):
         return Reject(RejectReason.SLO_INFEASIBLE)
     reason = None if may_go else DeferReason.BEHIND_OTHERS
-    late_ns = min(lateness_ns(one, settings, now_ns) for one in prospects)
-    for one in prospects if may_go and late_ns <= 0 else ():
-        if lateness_ns(one, settings, now_ns) > 0:
-            continue
-        why = blocked(one, settings, now_ns)
-        if why is None:
-            return Admit(one, slack_ns(one, now_ns))
-        reason = reason or why
+    late_min_ns = None
+    for one in prospects:
+        late_ns = lateness_ns(one, settings, now_ns)
+        late_min_ns = late_ns if late_min_ns is None else min(late_min_ns, late_ns)
+        if may_go and late_ns <= 0:
+            why = blocked(one, settings, now_ns)
+            if why is None:
+                return Admit(one, slack_ns(one, now_ns))
+            reason = reason or why
+    assert late_min_ns is not None, "there is an engine to judge"
     work_ns = min(alone_ns(one) if one.judged else 0 for one in prospects)
-    late_ns += ahead_ns // len(prospects)
+    late_ns = late_min_ns + ahead_ns // len(prospects)
     if late_ns > 0:
         hopeless = with_margin(work_ns, settings) > request.slo_ttft_ns
         return Reject(RejectReason.SLO_INFEASIBLE, 0 if hopeless else retry_after_ns(late_ns, settings))

@@ -5,12 +5,13 @@ Two logs with the same digest at the same seq hold the same messages.
 """
 
 from hashlib import blake2b
+from struct import Struct
 
 from events.base import PoolId
 from events.log.base import Message
 
 DIGEST_BYTES = 16
-_LENGTH_BYTES = 8
+_head = Struct(">QQQ").pack
 
 
 def start(pool: PoolId) -> bytes:
@@ -21,12 +22,7 @@ def start(pool: PoolId) -> bytes:
 def extend(digest: bytes, message: Message) -> bytes:
     """The digest after one more message. Lengths stand before the parts, so no two logs share their bytes."""
     subject = message.subject.encode()
-    head = (
-        message.seq.to_bytes(_LENGTH_BYTES, "big")
-        + len(subject).to_bytes(_LENGTH_BYTES, "big")
-        + len(message.body).to_bytes(_LENGTH_BYTES, "big")
-    )
-    parts = digest + head + subject + message.body
+    parts = digest + _head(message.seq, len(subject), len(message.body)) + subject + message.body
     if message.headers:
         parts += repr(sorted(message.headers.items())).encode()
     return blake2b(parts, digest_size=DIGEST_BYTES).digest()
