@@ -54,7 +54,6 @@ from policies.judgement import (
     Verdict,
     holding,
     judge,
-    options,
     ranked,
     retry_after_ns,
     settle,
@@ -104,9 +103,10 @@ def _decide_fresh(state: State, fresh: Waiting, now_ns: int) -> list[Event]:
 
 def _first_verdict(state: State, desk: Desk, fresh: Waiting) -> Verdict:
     settings, group = state.settings, waiting.group(fresh.request)
-    prospects = options(desk, fresh.request, group=group, avoid=fresh.avoid)
-    if isinstance(prospects, Reject):
-        return prospects
+    found = holding(desk, fresh.request, fresh.avoid)
+    if isinstance(found, Reject):
+        return found
+    prospects = ranked(desk, fresh.request, found, group)
     line = state.lines.by_group.get(group)
     if line is None:
         verdict = judge(desk, prospects)
@@ -122,9 +122,10 @@ def _first_verdict(state: State, desk: Desk, fresh: Waiting) -> Verdict:
 
 def _observed(desk: Desk, one: Waiting) -> Event:
     """Admitted where the placement says, whatever the verdict; but what nobody can serve is refused."""
-    prospects = options(desk, one.request, group=waiting.group(one.request), avoid=one.avoid)
-    if isinstance(prospects, Reject):
-        return _said(desk.settings, prospects, one.request)
+    found = holding(desk, one.request, one.avoid)
+    if isinstance(found, Reject):
+        return _said(desk.settings, found, one.request)
+    prospects = ranked(desk, one.request, found, waiting.group(one.request))
     verdict = judge(desk, prospects)
     match verdict:
         case Admit():

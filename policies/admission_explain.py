@@ -15,7 +15,6 @@ from policies.forecast import (
     backlog_ns,
     blocked,
     budget_blocks,
-    can_ever_hold,
     peak_with,
     reserved_tokens,
 )
@@ -24,11 +23,11 @@ from policies.judgement import (
     Defer,
     Desk,
     Reject,
+    Verdict,
+    holding,
     judge,
     lateness_ns,
-    options,
     ranked,
-    serving,
     slack_ns,
 )
 from policies.waiting import Waiting
@@ -53,8 +52,8 @@ def explain(state: State, event: Event, now_ns: int) -> dict[str, Any]:
 def _request(state: State, desk: Desk, one: Waiting) -> dict[str, Any]:
     request, group = one.request, waiting.group(one.request)
     line = state.lines.by_group.get(group)
-    holding = [a for a in serving(desk, request, one.avoid) if can_ever_hold(a, request, desk.settings)]
-    order = ranked(desk, request, holding, group) if holding else []
+    found = holding(desk, request, one.avoid)
+    order = [] if isinstance(found, Reject) else ranked(desk, request, found, group)
     rank_of = {prospect.trial.account.engine_id: rank for rank, prospect in enumerate(order)}
     return {
         "request_id": request.request_id,
@@ -63,7 +62,7 @@ def _request(state: State, desk: Desk, one: Waiting) -> dict[str, Any]:
         "slack_ns": request.deadline_ns - desk.now_ns,
         "work_before_ns": line.work_ns if line else 0,
         "passed": one.passed,
-        "rule": _rule(desk, one, group),
+        "rule": _rule(judge(desk, order) if not isinstance(found, Reject) else found),
         "engines": [
             _engine(desk, account, order[rank_of[engine_id]] if engine_id in rank_of else None, rank_of)
             for engine_id, account in desk.accounts.items()
@@ -71,10 +70,8 @@ def _request(state: State, desk: Desk, one: Waiting) -> dict[str, Any]:
     }
 
 
-def _rule(desk: Desk, one: Waiting, group: str) -> dict[str, Any]:
+def _rule(verdict: Verdict) -> dict[str, Any]:
     """The verdict if nobody stood before it."""
-    prospects = options(desk, one.request, group=group, avoid=one.avoid)
-    verdict = prospects if isinstance(prospects, Reject) else judge(desk, prospects)
     match verdict:
         case Admit():
             return {"would": "admit", "engine_id": verdict.prospect.trial.account.engine_id, "reason": ""}

@@ -143,14 +143,6 @@ def holding(desk: Desk, request: RequestArrived, avoid: EngineId) -> list[Accoun
     return [a for a in found if can_ever_hold(a, request, desk.settings)] or Reject(RejectReason.TOO_LONG)
 
 
-def able(desk: Desk, request: RequestArrived, avoid: EngineId) -> list[Account] | Reject:
-    """Rules 1 and 2: the engines that could hold it."""
-    found = serving(desk, request, avoid)
-    if not found:
-        return Reject(RejectReason.NO_ENGINE, RETRY_AFTER_MIN_NS)
-    return [one for one in found if can_ever_hold(one, request, desk.settings)] or Reject(RejectReason.TOO_LONG)
-
-
 def judge(desk: Desk, prospects: list[Prospect], *, ahead_ns: int = 0, may_go: bool = True) -> Verdict:
     """Rules 3 to 6, for engines that could hold it, best first. `ahead_ns` is the deferred work that goes first unless
     this one goes now; `may_go` is false where others must go first."""

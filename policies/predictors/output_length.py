@@ -9,6 +9,9 @@ Example: of 100 answers 80 had at most 200 tokens. The 80 % quantile is about 20
 The idea of admitting by the history of output lengths is LightLLM's past-future scheduler (ASPLOS 2025).
 """
 
+from bisect import bisect_left
+from itertools import accumulate
+
 import msgspec
 
 from events.base import PPM
@@ -95,8 +98,4 @@ def _quantile(lengths: Lengths | None, quantile_ppm: int, so_far: int) -> int:
     if mass <= 0:
         return 0
     rank = -(-mass * quantile_ppm // PPM)
-    for bucket in range(start, _BUCKETS):
-        rank -= counts[bucket]
-        if rank <= 0:
-            return bucket_top(bucket)
-    return 0
+    return bucket_top(start + bisect_left(list(accumulate(counts[start:])), rank))

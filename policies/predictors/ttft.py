@@ -17,7 +17,7 @@ import msgspec
 
 from events.base import NS_PER_S, PPM
 from events.engine import StepModel
-from policies.predictors.step_time import FS_PER_NS, step_ns
+from policies.predictors.step_time import FS_PER_NS, step_fs
 
 NOMINAL = StepModel(
     base_fs=0, above_fs=1_000 * FS_PER_NS, below_fs=0, knee_tokens=0, qk_fs=0, context_fs=0, seq_fs=0,
@@ -55,12 +55,15 @@ def take_in(correction: Correction, *, seen_ns: int, predicted_ns: int, modelled
 def work_ns(model: StepModel, *, tokens: int, pairs: int, batch_tokens: int, context: int, seqs: int) -> int:
     """Time to prefill `tokens` uncached tokens with `pairs` query-key pairs in all, while every step also decodes
     `seqs` sequences with `context` tokens in all. `batch_tokens` is the whole budget of a step."""
-    chunk = max(1, batch_tokens - seqs)
+    chunk = batch_tokens - seqs if batch_tokens > seqs else 1
+    if tokens <= chunk:  # The usual case, and asked for every engine and request.
+        fs = step_fs(model, tokens=tokens + seqs, qk=pairs, context=context, seqs=seqs) if tokens else 0
+        return fs // FS_PER_NS
     full, rest = divmod(tokens, chunk)
-    total = step_ns(model, tokens=chunk + seqs, context=context, seqs=seqs) * full if full else 0
+    fs = full * step_fs(model, tokens=chunk + seqs, context=context, seqs=seqs) + model.qk_fs * pairs
     if rest:
-        total += step_ns(model, tokens=rest + seqs, context=context, seqs=seqs)
-    return total + model.qk_fs * pairs // FS_PER_NS
+        fs += step_fs(model, tokens=rest + seqs, context=context, seqs=seqs)
+    return fs // FS_PER_NS
 
 
 def prefill_pairs(*, prompt: int, cached: int, inputs: int = 1) -> int:
