@@ -123,8 +123,8 @@ class Holder:
                 pass
 
     async def beat(self) -> None:
-        """Say every pool second that this holder is alive, and how far its streams are. Never ends."""
-        while True:
+        """Say every pool second that this holder is alive, and how far its streams are, until it stops."""
+        while not self._stopping:
             if not self.health.is_down:
                 self._say_beat()
             self._metrics.beat(self.holding, self._writer.waiting)

@@ -33,6 +33,8 @@ class LogHealth:
     @property
     def down(self) -> "asyncio.Future[None]":
         """Done once the log is down; a new one after it recovered."""
+        if self._down.done() and not self.is_down:
+            self._down = asyncio.get_running_loop().create_future()
         return self._down
 
     async def watch(self) -> None:
@@ -40,6 +42,4 @@ class LogHealth:
         while True:
             if self.is_down and not self._down.done():
                 self._down.set_result(None)
-            elif not self.is_down and self._down.done():
-                self._down = asyncio.get_running_loop().create_future()
             await asyncio.sleep(WATCH_S)

@@ -38,6 +38,11 @@ TEMPLATE_FIELDS: Final = (
 )  # fmt: skip
 """With any of these the prompt is not what the plain template renders."""
 
+TEMPLATE_FAILS: Final = (
+    TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError,
+)  # fmt: skip
+"""A template is a program of somebody else's: what it may raise."""
+
 AskEngine = Callable[[ModelId, str, bytes], Awaitable[list[int] | None]]
 """model, path, body -> the prompt's token ids as an engine sees them, or None."""
 
@@ -140,7 +145,7 @@ def _chat_ids(asked: openai.Asked, local: _Local) -> list[int]:
         text = local.template.render(messages, add_generation_prompt=generation)
     except msgspec.ValidationError:
         raise invalid("messages: a list of objects is needed", param="messages") from None
-    except (TemplateError, TypeError, ValueError, AttributeError, KeyError):
+    except TEMPLATE_FAILS:
         # What a template does not accept, the engine will refuse in its own words, or render in its own way.
         raise _Unclear from None
     special = _flag_of(asked, "add_special_tokens", otherwise=False)
