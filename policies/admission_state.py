@@ -215,7 +215,8 @@ def _drop_if_gone(state: State, engine_id: EngineId) -> None:
 
 def _beat(state: State, event: HolderBeat, now_ns: int) -> None:
     heard = holders.hear(state.holders, event.holder)
-    heard.epoch = heard.epoch or event.epoch  # Another epoch is for `decide` to see: the holder is lost.
+    if heard.epoch != event.epoch and (not heard.epoch or not requests_of(state, event.holder)):
+        heard.epoch = event.epoch  # Else `decide` sees another epoch, and what it held before is lost.
     for one in event.progress:
         account = _account_of(state, one.request_id)
         if account is None:

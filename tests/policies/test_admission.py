@@ -477,6 +477,8 @@ def test_a_holder_that_starts_anew_has_lost_what_it_held() -> None:
     spec = house(beat(epoch="1"), arrived("a", 100), beat(epoch="1"))
     spec.when(beat(epoch="2")).then(HolderLost(holder=HolderId("h"), requests=(RequestId("a"),)))
     spec.when(beat(epoch="2")).then_nothing()
+    spec.when(beat(epoch="3")).then_nothing()  # It holds nothing: there is nothing to lose.
+    assert spec.state.holders.heard["h"].epoch == "3"
 
 
 def test_a_holder_that_leaves_in_good_order_frees_what_it_held() -> None:
