@@ -18,6 +18,7 @@ from events.decisions import WakeAsked
 from events.log.base import Log, Message
 from services.runtime.facts import FactWriter
 from services.runtime.pool_clock import PoolClock
+from services.runtime.side_by_side import run_until
 
 TICK_GAP_WALL_NS: Final = 1_000_000
 """However often actors ask, ticks are at least so far apart."""
@@ -54,16 +55,7 @@ class Ticker:
     async def run(self, stop: asyncio.Event) -> None:
         """Tick until `stop`. Raises LogError when the log is not there at the start, LogDamaged."""
         await self._resume()
-        tasks = [asyncio.create_task(work) for work in (self._writer.run(), self._listen(), self._tick())]
-        stopping = asyncio.create_task(stop.wait())
-        try:
-            done, _ = await asyncio.wait((*tasks, stopping), return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in (*tasks, stopping):
-                task.cancel()
-            await asyncio.gather(*tasks, stopping, return_exceptions=True)
+        await run_until(stop, self._writer.run(), self._listen(), self._tick())
 
     async def _resume(self) -> None:
         """Go on from the last tick; an actor may have asked for a wake since."""
