@@ -8,6 +8,7 @@ from typing import Final
 from events import codec, subjects
 from events.base import LogDamaged, LogError, Recorded
 from events.log.base import Log
+from services.runtime.pool_clock import PoolClock
 
 PAUSE_FIRST_S: Final = 0.02
 PAUSE_MAX_S: Final = 1.0
@@ -45,6 +46,14 @@ class LogReader:
                 logger.warning("%s cannot be read: %s", self._pattern, error)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, PAUSE_MAX_S)
+
+
+async def clock_of(log: Log, *, speed: int) -> PoolClock:
+    """A clock that begins where the pool's time is: at its newest tick, or by the wall where none was ever said.
+    Raises LogError."""
+    last = await log.last(facts_of(log, "clock"))
+    ticks = codec.decode(last.seq, last.subject, last.body) if last else []
+    return PoolClock(speed=speed, start_ns=max((tick.ts_ns for tick in ticks), default=0))
 
 
 def admission_of(log: Log) -> str:

@@ -88,7 +88,7 @@ async def _open(
     stack: AsyncExitStack, config: Config, log: Log, nats: Client | None, clock: PoolClock | None
 ) -> Gateway:
     follows = clock is None
-    clock = clock or PoolClock(speed=config.speed)
+    clock = clock or await log_reader.clock_of(log, speed=config.speed)
     name = HolderId(f"gateway-{secrets.token_hex(6)}")
     models = {model.name: model for model in config.models}
     tenants = Tenants(config.tenants, secret=pool_secret(config))
@@ -136,7 +136,7 @@ async def _open(
 
 async def run_ingest(config: Config, *, log: Log, nats: Client, stop: asyncio.Event, metrics: RefusedCount) -> None:
     """The ingest alone (`tidegate worker ingest`), until `stop` is set. Raises LogError."""
-    clock = PoolClock(speed=config.speed)
+    clock = await log_reader.clock_of(log, speed=config.speed)
     reader = LogReader(log, log_reader.facts_of(log, "clock"), partial(_follow, clock))
     rules = IngestRules(
         tenants=Tenants(config.tenants, secret=pool_secret(config)),

@@ -72,14 +72,17 @@ def config_of(folder: Path, *, engines: Sequence[EngineConfig] = (SIMULATED,), *
 
 
 @asynccontextmanager
-async def house(config: Config, *, decide: Decide | None = None, speed: int = 20) -> AsyncIterator[House]:
-    """`decide` None: the real admission policy."""
-    log = SwitchLog(PoolId(config.pool))
+async def house(
+    config: Config, *, decide: Decide | None = None, speed: int = 20, log: SwitchLog | None = None
+) -> AsyncIterator[House]:
+    """`decide` None: the real admission policy. A `log` given: its ticks are the time."""
+    clock = PoolClock(speed=speed) if log is None else None
+    log = log or SwitchLog(PoolId(config.pool))
     deciding = admit_by(log, decide) if decide is not None else admit_for_real(log, catalog.ACTORS["admission"])
     admission = asyncio.create_task(deciding)
     try:
         async with (
-            open_gateway(config, log=log, clock=PoolClock(speed=speed)) as gateway,
+            open_gateway(config, log=log, clock=clock) as gateway,
             aiohttp.ClientSession() as session,
         ):
             yield House(gateway, log, session)

@@ -8,13 +8,15 @@ from typing import Any
 import openai
 import pytest
 
-from events.base import Event
+from events import codec, subjects
+from events.base import NS_PER_S, Event, PoolId
+from events.control import Ticked
 from events.decisions import RejectReason, RequestRejected
 from events.request import AbortReason, RequestAborted, RequestArrived, RequestFinished
 from services.runtime.config import EngineConfig, ModelConfig, OnLogDown, TenantConfig
 from tests.services.engines.vllm_double import VllmDouble, vllm_double
 from tests.services.gateway.http_rig import CHAT, SIMULATED, House, byte_tokenizer, config_of, house
-from tests.services.gateway.rig import Decide, admit_to, heard, records
+from tests.services.gateway.rig import Decide, SwitchLog, admit_to, heard, records
 
 
 @pytest.fixture
@@ -212,6 +214,26 @@ async def test_default_slo_grows_with_the_prompts_unloaded_ttft(tmp_path: Path) 
         await running.post("/v1/completions", {"model": "tiny", "prompt": [7] * 30_000})
         long = await arrival(running)
         assert 2_000_000_000 < long.slo_ttft_ns < 6_000_000_000, "3 x what an H100 takes for 30,000 tokens"
+
+
+async def test_pools_time_is_that_of_its_ticks_not_the_walls(tmp_path: Path) -> None:
+    log = SwitchLog(PoolId("p"))
+    old_ns = 1_000 * NS_PER_S
+    tick = codec.encode(owner="c", ts_ns=old_ns, said=[codec.Said(event=Ticked(n=1))])
+    await log.append(subjects.fact(log.pool, "clock", "ticked"), tick)
+    async with house(config_of(tmp_path), decide=rejecting(RejectReason.QUEUE_FULL), log=log) as running:
+        await running.post("/v1/chat/completions", CHAT, {"x-slo-ttft-ms": "1000"})
+        arrived = await arrival(running)
+        assert old_ns < arrived.deadline_ns < old_ns + 60 * NS_PER_S
+
+        later = codec.encode(owner="c", ts_ns=2 * old_ns, said=[codec.Said(event=Ticked(n=2))])
+        await log.append(subjects.fact(log.pool, "clock", "ticked"), later)
+        while arrived.deadline_ns < 2 * old_ns:
+            answered = await running.post("/v1/chat/completions", CHAT, {"x-slo-ttft-ms": "1000"})
+            request_id = answered.headers["x-request-id"]
+            said = await heard(log, lambda event, wanted=request_id: getattr(event, "request_id", "") == wanted)
+            assert isinstance(said.event, RequestArrived)
+            arrived = said.event
 
 
 def rejecting(reason: RejectReason, retry_after_ns: int = 2_000_000_000) -> Decide:
