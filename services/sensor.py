@@ -12,7 +12,7 @@ from events.control import Ticked
 from events.engine import EngineKind
 from events.log.base import Log
 from services.engines.open import Engines, open_engine
-from services.gateway.log_reader import LogReader, facts_of
+from services.gateway.log_reader import LogReader, clock_of, facts_of
 from services.runtime.config import Config, EngineConfig
 from services.runtime.engine_watch import EngineWatch
 from services.runtime.facts import FactWriter
@@ -28,7 +28,7 @@ async def run(
 ) -> None:
     """Watch until `stop`. `follow` gives changed settings to what it is given (see `services.runtime.reload`).
     Raises ConfigError for an engine that cannot be opened, LogError."""
-    clock = PoolClock(speed=config.speed)
+    clock = await clock_of(log, speed=config.speed)
     engines = Engines(partial(open_engine, clock=clock))
     writer = FactWriter(log, source="sensor", owner=f"sensor-{secrets.token_hex(6)}", clock=clock)
     watch = EngineWatch(log, engines, writer=writer, clock=clock)
