@@ -76,6 +76,14 @@ class House:
             self._process.wait()
             raise
 
+    def pid_of(self, worker: str) -> int:
+        """The process that does one job: a child of `tidegate up` that was started with that word."""
+        assert self._process is not None, "the house was started"
+        parent = self._process.pid
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        [pid] = [pid for pid in children if worker.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+        return int(pid)
+
     async def events(self) -> list[Recorded]:
         """All that stands in the log now."""
         async with servers.open_log(self.config, POOL) as log:

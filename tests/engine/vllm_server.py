@@ -30,6 +30,8 @@ ENVIRONMENT = {
     # Three engines share the cores: one thread each, bound to none.
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # Eager throughout: the first request for log-probabilities would else wait for a C++ compiler.
+    "TORCHDYNAMO_DISABLE": "1",
 }
 
 
