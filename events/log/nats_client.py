@@ -61,6 +61,13 @@ class NatsClient(Client):
         self._starting = False
         self.up.set()
 
+    async def close(self) -> None:
+        """End the connection. What a lost one still had to send is given up: nats-py would write it to the transport
+        that is gone, which uvloop answers with an error."""
+        if not self.is_connected:
+            self._pending, self._pending_data_size = [], 0
+        await super().close()
+
     async def _on_error(self, error: Exception) -> None:
         text = str(error)
         if "permissions violation" in text.lower():

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
+import uvloop
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.api import DiscardPolicy, StreamConfig
@@ -113,6 +114,19 @@ async def test_append_while_nats_is_away_ends_in_a_log_error_that_names_the_stre
     await kill(own_server, own_client)
     with pytest.raises(LogError, match=rf"NATS is away.*{own_server.where} TG_crash"):
         await log.append(TICKED, b"1")
+
+
+def test_what_a_lost_connection_had_still_to_send_does_not_keep_it_from_closing(own_server: EmbeddedNats) -> None:
+    async def lose_the_server_and_close() -> None:
+        client = await connect(own_server.url, name="test")
+        lost = asyncio.Event()
+        client.listen(lost.set)
+        own_server.kill()
+        await lost.wait()
+        await client.publish("anywhere", b"kept until the connection is back")
+        await client.close()
+
+    uvloop.run(lose_the_server_and_close())  # asyncio's own loop writes to a closed connection without a word.
 
 
 async def test_reader_that_lost_its_consumer_makes_a_new_one(
