@@ -3,6 +3,7 @@
 import asyncio
 import re
 import secrets
+import time
 from collections.abc import Mapping
 from typing import Final
 
@@ -91,10 +92,12 @@ class Front:
 
     async def _ask(self, path: str, headers: Mapping[str, str], receive: Receive, request_id: RequestId) -> Ask:
         """Everything that can be wrong with a request is found here, before anything is said of it."""
-        arrived_ns = self._clock.now_ns()
         tenant = self._tenants.of_key(headers.get("authorization", ""))
         wish = slo.wish_of(headers)
-        asked = openai.read(path, await asgi.body_of(receive, headers, bytes_max=self._config.body_bytes_max))
+        body = await asgi.body_of(receive, headers, bytes_max=self._config.body_bytes_max)
+        # It has arrived when it is whole: how long a client takes to send it is not the pool's to promise.
+        arrived_ns, mono_ns = self._clock.now_ns(), time.monotonic_ns()
+        asked = openai.read(path, body)
         model = self._model(asked)
         counted = await self._tokens.count(asked, key=tenant.domain_key)
         arrived = self._arrived(asked, counted, tenant, model, wish, arrived_ns, request_id)
@@ -121,7 +124,7 @@ class Front:
             salt = tenant.cache_salt if kind is EngineKind.VLLM else ""
             return asked.engine_body(cache_salt=salt, priority=priority)
 
-        return Ask(arrived, arrived_ns, call, body_for, keeps_usage=asked.stream and not asked.wants_usage)
+        return Ask(arrived, arrived_ns, mono_ns, call, body_for, keeps_usage=asked.stream and not asked.wants_usage)
 
     def _arrived(
         self, asked: openai.Asked, counted: Counted, tenant: Tenant, model: ModelConfig, wish: slo.Wish,

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from events.base import EngineId
@@ -17,10 +17,12 @@ NO_ENGINE = EngineId("")
 
 class Ask(NamedTuple):
     """What a holder is asked to serve. `arrived` goes into the log; `call` (without body) goes to the engine with the
-    body that `body_for` gives it. `keeps_usage`: the usage event of a stream is the holder's, not the client's."""
+    body that `body_for` gives it. It came at `arrived_ns` of the pool's time, `mono_ns` of this machine's monotonic
+    clock. `keeps_usage`: the usage event of a stream is the holder's, not the client's."""
 
     arrived: RequestArrived
     arrived_ns: int
+    mono_ns: int
     call: Call
     body_for: Callable[[EngineId], bytes]
     keeps_usage: bool = False
@@ -59,7 +61,7 @@ class Word(NamedTuple):
 
 @dataclass(slots=True)
 class Held:
-    """See the module. Times are pool time; `mono_ns` is this machine's clock at the arrival."""
+    """See the module. Times are pool time, from the arrival."""
 
     ask: Ask
     task: asyncio.Task[object]
@@ -75,7 +77,6 @@ class Held:
     ttft_ns: int = 0
     last_ns: int = 0
     usage: Usage = UNKNOWN_USAGE
-    mono_ns: int = field(default_factory=time.monotonic_ns)
 
     def took(self, chunk: Chunk, *, speed: int) -> bool:
         """Account for a piece of the answer; whether it brought the first token."""
@@ -99,7 +100,7 @@ class Held:
 
     def age_s(self) -> float:
         """Wall seconds since it came."""
-        return (time.monotonic_ns() - self.mono_ns) / 1e9
+        return (time.monotonic_ns() - self.ask.mono_ns) / 1e9
 
     def finished(self, *, speed: int) -> RequestFinished:
         """The fact of its good end, by the engine's own counts where it states them."""
@@ -125,7 +126,7 @@ class Held:
     def _elapsed_ns(self, chunk: Chunk | None, speed: int) -> int:
         if chunk is not None and chunk.at_ns:
             return max(1, chunk.at_ns - self.ask.arrived_ns)
-        return max(1, (time.monotonic_ns() - self.mono_ns) * speed)
+        return max(1, (time.monotonic_ns() - self.ask.mono_ns) * speed)
 
 
 def _finish_reason(text: str) -> FinishReason:

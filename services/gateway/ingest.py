@@ -56,10 +56,11 @@ class Ingest:
         self._heard: dict[str, None] = {}
 
     async def start(self) -> None:
-        """Subscribe. Raises nats.errors.Error."""
+        """Subscribe; the server knows of it on return. Raises nats.errors.Error."""
         self._subscription = await self._client.subscribe(
             subjects.ingest_of(self._pool), queue=QUEUE_GROUP, cb=self._on_message
         )
+        await self._client.flush()
 
     async def run(self) -> None:
         """Say every pool second who was heard and what was refused. Never ends."""

@@ -25,6 +25,7 @@ async def serve(client: Client, pool: PoolId, *, status: Callable[[], Any], mode
     )
     for name, answer in (("status", status), ("models", models)):
         await service.add_endpoint(name=name, subject=subjects.rpc(pool, name), handler=_answering(answer))
+    await client.flush()
     return service
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 from jinja2 import TemplateError
@@ -30,7 +30,10 @@ MEDIA_TOKENS: Final = 1_024
 """The guess for an image or sound that stands in the body: it weighs by pixel, not by byte."""
 INLINE_BYTES_MAX: Final = 2_048
 """A prompt this short is counted on the spot: a thread costs more than it saves."""
+INLINE_IDS_BYTES_MAX: Final = 128 * 1024
+"""So are token ids of this size, which need no tokenizer."""
 TOKEN_ID_MAX: Final = 2**32 - 1
+TokenId = Annotated[int, msgspec.Meta(ge=0, le=TOKEN_ID_MAX)]
 PLAIN_CHAT: Final = frozenset({"role", "content", "name"})
 TEMPLATE_FIELDS: Final = (
     "tools", "functions", "documents", "chat_template", "chat_template_kwargs", "continue_final_message",
@@ -48,7 +51,8 @@ AskEngine = Callable[[ModelId, str, bytes], Awaitable[list[int] | None]]
 
 _MEDIA = re.compile(rb'"data:[^"]*"')
 _strings = msgspec.json.Decoder(str | list[str]).decode
-_ids = msgspec.json.Decoder(list[int | list[int]]).decode
+_ids = msgspec.json.Decoder(list[TokenId]).decode
+_lists_of_ids = msgspec.json.Decoder(list[list[TokenId]]).decode
 _messages = msgspec.json.Decoder(list[dict[str, Any]]).decode
 _flag = msgspec.json.Decoder(bool | None).decode
 
@@ -81,7 +85,7 @@ class Tokens:
 
     async def count(self, asked: openai.Asked, *, key: bytes) -> Counted:
         """Count and fingerprint a prompt under a cache domain's key. Refusal 400 for a prompt of a wrong type."""
-        if len(asked.prompt) <= INLINE_BYTES_MAX:
+        if len(asked.prompt) <= (INLINE_IDS_BYTES_MAX if _holds_ids(asked.prompt[:64]) else INLINE_BYTES_MAX):
             counted = self._count(asked, key)
         else:
             counted = await asyncio.get_running_loop().run_in_executor(self._pool, self._count, asked, key)
@@ -170,17 +174,11 @@ def _holds_ids(prompt: bytes) -> bool:
 
 
 def _given_ids(prompt: bytes) -> list[list[int]]:
+    several = prompt[1:].lstrip()[:1] == b"["
     try:
-        given = _ids(prompt)
+        return _limited(_lists_of_ids(prompt)) if several else [_ids(prompt)]
     except msgspec.ValidationError:
-        raise invalid("the prompt mixes token ids with something else") from None
-    lists = [each for each in given if isinstance(each, list)]
-    if lists and len(lists) != len(given):
-        raise invalid("the prompt mixes token ids with lists of them")
-    prompts = lists or [[each for each in given if isinstance(each, int)]]
-    if any(not 0 <= token <= TOKEN_ID_MAX for ids in prompts for token in (min(ids, default=0), max(ids, default=0))):
-        raise invalid(f"a token id is outside 0 to {TOKEN_ID_MAX}")
-    return _limited(prompts)
+        raise invalid(f"the prompt is not a list of token ids (0 to {TOKEN_ID_MAX}), or a list of such lists") from None
 
 
 def _named(asked: openai.Asked, prompts: list[list[int]], key: bytes) -> Counted:

@@ -1,6 +1,7 @@
 """What the gateway's tests share: a log that can be switched off, an admission in this process, a scripted engine."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -209,7 +210,9 @@ class Rig:
             slo_ttft_ns=slo_ms * 1_000_000, deadline_ns=now_ns + slo_ms * 1_000_000, stream=stream,
         )  # fmt: skip
         call = Call(name, MODEL, RequestKind.LLM, "/v1/completions", b"", stream, 10, 16)
-        return Ask(arrived, now_ns, call, lambda engine_id: b"to " + engine_id.encode(), keeps_usage=True)
+        return Ask(
+            arrived, now_ns, time.monotonic_ns(), call, lambda engine_id: b"to " + engine_id.encode(), keeps_usage=True
+        )
 
     async def events(self) -> list[Event]:
         """Everything in the log but beats, once all that was said is stored."""
