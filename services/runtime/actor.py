@@ -27,8 +27,9 @@ from replay.code_version import policy_digest
 from replay.replayer import BEFORE_ALL
 from services.runtime import snapshot
 from services.runtime.facts import BODY_BYTES_MAX
+from services.runtime.history import Recall
 from services.runtime.metrics import ActorMetrics
-from services.runtime.ownership import RETRY_FIRST_S, RETRY_MAX_S, Ownership, Recall
+from services.runtime.ownership import RETRY_FIRST_S, RETRY_MAX_S, Ownership
 from services.runtime.snapshot import CrashNote, Snapshot, SnapshotStore
 
 FAILED_STARTS_MAX: Final = 2
@@ -165,13 +166,13 @@ class Actor(Generic[S]):
             code_version=self._code_version, policy_digest=policy_digest(self._settings), snapshot_seq=self._seq,
             settings=self._settings, tags=self._decider.tags(), answered=self._answered,
         )  # fmt: skip
-        if kept is not None and self._own.has_other_code_answered(kept):
+        if kept is not None and self._own.history.has_other_code_answered(kept):
             self._start_over()
         note = await self._snapshots.crash_note(name)
         if note is not None and note.starts >= FAILED_STARTS_MAX and note.code_version == self._code_version:
             await self._quarantine(note)
-        self._metrics.quarantined(len(self._own.quarantined))
-        logger.info("%s takes over at %d, answered up to %s", name, self._own.started_seq, self._own.watermark)
+        self._metrics.quarantined(len(self._own.history.quarantined))
+        logger.info("%s takes over at %d, answered up to %s", name, self._own.started_seq, self._own.history.watermark)
 
     async def _restore(self) -> Snapshot | None:
         """Stand where the newest snapshot of this code version stood, if this is still the log it was taken of."""
@@ -204,7 +205,7 @@ class Actor(Generic[S]):
 
     async def _quarantine(self, note: CrashNote) -> None:
         position = Cause.parse(note.position)
-        if position not in self._own.quarantined:
+        if position not in self._own.history.quarantined:
             logger.error("record %s is skipped by %s from now on: %s", position, self._decider.name, note.error)
             await self._own.quarantine(position, note.error, ts_ns=self._progress.now_ns)
         await self._snapshots.note_crash(self._decider.name, None)
@@ -232,8 +233,8 @@ class Actor(Generic[S]):
 
     async def _take_batch(self, batch: list[Message]) -> None:
         for count, message in enumerate(batch, start=1):
-            said: dict[Cause, list[Event]] = {}
-            if self._recall is not None and message.seq <= self._own.watermark.seq:
+            said: dict[Cause, list[Event]] | None = None
+            if self._recall is not None and message.seq <= self._own.history.watermark.seq:
                 said = await self._recall.of(message.seq)
             self._take(message, said)
             if count % self._limits.causes_max == 0:
@@ -242,8 +243,9 @@ class Actor(Generic[S]):
         self._metrics.took(self._seq, len(self._waiting))
         self._hold_snapshot()
 
-    def _take(self, message: Message, said: dict[Cause, list[Event]]) -> None:
-        """One whole message; no await, so that whoever stops this stops it between messages."""
+    def _take(self, message: Message, said: dict[Cause, list[Event]] | None) -> None:
+        """One whole message, with what the log says that was decided because of it (None: nobody with other code has
+        answered it). No await, so that whoever stops this stops it between messages."""
         for recorded in codec.decode(message.seq, message.subject, message.body):
             if self._own.is_foreign(recorded):
                 raise Fenced(f"{recorded.owner} owns {self._decider.name}", where=f"record {recorded.at}")
@@ -252,25 +254,27 @@ class Actor(Generic[S]):
             decisions = self._advance(recorded, said)
             if decisions:
                 self._answered = recorded.at
-                if recorded.at > self._own.watermark:
+                if recorded.at > self._own.history.watermark:
                     self._waiting.append(_Answer(recorded.at, decisions, self._progress.now_ns))
                     self._decided += 1
         self._seq = message.seq
         self._digest_before, self._digest = self._digest, digest.extend(self._digest, message)
 
-    def _advance(self, recorded: Recorded, said: dict[Cause, list[Event]]) -> list[Event]:
-        recorded_decisions = said.get(recorded.at, []) if self._own.was_other_code(recorded.at) else None
+    def _advance(self, recorded: Recorded, said: dict[Cause, list[Event]] | None) -> list[Event]:
+        recorded_decisions: list[Event] | None = None
+        if said is not None and self._own.history.was_other_code(recorded.at):
+            recorded_decisions = said.get(recorded.at, [])
         try:
             return advance(
                 self._decider, self._progress, recorded,
-                quarantined=self._own.quarantined, said=recorded_decisions,
+                quarantined=self._own.history.quarantined, said=recorded_decisions,
             )  # fmt: skip
         except Exception as error:
             # Whatever it is, the state is unusable now: note where, so that the third start passes it by.
             raise PolicyFailed(recorded.at, _place_of(error)) from error
 
     def _new_recall(self) -> Recall | None:
-        if self._seq > self._own.watermark.seq or not self._own.any_other_code:
+        if self._seq > self._own.history.watermark.seq or not self._own.history.any_other_code:
             return None
         return Recall(self._log, actor=self._decider.name, after=self._seq)
 

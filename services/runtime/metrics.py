@@ -1,14 +1,18 @@
 """What the workers count. Names begin with `tidegate_`; every label is bounded (actors, kinds, reasons, engines)."""
 
-import contextlib
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from events.base import PPM, Event
-from events.engine import EngineMeasured
+from services.runtime.views import EngineRow, TenantRow, View, Views
 
 LATENCY_BUCKETS_S: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0, 10.0)
+
+OUTCOMES: Final = ("finished", "rejected", "aborted")
 
 
 class ActorMetrics:
@@ -56,63 +60,75 @@ class ActorMetrics:
         self._quarantined.set(positions)
 
 
-class LogMetrics:
-    """What the auditor and the projector see of the log."""
+class AuditMetrics:
+    """What the auditor found."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self._seq = Gauge("tidegate_log_seq", "Last message read, by reader.", ["reader"], registry=registry)
+        self._seq = Gauge("tidegate_log_seq", "Last message of the log that was read and digested.", registry=registry)
         self._divergences = Counter(
-            "tidegate_divergences", "Decisions that do not follow from the log.", ["actor"], registry=registry
+            "tidegate_divergences", "Causes whose answer does not follow from the log.", ["actor"], registry=registry
         )
-        self._refused = Counter(
-            "tidegate_ingest_refused", "Messages that the ingest kept out of the log.", ["reason"], registry=registry
-        )
-        self._requests = Counter("tidegate_requests", "Requests by how they ended.", ["outcome"], registry=registry)
+        self._unheld = Gauge(
+            "tidegate_unverified", "1 where an actor's decisions cannot be held against this code.", ["actor"],
+            registry=registry,
+        )  # fmt: skip
 
-    def read(self, reader: str, seq: int) -> None:
-        """A reader has taken in everything up to `seq`."""
-        self._seq.labels(reader).set(seq)
+    def read(self, seq: int) -> None:
+        """Everything up to `seq` was read."""
+        self._seq.set(seq)
 
     def diverged(self, actor: str) -> None:
-        """One cause was answered differently than the log demands."""
+        """One cause was answered otherwise than the log demands."""
         self._divergences.labels(actor).inc()
 
-    def refused(self, reason: str, count: int) -> None:
-        """The ingest refused so many messages."""
-        self._refused.labels(reason).inc(count)
-
-    def ended(self, outcome: str, count: int = 1) -> None:
-        """Requests ended: `finished`, a reject reason or an abort reason."""
-        self._requests.labels(outcome).inc(count)
+    def holds(self, actor: str, *, verified: bool) -> None:
+        """Whether an actor's decisions are held against its decider."""
+        self._unheld.labels(actor).set(not verified)
 
 
-class EngineMetrics:
-    """Engines as the pool sees them: what they say of themselves, and what admission predicted."""
+class ViewsCollector(Collector):
+    """The projector's views as metrics, read when somebody asks: events by reason, requests by outcome, engines."""
 
-    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self._kv = Gauge("tidegate_engine_kv_used_ratio", "KV blocks in use.", ["engine"], registry=registry)
-        self._running = Gauge("tidegate_engine_running", "Requests being served.", ["engine"], registry=registry)
-        self._waiting = Gauge("tidegate_engine_waiting", "Requests waiting inside.", ["engine"], registry=registry)
-        self._predicted = Counter(
-            "tidegate_predicted_output_tokens", "Output tokens predicted at admission.", ["engine"], registry=registry
-        )
-        self._actual = Counter(
-            "tidegate_actual_output_tokens", "Output tokens of the same requests.", ["engine"], registry=registry
-        )
+    def __init__(self, views: Views) -> None:
+        self._views = views
 
-    def measured(self, event: EngineMeasured) -> None:
-        """An engine spoke of itself."""
-        self._kv.labels(event.engine_id).set(event.kv_used_ppm / PPM)
-        self._running.labels(event.engine_id).set(event.running)
-        self._waiting.labels(event.engine_id).set(event.waiting)
+    def collect(self) -> Iterable[Metric]:
+        tables = self._views.tables
+        yield _total(
+            "tidegate_events", "Events in the log.", ("kind", "reason"),
+            [(_kind_and_reason(name), count) for name, count in list(tables[View.COUNTERS].items())],
+        )  # fmt: skip
+        tenants: list[TenantRow] = list(tables[View.TENANTS].values())
+        outcomes = [((name,), sum(getattr(row, name) for row in tenants)) for name in OUTCOMES]
+        yield _total("tidegate_requests", "Requests by how they ended.", ("outcome",), outcomes)
+        engines: dict[str, EngineRow] = dict(tables[View.ENGINES])
+        for name, help_text, read in _ENGINE_GAUGES:
+            gauge = GaugeMetricFamily(name, help_text, labels=("engine",))
+            for engine_id, row in engines.items():
+                gauge.add_metric((engine_id,), read(row))
+            yield gauge
+        for word, help_text in (("predicted", "Output tokens predicted for"), ("actual", "Output tokens of")):
+            counts = [((each,), getattr(row, f"output_tokens_{word}")) for each, row in engines.items()]
+            yield _total(f"tidegate_{word}_output_tokens", f"{help_text} finished requests.", ("engine",), counts)
 
-    def finished(self, engine_id: str, *, predicted: int, actual: int) -> None:
-        """A request whose length was predicted has ended."""
-        self._predicted.labels(engine_id).inc(predicted)
-        self._actual.labels(engine_id).inc(actual)
 
-    def removed(self, engine_id: str) -> None:
-        """An engine left: its gauges go with it."""
-        for gauge in (self._kv, self._running, self._waiting):
-            with contextlib.suppress(KeyError):  # It was never measured.
-                gauge.remove(engine_id)
+_ENGINE_GAUGES: tuple[tuple[str, str, Callable[[EngineRow], float]], ...] = (
+    ("tidegate_engine_kv_used_ratio", "KV blocks in use, as the engine says.", lambda row: row.kv_used_ppm / PPM),
+    ("tidegate_engine_kv_reserved_ratio", "KV bytes promised to requests, of all.",
+     lambda row: row.kv_bytes_reserved / row.kv_bytes if row.kv_bytes else 0.0),
+    ("tidegate_engine_running", "Requests being served, as the engine says.", lambda row: row.running),
+    ("tidegate_engine_waiting", "Requests waiting inside, as the engine says.", lambda row: row.waiting),
+    ("tidegate_engine_admitted", "Requests admitted to it that have not ended.", lambda row: row.admitted),
+)  # fmt: skip
+
+
+def _kind_and_reason(name: str) -> tuple[str, str]:
+    kind, _, reason = name.partition(".")
+    return kind, reason
+
+
+def _total(name: str, help_text: str, labels: Sequence[str], counts: Iterable[tuple[tuple[str, ...], int]]) -> Metric:
+    family = CounterMetricFamily(name, help_text, labels=labels)
+    for values, count in counts:
+        family.add_metric(values, count)
+    return family
