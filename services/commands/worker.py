@@ -1,6 +1,8 @@
 """`tidegate worker NAME...`: workers by name, in this process."""
 
 import asyncio
+import os
+from functools import partial
 from importlib import import_module
 
 import click
@@ -18,6 +20,8 @@ WORKERS = {
     "ingest": "services.ingest",
 }
 """Name -> the module whose `run(config, *, log, stop)` it is."""
+RELOADING = {"sensor"}
+"""Those that take changed settings while they run: `run(..., follow)`."""
 
 
 @click.command()
@@ -40,11 +44,16 @@ def command(names: tuple[str, ...], settings: Settings, out: Output) -> int:
 
 
 async def _work(names: tuple[str, ...], settings: Settings) -> None:
+    from services.runtime import reload
+    from services.runtime.config_sources import default_file
     from services.runtime.frame import framed, log_to_stderr
 
     config = settings.load()
     log_to_stderr(config, "+".join(names))
+    follow = partial(reload.follow, settings.load, settings.file or default_file(os.environ))
     async with framed(config, "-".join(names)) as frame, asyncio.TaskGroup() as group:
         for name in names:
             run = import_module(WORKERS[name]).run
+            if name in RELOADING:
+                run = partial(run, follow=follow)
             group.create_task(run(config, log=frame.log, stop=frame.stop), name=name)

@@ -60,6 +60,19 @@ class ActorMetrics:
         self._quarantined.set(positions)
 
 
+class IngestMetrics:
+    """What the ingest kept out of the log."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self._refused = Counter(
+            "tidegate_ingest_refused", "Messages that were kept out of the log.", ["reason"], registry=registry
+        )
+
+    def refused(self, reason: str, count: int) -> None:
+        """So many messages were kept out."""
+        self._refused.labels(reason).inc(count)
+
+
 class AuditMetrics:
     """What the auditor found."""
 
