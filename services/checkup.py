@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Awaitable, Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -101,10 +102,10 @@ def _vllm_here() -> Finding:
 def _gpus() -> list[Finding]:
     try:
         import pynvml
-
-        pynvml.nvmlInit()
     except ImportError:
         return [Finding(what="gpu", status=WARN, found="no NVML library", mend="pip install nvidia-ml-py")]
+    try:
+        pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         return [Finding(what="gpu", status=OK, found=f"no NVML ({error}): needed only where engines run")]
     try:
@@ -116,7 +117,7 @@ def _gpus() -> list[Finding]:
 def _gpu(device: object, index: int) -> Finding:
     import pynvml
 
-    memory = pynvml.nvmlDeviceGetMemoryInfo(device)
+    memory: Any = pynvml.nvmlDeviceGetMemoryInfo(device)
     free = f"{memory.free / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"
     driver = pynvml.nvmlSystemGetDriverVersion()
     return Finding(what=f"gpu {index}", status=OK, found=f"{pynvml.nvmlDeviceGetName(device)}, {free}, driver {driver}")

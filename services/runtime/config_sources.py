@@ -118,9 +118,10 @@ class Gathered:
             holder.setdefault(part, new)
         else:
             raise self.error(key, f"{part!r} names nothing here")
+        fitting: Any = holder
         if replace:
-            holder[part] = new
-        return holder[part]
+            fitting[part] = new
+        return fitting[part]
 
 
 def _is_kubernetes(name: str) -> bool:

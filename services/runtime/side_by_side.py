@@ -7,10 +7,10 @@ from typing import Any
 
 async def run_until(stop: asyncio.Event, *works: Coroutine[Any, Any, None]) -> None:
     """Run side by side until `stop` is set. The first that fails ends all, and its error is raised as it is."""
-    tasks = [asyncio.create_task(work) for work in works]
-    stopping = asyncio.create_task(stop.wait())
+    tasks: list[asyncio.Task[Any]] = [asyncio.create_task(work) for work in works]
+    stopping: asyncio.Task[Any] = asyncio.create_task(stop.wait())
     try:
-        left: set[asyncio.Task[Any]] = set(tasks)
+        left = set(tasks)
         while left and not stopping.done():
             done, _ = await asyncio.wait({*left, stopping}, return_when=asyncio.FIRST_COMPLETED)
             left -= done
