@@ -102,6 +102,7 @@ class Actor(Generic[S]):
         self._progress: Progress[S] = begin(decider)
         self._seq = 0
         self._digest = self._digest_before = digest.start(log.pool)
+        self._undigested: list[Message] = []
         self._answered = BEFORE_ALL
         self._recall: Recall | None = None
         self._waiting: deque[_Answer] = deque()
@@ -239,7 +240,9 @@ class Actor(Generic[S]):
             self._take(message, said)
             if count % self._limits.causes_max == 0:
                 await self._make_way()
-        await self._make_way(yields=False)
+        # The answer goes out first; the rest of the work is done while it is on its way.
+        await self._make_way(yields=bool(self._waiting))
+        self._extend_digest()
         self._metrics.took(self._seq, len(self._waiting))
         self._hold_snapshot()
 
@@ -258,7 +261,7 @@ class Actor(Generic[S]):
                     self._waiting.append(_Answer(recorded.at, decisions, self._progress.now_ns))
                     self._decided += 1
         self._seq = message.seq
-        self._digest_before, self._digest = self._digest, digest.extend(self._digest, message)
+        self._undigested.append(message)
 
     def _advance(self, recorded: Recorded, said: dict[Cause, list[Event]] | None) -> list[Event]:
         recorded_decisions: list[Event] | None = None
@@ -287,6 +290,11 @@ class Actor(Generic[S]):
             await self._room.wait()
         elif yields:
             await asyncio.sleep(0)
+
+    def _extend_digest(self) -> None:
+        for message in self._undigested:
+            self._digest_before, self._digest = self._digest, digest.extend(self._digest, message)
+        self._undigested.clear()
 
     # Publishing ----------------------------------------------------------------------------------------------------
 
@@ -349,6 +357,7 @@ class Actor(Generic[S]):
             logger.warning("no snapshot of %s was kept, its next start takes longer: %s", taken.actor, error)
 
     def _snapshot(self) -> Snapshot:
+        self._extend_digest()
         return snapshot.take(
             self._decider, self._progress, code_version=self._code_version, owner_seq=self._own.started_seq,
             seq=self._seq, digest=self._digest, digest_before=self._digest_before,
