@@ -62,6 +62,7 @@ class Output:
             self.line(value)
         else:
             show(self.console)
+            sys.stdout.flush()
 
     def line(self, value: Any) -> None:
         """One JSON value on a line of its own, at once."""

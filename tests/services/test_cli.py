@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import msgspec
 import pytest
 
@@ -277,10 +278,20 @@ def test_config_check_answers_in_json_what_is_wrong(capsys: pytest.CaptureFixtur
     assert (code, said["ok"], said["key"], said["allowed"]) == (2, False, "gateway.on_log_down", "pass, 503")
 
 
-def test_every_command_tells_its_help_and_takes_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = called(capsys, "--help")
     assert code == Exit.FINE
     assert all(name in out for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_answers_in_json_when_asked(name: str) -> None:
+    command = cli.cli.get_command(click.Context(cli.cli), name)
+    assert command is not None
+    leaves = command.commands.values() if isinstance(command, click.Group) else [command]
+    for leaf in leaves:
+        assert "--json" in [option for parameter in leaf.params for option in parameter.opts], leaf.name
+        assert leaf.help, leaf.name
 
 
 def test_colours_follow_no_color(tmp_path: Path, day: list[Message]) -> None:
