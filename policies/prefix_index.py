@@ -36,12 +36,13 @@ def matched(index: PrefixIndex, slices: Sequence[SliceId]) -> int:
 
 def touch(index: PrefixIndex, slices: Sequence[SliceId], *, slice_tokens: int, tokens_max: int) -> None:
     """A prompt with these slices was sent there. Keeps at most `tokens_max` tokens."""
-    held = index.tokens_of
+    held, tokens = index.tokens_of, index.tokens
     for slice_id in reversed(slices):
-        index.tokens += slice_tokens - held.pop(slice_id, 0)
+        tokens += slice_tokens - held.pop(slice_id, 0)
         held[slice_id] = slice_tokens
-    while index.tokens > tokens_max:
-        index.tokens -= held.pop(next(iter(held)))
+    while tokens > tokens_max:
+        tokens -= held.pop(next(iter(held)))
+    index.tokens = tokens
 
 
 def clear(index: PrefixIndex) -> None:

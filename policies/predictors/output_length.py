@@ -10,7 +10,8 @@ The idea of admitting by the history of output lengths is LightLLM's past-future
 """
 
 from bisect import bisect_left
-from itertools import accumulate
+from itertools import accumulate, chain
+from operator import sub
 
 import msgspec
 
@@ -29,10 +30,9 @@ _BUCKETS = _EXACT + 17 * _PER_DOUBLING
 
 
 class Lengths(msgspec.Struct):
-    """One key's decayed histogram: weight by bucket, and their sum."""
+    """One key's decayed histogram: by bucket, the weight of the answers that fell into it or one before."""
 
-    counts: list[int]
-    total: int = 0
+    weights: list[int] = msgspec.field(default_factory=lambda: [0] * _BUCKETS)
 
 
 Histograms = dict[str, Lengths]
@@ -62,15 +62,15 @@ def bucket_top(bucket: int) -> int:
 
 def observe(histograms: Histograms, key: str, tokens: int) -> None:
     """Take one finished answer in."""
-    lengths = histograms.pop(key, None) or Lengths(counts=[0] * _BUCKETS)
+    lengths = histograms.pop(key, None) or Lengths()
     histograms[key] = lengths
     if len(histograms) > KEYS_MAX:
         del histograms[next(iter(histograms))]
-    lengths.counts[bucket_of(tokens)] += LENGTH_WEIGHT
-    lengths.total += LENGTH_WEIGHT
-    if lengths.total >= LENGTHS_MAX * LENGTH_WEIGHT:
-        lengths.counts = [count >> 1 for count in lengths.counts]
-        lengths.total = sum(lengths.counts)
+    weights, bucket = lengths.weights, bucket_of(tokens)
+    weights[bucket:] = [weight + LENGTH_WEIGHT for weight in weights[bucket:]]
+    if weights[-1] >= LENGTHS_MAX * LENGTH_WEIGHT:
+        by_bucket = map(sub, weights, chain((0,), weights))
+        lengths.weights = list(accumulate(weight >> 1 for weight in by_bucket))
 
 
 def predict(
@@ -90,12 +90,12 @@ def predict(
 
 def _quantile(lengths: Lengths | None, quantile_ppm: int, so_far: int) -> int:
     """0 = not known."""
-    if lengths is None or lengths.total < LENGTHS_MIN * LENGTH_WEIGHT:
+    if lengths is None or lengths.weights[-1] < LENGTHS_MIN * LENGTH_WEIGHT:
         return 0
-    counts = lengths.counts
+    weights = lengths.weights
     start = bucket_of(so_far) + 1 if so_far else 0
-    mass = lengths.total - sum(counts[:start]) if start else lengths.total
-    if mass <= 0:
+    shorter = weights[start - 1] if start else 0
+    longer = weights[-1] - shorter
+    if longer <= 0:
         return 0
-    rank = -(-mass * quantile_ppm // PPM)
-    return bucket_top(start + bisect_left(list(accumulate(counts[start:])), rank))
+    return bucket_top(bisect_left(weights, shorter - (-longer * quantile_ppm // PPM)))

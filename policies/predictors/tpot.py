@@ -40,7 +40,7 @@ def breaks_pace(decoding: Iterable[Decoding], *, before: Pace, after: Pace, own_
         if one.limit_ns:
             allowed_ns = one.limit_ns * margin_ppm // PPM * (one.tokens_expected - 1) - one.since_first_ns
             left = one.tokens_expected - one.tokens
-            if _left_ns(before, left) <= allowed_ns < _left_ns(after, left):
+            if _left_ns(after, left) > allowed_ns >= _left_ns(before, left):
                 return True
     return False
 
