@@ -1,0 +1,42 @@
+"""The docs hold: links lead somewhere, and every command that they name is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from services.cli import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])
+LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)(?:#[^)\s]*)?\)")
+CODE = re.compile(r"`([^`\n]+)`|^(?: {4}|\t)(.+)$", re.MULTILINE)
+MAKE = re.compile(r"(?:^|&& |\| )make ([a-z][a-z-]*)")
+TIDEGATE = re.compile(r"(?:^|&& |\| |/)tidegate ([a-z]+)")
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+@pages
+def test_links_lead_somewhere(page: Path) -> None:
+    broken = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
+    assert broken == []
+
+
+@pages
+def test_named_targets_and_commands_are_there(page: Path) -> None:
+    code = [(inline or block).strip() for inline, block in CODE.findall(page.read_text())]
+    targets = {name for text in code for name in MAKE.findall(text)}
+    commands = {name for text in code for name in TIDEGATE.findall(text)}
+    assert targets - _targets() == set()
+    assert commands - set(COMMANDS) == set()
+
+
+def test_the_pages_are_found() -> None:
+    assert {"README.md", "CONTRIBUTING.md", "ARCHITECTURE.md"} <= {page.name for page in PAGES}
+    assert "demo" in _targets()
+
+
+def _targets() -> set[str]:
+    [names] = re.findall(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    return set(names.split())
