@@ -23,9 +23,12 @@ def fingerprints(tokens: Sequence[int], *, key: bytes, slice_tokens: int = SLICE
     """
     packed = array("I", tokens).tobytes()
     step = slice_tokens * 4
+    keyed = blake2b(digest_size=FINGERPRINT_BYTES, key=key)
     previous, out = b"", []
     for start in range(0, len(tokens) // slice_tokens * step, step):
-        previous = blake2b(previous + packed[start : start + step], digest_size=FINGERPRINT_BYTES, key=key).digest()
+        digest = keyed.copy()
+        digest.update(previous + packed[start : start + step])
+        previous = digest.digest()
         out.append(SliceId(previous.hex()))
     return tuple(out)
 
