@@ -199,7 +199,7 @@ class Holder:
         raise _log_down()
 
     async def _word(self, held: Held) -> Word | None:
-        """The decision; None when the log went down meanwhile. Raises Refusal when the slack passed without one."""
+        """The decision; None when the log keeps it from coming. Raises Refusal when the slack passed without one."""
         while True:
             wait_s = self._wait_s(held)
             waiting = (held.word, self.health.down)
@@ -210,6 +210,8 @@ class Holder:
             if self.health.is_down:
                 return None
             if self._wait_s(held) <= 0:
+                if self.health.is_failing and self._limits.on_log_down is OnLogDown.PASS:
+                    return None  # Down in a moment; who was told to pass does not refuse those who came just before.
                 raise self._expired(held)
 
     def _wait_s(self, held: Held) -> float:

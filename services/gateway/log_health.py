@@ -25,6 +25,11 @@ class LogHealth:
         self._down: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
+    def is_failing(self) -> bool:
+        """Whether what was said last is not taken, down or not yet."""
+        return self._writer.down_since is not None
+
+    @property
     def is_down(self) -> bool:
         """Now."""
         since = self._writer.down_since

@@ -359,6 +359,24 @@ async def test_request_that_waits_when_the_log_goes_down_is_answered(on_log_down
         assert kinds(await house.events())[-1] == ended
 
 
+@pytest.mark.parametrize("on_log_down", list(OnLogDown))
+async def test_request_whose_slack_ends_before_the_log_counts_as_down_is_passed_on_where_told_so(
+    on_log_down: OnLogDown,
+) -> None:
+    limits = Limits(on_log_down=on_log_down)
+    async with rig(ScriptedEngine("e1", answer("a")), limits=limits, log_down_after_s=60) as house:
+        house.log.off = True
+        sink = Collected()
+        serving = asyncio.create_task(house.holder.serve(house.ask(slo_ms=10), sink))
+        if on_log_down is OnLogDown.PASS:
+            await serving
+            assert sink.data == [b"a"]
+        else:
+            with pytest.raises(Refusal) as refused:
+                await serving
+            assert refused.value.code == "expired"
+
+
 async def test_streams_in_flight_are_not_harmed_by_a_log_outage() -> None:
     gate = asyncio.Event()
     engine = ScriptedEngine("e1", [Chunk(b"a", tokens=1), gate, Chunk(b"b", tokens=1)])
