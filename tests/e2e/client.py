@@ -32,6 +32,11 @@ class Answer(NamedTuple):
         return self.headers.get("x-tidegate-decided") != "no"
 
     @property
+    def reason(self) -> str:
+        """Why there was no answer, in one word; "" where there was."""
+        return self.headers.get("x-llm-d-request-dropped-reason", "")
+
+    @property
     def output_tokens(self) -> int:
         """As the engine counted them."""
         if not self.body.startswith(b"data:"):

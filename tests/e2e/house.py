@@ -97,6 +97,10 @@ class House:
         """How often a process was started again."""
         return self._keeping[name][0].states[name].restarts
 
+    def exit_code(self, name: str) -> int | None:
+        """How the process before this one ended."""
+        return self._keeping[name][0].states[name].exit_code
+
     async def kill(self, name: str) -> int:
         """SIGKILL a process as soon as it runs; its pid."""
         pid = await until(lambda: self.pid(name), f"{name} runs")
@@ -160,14 +164,15 @@ class House:
 async def running(
     folder: Path, config: Config, *, workers: Sequence[str] = ("clock", "admission"), gateway: bool = True
 ) -> AsyncIterator[House]:
-    """A house on the servers that `config` names, well and watched; everything is stopped at the end."""
+    """A house on the servers that `config` names, well and watched; everything is stopped at the end. Workers that are
+    named together share a process."""
     house = House(folder, config)
     client = await connect(config.nats.url, name="witness")
     log = await JetStreamLog.open(client, house.pool)
     watching = asyncio.create_task(house.witness.follow(log), name="witness")
     try:
         for worker in workers:
-            house.start(worker, "worker", worker)
+            house.start(worker, "worker", *worker.split())
         if gateway:
             house.start("gateway", "gateway")
             await house.until_well()

@@ -76,11 +76,9 @@ async def test_a_log_full_of_crashes_replays_to_the_same_decisions(own_nats: Emb
     assert report["pending"] == report["two_owners"] == report["taken_in"] == 0
     assert house.witness.answered_twice() == {}
     assert len(house.witness.all(ActorStarted)) == ADMISSION_KILLS + 1 == len(report["epochs"])
-    verdicts = Counter(
-        (each.event.request_id, each.event.attempt)
-        for each in house.witness.records
-        if isinstance(each.event, RequestAdmitted | RequestRejected)
-    )
+    admitted, rejected = house.witness.all(RequestAdmitted), house.witness.all(RequestRejected)
+    verdicts = Counter((one.request_id, one.attempt) for one in admitted)
+    verdicts += Counter((one.request_id, one.attempt) for one in rejected)
     assert verdicts.total() > REQUESTS // 2
     assert set(verdicts.values()) == {1}
 

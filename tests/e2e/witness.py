@@ -43,16 +43,14 @@ class Witness:
             raise AssertionError(f"not in the log within {timeout_s:.0f} s: {what}") from None
         return found
 
-    async def comes(
-        self, kind: type[E], fits: Callable[[E], bool] = lambda _: True, *, count: int = 1
-    ) -> list[Recorded]:
-        """The first `count` records of a kind that fit, as soon as they stand in the log."""
+    async def comes(self, kind: type[E], *, count: int = 1) -> list[E]:
+        """The events of a kind, as soon as there are at least `count` of them."""
         what = f"{count} x {kind.__name__}"
-        return await self.until(lambda: found if len(found := self.all(kind, fits)) >= count else [], what)
+        return await self.until(lambda: found if len(found := self.all(kind)) >= count else [], what)
 
-    def all(self, kind: type[E], fits: Callable[[E], bool] = lambda _: True) -> list[Recorded]:
-        """The records of a kind that fit."""
-        return [each for each in self.records if isinstance(each.event, kind) and fits(each.event)]
+    def all(self, kind: type[E]) -> list[E]:
+        """The events of a kind, in order."""
+        return [each.event for each in self.records if isinstance(each.event, kind)]
 
     def answered_twice(self) -> dict[tuple[str, str], set[int]]:
         """(Actor, cause) -> the messages that answer it, where those are several."""
