@@ -21,13 +21,11 @@ from services.runtime.pool_clock import PoolClock
 from services.runtime.side_by_side import run_until
 
 Take = Callable[[Config], Awaitable[object]]
+Follow = Callable[[Take], Awaitable[None]]
 
 
-async def run(
-    config: Config, *, log: Log, stop: asyncio.Event, follow: Callable[[Take], Awaitable[None]] | None = None
-) -> None:
-    """Watch until `stop`. `follow` gives changed settings to what it is given (see `services.runtime.reload`).
-    Raises ConfigError for an engine that cannot be opened, LogError."""
+async def run(config: Config, *, log: Log, stop: asyncio.Event, follow: Follow | None = None) -> None:
+    """Watch until `stop`. `follow` hands on changed settings (`runtime.reload`). Raises ConfigError, LogError."""
     clock = await clock_of(log, speed=config.speed)
     engines = Engines(partial(open_engine, clock=clock))
     writer = FactWriter(log, source="sensor", owner=f"sensor-{secrets.token_hex(6)}", clock=clock)

@@ -28,6 +28,7 @@ from tests.services.runtime import toy
 SMALL = ActorLimits(causes_max=3, ahead_max=5, snapshot_every=4, log_down_max_s=5.0)
 STARTS_MAX = 300
 STARTS_KILLED_MAX = 60
+STOPPED_SHARE = 0.3
 OWNERS = count()
 seeds = given(seed=st.integers(0, 2**32))
 
@@ -58,9 +59,19 @@ def an_actor(log: Any, snapshots: MemorySnapshots | None, *, code: str = "v1", f
     )  # fmt: skip
 
 
+async def spin(times: int) -> None:
+    for _ in range(times):
+        await asyncio.sleep(0)
+
+
 async def live_until_quiet(log: MemoryLog, actor: Actor[toy.State], fate: toy.Fate) -> bool:
-    """Whether the process lived until all that stands in the log was taken in and answered."""
-    run = asyncio.create_task(actor.run(asyncio.Event()))
+    """Whether the process lived until all that stands in the log was taken in and answered. Some are asked to stop
+    before that, at any moment."""
+    stop = asyncio.Event()
+    run = asyncio.create_task(actor.run(stop))
+    if fate.kill and fate.chance.random() < STOPPED_SHARE:
+        await asyncio.wait((run, asyncio.create_task(spin(fate.chance.randrange(60)))), return_when="FIRST_COMPLETED")
+        stop.set()
     killed = asyncio.create_task(fate.killed.wait())
     quiet = asyncio.create_task(toy.until(lambda: is_quiet(log, actor)))
     await asyncio.wait((run, killed, quiet), return_when=asyncio.FIRST_COMPLETED)

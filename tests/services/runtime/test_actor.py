@@ -187,6 +187,19 @@ async def test_a_stale_owner_is_fenced_whatever_kind_it_writes(kinds: tuple[str,
     assert [r.owner for r in records(log) if r.cause] == ["new"]
 
 
+async def test_a_quarantine_does_not_hide_what_was_answered_before_it() -> None:
+    log = MemoryLog(toy.POOL)
+    await say(log, arrived(1), arrived(2))
+    first, second = (Ownership(log, actor="admission", owner=name, log_down_max_s=1) for name in ("first", "second"))
+    for each in (first, second):
+        await each.take_over(code_version="v1", policy_digest="", snapshot_seq=0, settings={}, tags=())
+        if each is first:
+            await each.say([codec.Said(cause="1.0", event=toy.admitted("r1", 1))], ts_ns=0, name="1.0")
+            await each.quarantine(Cause(1, 1), "ValueError", ts_ns=0)
+    assert second.history.watermark == Cause(1, 0)
+    assert second.history.quarantined == {Cause(1, 1)}
+
+
 async def fail(log: MemoryLog, kept: MemorySnapshots, *, code: str = "v1") -> PolicyFailed:
     with pytest.raises(PolicyFailed) as failed:
         await asyncio.wait_for(an_actor(log, kept, code_version=code).run(asyncio.Event()), timeout=5)
