@@ -8,6 +8,7 @@ Decoding never raises: what this version cannot read becomes `Unknown` in its pl
 bad record must still be read to its end.
 """
 
+import re
 from typing import Any, Union
 
 import msgspec
@@ -28,8 +29,10 @@ EVENTS: tuple[type[Event], ...] = (
 )  # fmt: skip
 BY_TAG: dict[str, type[Event]] = {cls.event_tag(): cls for cls in EVENTS}
 MALFORMED = "malformed"
-UNREADABLE = (ValueError, RecursionError)
-"""What msgspec raises for bytes that are no envelope: wrong JSON or fields, wrong UTF-8, nested too deeply."""
+DEPTH_MAX = 256
+"""A body that nests deeper is malformed. Said here, because the interpreter's own bound depends on its version and on
+how deep the caller's stack is: the same record would be read here and refused there."""
+_BRACKET_OR_STRING = re.compile(rb'[\[\]{}]|"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 class Said(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -78,9 +81,11 @@ def kind_of(said: list[Said]) -> str:
 def decode(seq: int, subject: str, body: bytes) -> list[Recorded]:
     """The events of one message in order, at least one. Never raises; see the module."""
     actor = actor_of(subject)
+    if body.count(b"{") + body.count(b"[") > DEPTH_MAX and _depth(body) > DEPTH_MAX:
+        return [_malformed(seq, actor)]
     try:
         envelope = _decode(body)
-    except UNREADABLE:
+    except ValueError:  # Wrong JSON or fields, or wrong UTF-8.
         return _decode_old(seq, actor, body)
     if not envelope.said:
         return [_malformed(seq, actor)]
@@ -114,7 +119,7 @@ def event_of(raw: dict[str, Any]) -> Event:
 def _decode_old(seq: int, actor: str, body: bytes) -> list[Recorded]:
     try:
         envelope = _decode_raw(body)
-    except UNREADABLE:
+    except ValueError:  # Wrong JSON or fields, or wrong UTF-8.
         return [_malformed(seq, actor)]
     owner, ts_ns = envelope.owner, envelope.ts_ns
     return [
@@ -124,6 +129,18 @@ def _decode_old(seq: int, actor: str, body: bytes) -> list[Recorded]:
         )
         for item, said in enumerate(envelope.said)
     ]  # fmt: skip
+
+
+def _depth(body: bytes) -> int:
+    """How deep lists and objects lie in one another at the deepest; brackets inside of strings do not count."""
+    depth = deepest = 0
+    for token in _BRACKET_OR_STRING.findall(body):
+        if token in (b"{", b"["):
+            depth += 1
+            deepest = max(deepest, depth)
+        elif token in (b"}", b"]"):
+            depth -= 1
+    return deepest
 
 
 def _malformed(seq: int, actor: str) -> Recorded:

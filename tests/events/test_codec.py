@@ -161,3 +161,15 @@ def test_old_words_climb_step_by_step_to_the_newest() -> None:
 def test_an_old_word_in_a_log_is_read_as_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(upcast.UPCASTERS, "tick.v0", lambda raw: {"type": "ticked.v1", "n": raw["count"]})
     assert decoded({"type": "tick.v0", "count": 3}, {"type": "ticked.v1", "n": 4}) == [Ticked(n=3), Ticked(n=4)]
+
+
+@pytest.mark.parametrize(("depth", "readable"), [(codec.DEPTH_MAX, True), (codec.DEPTH_MAX + 1, False)])
+def test_nesting_has_a_bound_of_our_own(depth: int, readable: bool) -> None:
+    around = 4  # The envelope, its list, one of it, the event.
+    extra: list[Any] = []
+    for _ in range(depth - around - 1):
+        extra = [extra]
+    raw = {"type": "ticked.v1", "n": 1, "text": "[{" * codec.DEPTH_MAX, "extra": extra}
+    body = msgspec.json.encode({"owner": "o", "ts_ns": 1, "said": [{"event": raw}]})
+    [recorded] = codec.decode(1, "tg.v1.p.fact.clock.ticked", body)
+    assert recorded.event == (Ticked(n=1) if readable else Unknown(raw_tag=MALFORMED))
