@@ -40,3 +40,10 @@ def test_the_pages_are_found() -> None:
 def _targets() -> set[str]:
     [names] = re.findall(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     return set(names.split())
+
+
+def test_the_map_has_one_line_per_file() -> None:
+    listed = re.findall(r"^\| `([a-z_/0-9]+\.py)` \|", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE)
+    house = ("events", "kvstore", "policies", "replay", "services")
+    there = [path.relative_to(ROOT).as_posix() for top in house for path in (ROOT / top).rglob("*.py")]
+    assert sorted(listed) == sorted(path for path in there if not path.endswith("__init__.py"))
