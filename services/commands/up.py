@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Mapping
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import click
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 
 GATEWAY = "gateway"
 LOOK_EVERY_S = 0.05
-WORKERS = ("clock", "admission", "projector", "auditor", "sensor")
-"""In this order; the gateway comes last, when there is something that decides."""
+WORKERS = (("clock",), ("admission",), ("sensor", "projector", "auditor"))
+"""One process each, in this order. What decides and what makes time stand alone; what only looks on shares one. The
+gateway comes last, when there is something that decides."""
 PROFILES = {
     "durable": "durable: every message is on disk before it is acknowledged",
     "fast": "fast: synced every 2 minutes; a power loss may cost as much (nats.profile = durable syncs every message)",
@@ -71,7 +73,7 @@ async def _keep_up(config: "Config", addresses: "Servers", env: Mapping[str, str
         # One clear line now is worth more than six processes that cannot start.
         await servers.probe(config, addresses)
         program = (sys.executable, "-m", "services.cli")
-        children = [Child(name=name, command=(*program, "worker", name), env=env) for name in WORKERS]
+        children = [Child(name="+".join(names), command=(*program, "worker", *names), env=env) for names in WORKERS]
         children.append(Child(name=GATEWAY, command=(*program, GATEWAY, "--quiet"), env=env))
         supervisor = Supervisor(children)
         async with asyncio.TaskGroup() as group:
@@ -94,7 +96,7 @@ def _show(config: "Config", addresses: "Servers", url: str, out: Output) -> None
     """What runs where."""
     value = _Up(
         gateway=url, pool=config.pool, nats=addresses.nats_where, redis=addresses.redis_where,
-        log_profile=config.nats.profile, state_dir=config.state_dir, workers=WORKERS,
+        log_profile=config.nats.profile, state_dir=config.state_dir, workers=tuple(chain(*WORKERS)),
     )  # fmt: skip
     rows = [
         ("gateway", f"{url}/v1"),
