@@ -111,7 +111,8 @@ def test_requests_are_served_and_the_log_of_it_verifies_and_nothing_is_left(hous
     assert len({line["event"]["request_id"] for line in admitted}) == REQUESTS
 
     running = family(house.folder)
-    assert sum(f"worker {name}" in " ".join(running.values()) for name in house.said["workers"]) == 5
+    commands = [command.partition(" worker ")[2].split() for command in running.values()]
+    assert sorted(name for names in commands for name in names) == sorted(house.said["workers"])
     passwords = {line.split('"')[3] for line in (house.folder / "state/nats/nats-server.conf").read_text().splitlines()
                  if line.startswith("authorization")}  # fmt: skip
     assert passwords
