@@ -1,0 +1,103 @@
+"""The demo, run as a person runs it: real servers and workers, and a log that replays to the same decisions."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from replay.score import Scores
+from services.demo import Plan, compare, plan_mixed, plan_trace
+from services.demo_report import COLUMNS, DemoResult, cells
+
+PROMISED = ("verify", "digest", "events", "decisions", "requests", "slo_attainment", "journal")
+SPEED = "40"
+TIMEOUT_S = 90
+
+
+def tidegate(*argv: str, hash_seed: str = "random") -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHONHASHSEED": hash_seed, "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "services.cli", *argv]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("demo")
+    done = tidegate("demo", "--seed", "3", "--speed", SPEED, "--json", "--out", str(folder))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.integration
+def test_a_demo_says_what_it_promised_in_one_json_object(demo: dict[str, Any]) -> None:
+    assert [key for key in PROMISED if key not in demo] == []
+    assert demo["verify"] == "identical"
+    assert demo["slo_attainment"].keys() >= {"baseline", "tidegate"}
+    assert demo["requests"] == len(plan_mixed(3).arrivals) == sum(demo["statuses"].values())
+    assert Path(demo["report"]).read_text().count("<td>") > 30
+
+
+@pytest.mark.integration
+def test_the_live_log_replays_to_the_same_decisions_under_two_hash_seeds(demo: dict[str, Any]) -> None:
+    for seed in ("0", "1"):
+        done = tidegate("replay", "verify", demo["journal"], "--json", hash_seed=seed)
+        report = json.loads(done.stdout)
+        assert (done.returncode, report["identical"], report["digest"]) == (0, True, demo["digest"])
+        assert (report["events"], report["decisions"]) == (demo["events"], demo["decisions"])
+
+
+@pytest.mark.integration
+def test_prompts_are_nowhere_in_what_a_demo_leaves(demo: dict[str, Any]) -> None:
+    folder = Path(demo["journal"]).parent
+    filler = b",7" * 40  # How the load generator's prompts look.
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 3
+    assert [path for path in files if filler in path.read_bytes()] == []
+
+
+def test_virtual_columns_depend_on_the_plan_alone() -> None:
+    plan = plan_mixed(5)
+    assert compare(plan) == compare(plan)
+
+
+def test_a_trace_is_a_plan_too(tmp_path: Path) -> None:
+    rows = [
+        {"timestamp": 500 * number, "input_length": 600, "output_length": 20, "hash_ids": [1, number]}
+        for number in range(30)
+    ]
+    path = tmp_path / "trace.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plan = plan_trace(path, limit=20)
+    scores = compare(plan)
+    assert len(plan.arrivals) == scores["tidegate"].requests == 20
+    assert scores["tidegate"].slo_attainment == 1.0
+
+
+def test_every_row_of_the_table_can_be_said_of_an_empty_run() -> None:
+    result = msgspec.convert(
+        {
+            "workload": "none", "speed": 1, "verify": "identical", "digest": "00", "events": 0, "decisions": 0,
+            "requests": 0, "slo_attainment": {}, "goodput_per_s": {}, "statuses": {}, "load_late_max_s": 0.0,
+            "seconds": 0.0, "code_version": "", "journal": "", "report": "", "scores": {name: {} for name in COLUMNS},
+        },
+        DemoResult,
+    )  # fmt: skip
+    assert isinstance(result.scores["live"], Scores)
+    assert all(len(said) == len(COLUMNS) for _, said in cells(result))
+
+
+def test_a_missing_trace_is_one_line_and_bad_input(tmp_path: Path) -> None:
+    done = tidegate("demo", "--trace", str(tmp_path / "none.jsonl"))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "none.jsonl" in done.stderr
+
+
+def test_a_plan_registers_the_engines_that_it_configures() -> None:
+    plan: Plan = plan_mixed(1)
+    assert [each.engine_id for each in plan.registered()] == [engine.id for engine in plan.engines]
