@@ -14,7 +14,7 @@ from services.runtime.output import Exit, Output, table
 
 if TYPE_CHECKING:
     from services.runtime.config import Config
-    from services.runtime.servers import Servers
+    from services.runtime.servers import Servers, Started
     from services.runtime.supervisor import Supervisor
 
 GATEWAY = "gateway"
@@ -46,8 +46,8 @@ class _Up(msgspec.Struct, frozen=True, kw_only=True):
 def command(settings: Settings, out: Output) -> int:
     """Start everything, and keep it up until SIGTERM or Ctrl-C.
 
-    NATS and Valkey are started as children, each unless its URL is given (NATS_URL, REDIS_URL). Children learn
-    addresses and credentials from their environment only.
+    NATS and Valkey are started as children, each unless its URL is given (NATS_URL, REDIS_URL), and kept up like the
+    workers. Those learn addresses and credentials from their environment only.
     """
     from services.runtime import servers
     from services.runtime.aio import run
@@ -59,16 +59,17 @@ def command(settings: Settings, out: Output) -> int:
     if not config.engines:
         mend = "name some in a file (--config FILE), or take --preset laptop"
         raise ConfigError("there is no engine to serve with", where="settings", key="engines", allowed=mend)
-    with servers.start(config) as addresses:
-        run(_keep_up(config, addresses, settings.for_children() | addresses.environment(), out))
+    with servers.start(config) as started:
+        run(_keep_up(config, started, settings.for_children() | started.addresses.environment(), out))
     return Exit.FINE
 
 
-async def _keep_up(config: "Config", addresses: "Servers", env: Mapping[str, str], out: Output) -> None:
+async def _keep_up(config: "Config", started: "Started", env: Mapping[str, str], out: Output) -> None:
     from services.runtime import servers
     from services.runtime.frame import stop_by_signal
     from services.runtime.supervisor import Child, Supervisor
 
+    addresses = started.addresses
     with stop_by_signal() as stop:
         # One clear line now is worth more than six processes that cannot start.
         await servers.probe(config, addresses)
@@ -78,8 +79,10 @@ async def _keep_up(config: "Config", addresses: "Servers", env: Mapping[str, str
         supervisor = Supervisor(children)
         async with asyncio.TaskGroup() as group:
             said = group.create_task(_say_when_open(config, addresses, supervisor, out))
+            keeping = group.create_task(servers.keep_up(started.children))
             await supervisor.run(stop)
             said.cancel()
+            keeping.cancel()
 
 
 async def _say_when_open(config: "Config", addresses: "Servers", supervisor: "Supervisor", out: Output) -> None:

@@ -1,10 +1,14 @@
 """Which NATS and which Redis: those that were named, those of a running `tidegate up`, or children of our own."""
 
+import asyncio
+import logging
 import os
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 
@@ -13,7 +17,16 @@ from events.log.jetstream import JetStreamLog, connect
 from services.runtime.config import Config, without_password
 from services.runtime.snapshot import replace_file
 
+if TYPE_CHECKING:
+    from services.runtime.embedded import EmbeddedServer
+
 PROBE_TIMEOUT_S = 3.0
+LOOK_EVERY_S = 0.1
+RESTARTS_MAX = 10
+"""Of one child within `RESTARTS_WINDOW_S`; then it is no accident any more."""
+RESTARTS_WINDOW_S = 60.0
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T", "Door", "Servers")
 
@@ -40,6 +53,13 @@ class Servers(msgspec.Struct, frozen=True, kw_only=True):
         return {"TIDEGATE_NATS__URL": self.nats_url, "TIDEGATE_REDIS__URL": self.redis_url}
 
 
+class Started(NamedTuple):
+    """Where the servers are, and those of them that are children of this process."""
+
+    addresses: Servers
+    children: Sequence["EmbeddedServer"]
+
+
 async def probe(config: Config, servers: Servers) -> None:
     """Raise LogError, with address and mend, unless NATS has JetStream for us and Redis answers."""
     named = msgspec.structs.replace(config, nats=msgspec.structs.replace(config.nats, url=servers.nats_url))
@@ -62,31 +82,54 @@ def run_folder(config: Config) -> Path:
 
 
 @contextmanager
-def start(config: Config) -> Iterator[Servers]:
+def start(config: Config) -> Iterator[Started]:
     """The servers for as long as the block runs: children for each that no URL was given for, which end with it.
 
     Leaves their addresses in the run folder (readable by the owner only), so that `tidegate watch` and the like
     find them. Raises LogError when one does not come up.
     """
-    from services.runtime.embedded import start_nats, start_valkey
+    from services.runtime.embedded import EmbeddedServer, start_nats, start_valkey
 
-    state = Path(config.state_dir)
+    state, children = Path(config.state_dir), list[EmbeddedServer]()
     with ExitStack() as stack:
         nats_url, nats_where = config.nats.url, without_password(config.nats.url)
         if not nats_url:
             store = Path(config.nats.store_dir) if config.nats.store_dir else state / "nats"
             nats = stack.enter_context(start_nats(store, profile=config.nats.profile))
+            children.append(nats)
             nats_url, nats_where = nats.url, f"nats://{nats.where} (child, pid {nats.pid})"
         redis_url, redis_where = config.redis.url, without_password(config.redis.url)
         if not redis_url:
             valkey = stack.enter_context(start_valkey(state / "valkey"))
+            children.append(valkey)
             redis_url, redis_where = valkey.url, f"{valkey.where} (child, pid {valkey.pid})"
         servers = Servers(
             nats_url=nats_url, redis_url=redis_url, nats_where=nats_where, redis_where=redis_where, pid=os.getpid()
         )
         stack.callback(_file(config).unlink, missing_ok=True)
         _leave(config, servers)
-        yield servers
+        yield Started(servers, children)
+
+
+async def keep_up(children: Sequence["EmbeddedServer"]) -> None:
+    """Start a child that ended again, on its address and its data. Never ends by itself. Raises LogError when one does
+    not come back, or ends again and again. To be run by the main thread."""
+    restarted: dict[str, deque[float]] = {child.name: deque(maxlen=RESTARTS_MAX) for child in children}
+    while True:
+        for child in children:
+            if not child.pid:
+                _check_patience(child, restarted[child.name])
+                logger.warning("%s has ended and is started again", child.name)
+                child.restart()
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
+def _check_patience(child: "EmbeddedServer", restarted: deque[float]) -> None:
+    now_s = time.monotonic()
+    if len(restarted) == RESTARTS_MAX and now_s - restarted[0] < RESTARTS_WINDOW_S:
+        what = f"{child.name} was started again {RESTARTS_MAX} times and keeps ending"
+        raise LogError(what, where=child.where, mend=f"see {child.log_file}")
+    restarted.append(now_s)
 
 
 def running(config: Config) -> Servers | None:

@@ -36,10 +36,12 @@ class Child:
 @dataclass(frozen=True, kw_only=True)
 class RestartLimits:
     """More than `restarts_max` restarts of one child within `window_s` are too many. The pause before a restart
-    doubles from `pause_first_s` to `pause_max_s`, and starts anew after a quiet window."""
+    doubles from `pause_first_s` to `pause_max_s`. A child that ran for `settled_s` was well: what it was started
+    again for before does not count any more."""
 
     restarts_max: int = 10
     window_s: float = 60.0
+    settled_s: float = 3.0
     pause_first_s: float = 0.1
     pause_max_s: float = 5.0
 
@@ -99,10 +101,13 @@ class Supervisor:
         """Run one child again and again. Cancelling this stops the child and waits for its end."""
         state = self.states[child.name]
         while True:
+            started_s = time.monotonic()
             code = await self._run_once(child, state)
             if code == 0:
                 logger.info("%s has ended", child.name)
                 return
+            if time.monotonic() - started_s >= self._limits.settled_s:
+                state.recent.clear()
             pause_s = self._pause(state, code)
             logger.warning("%s: %s; started again in %.1f s", child.name, _why(code), pause_s)
             await asyncio.sleep(pause_s)

@@ -8,21 +8,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+import aiohttp
 import msgspec
 import pytest
 
+from services.commands.up import WORKERS
 from services.runtime import servers
 from services.runtime.config import Config
 from services.runtime.embedded import EmbeddedNats, EmbeddedValkey
 from services.runtime.output import Exit
-from tests.e2e.house import TIDEGATE, is_running, own_environment, until
+from tests.e2e.client import ask
+from tests.e2e.house import POLL_S, TIDEGATE, is_running, own_environment, until
 from tests.e2e.settings import house_settings
 
 pytestmark = pytest.mark.integration
 
 TIMEOUT_S: Final = 30.0
-CHILDREN: Final = 8
-"""NATS, Valkey, five workers, the gateway."""
+CHILDREN: Final = 3 + len(WORKERS)
+"""NATS, Valkey, the gateway, and the workers."""
 
 
 @pytest.fixture
@@ -76,7 +79,7 @@ async def test_without_redis_a_start_is_one_line_with_address_and_mend(
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=lambda how: how.name)
-async def test_nothing_outlives_tidegate_up(how: signal.Signals, tmp_path: Path) -> None:
+async def test_tidegate_up_brings_back_what_dies_and_nothing_outlives_it(how: signal.Signals, tmp_path: Path) -> None:
     config = house_settings(tmp_path, nats_url="")
     with (tmp_path / "up.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
@@ -86,6 +89,11 @@ async def test_nothing_outlives_tidegate_up(how: signal.Signals, tmp_path: Path)
     try:
         await until(lambda: servers.door(config), "the gateway serves")
         children = await until(lambda: complete(descendants(process.pid)), "the whole house")
+        for victim in children:
+            os.kill(victim, signal.SIGKILL)
+        children = await until(lambda: complete(descendants(process.pid)), "everybody is back")
+        async with aiohttp.ClientSession() as session:
+            await until_answered(session, config)
     finally:
         os.killpg(process.pid, how)  # As a terminal does on Ctrl-C: to the whole group.
         async with asyncio.timeout(TIMEOUT_S):
@@ -97,6 +105,16 @@ async def test_nothing_outlives_tidegate_up(how: signal.Signals, tmp_path: Path)
         pass  # Its folders are free: nobody is left who holds them.
 
 
+async def until_answered(session: aiohttp.ClientSession, config: Config) -> None:
+    """Until a gateway serves that admits."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while True:
+            door = servers.door(config)
+            if door is not None and (await ask(session, door.url)).status == 200:
+                return
+            await asyncio.sleep(POLL_S)
+
+
 def written(folder: Path, config: Config) -> Path:
     file = folder / "house.json"
     file.write_bytes(msgspec.json.encode(config))
@@ -104,6 +122,8 @@ def written(folder: Path, config: Config) -> Path:
 
 
 def complete(pids: list[int]) -> list[int]:
+    """All of them, once so many run."""
+    pids = [pid for pid in pids if is_running(pid)]
     return pids if len(pids) >= CHILDREN else []
 
 

@@ -113,7 +113,7 @@ async def test_servers_that_run_are_ok_and_named_without_their_password(tmp_path
 def test_what_up_started_is_found_by_state_dir_as_long_as_it_runs(tmp_path: Path) -> None:
     config = Config(state_dir=str(tmp_path))
     assert servers.running(config) is None
-    with servers.start(config) as started:
+    with servers.start(config) as (started, _):
         assert servers.running(config) == started
         assert servers.nats_url(config) == started.nats_url
         file = servers.run_folder(config) / "servers.json"

@@ -58,6 +58,21 @@ async def test_a_child_that_keeps_failing_is_given_up_and_the_rest_is_stopped() 
     assert supervisor.states["bad"].exit_code == 2
 
 
+async def test_a_child_that_was_well_in_between_is_never_given_up() -> None:
+    stop = asyncio.Event()
+    at_once = RestartLimits(restarts_max=1, pause_first_s=0.01, settled_s=0)
+    supervisor = Supervisor([child("a", SLEEPS)], limits=at_once)
+    run = asyncio.create_task(supervisor.run(stop))
+    pid = 0
+    for _ in range(4):
+        pid = await until_runs(supervisor, "a", other_than=pid)
+        os.kill(pid, signal.SIGKILL)
+    await until_runs(supervisor, "a", other_than=pid)
+    assert supervisor.states["a"].restarts == 4
+    stop.set()
+    await asyncio.wait_for(run, 10)
+
+
 async def test_a_child_that_ends_well_is_not_started_again() -> None:
     supervisor = Supervisor([child("once", "pass")], limits=QUICK)
     await asyncio.wait_for(supervisor.run(asyncio.Event()), 10)
