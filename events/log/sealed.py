@@ -66,7 +66,8 @@ def unpacked(file: BinaryIO) -> Iterator[bytes]:
     except zstandard.ZstdError as error:
         raise SealBroken(f"it cannot be unpacked: {error}") from error
     if not packed.holds():
-        raise SealBroken("the file is truncated or was changed: the seal at its end does not hold")
+        what = "the file is truncated or was changed: the seal at its end does not hold"
+        raise SealBroken(f"{what} (packed by another program? unpack it to .jsonl, that is verified too)")
 
 
 class _Unsealed(io.RawIOBase):

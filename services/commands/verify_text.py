@@ -9,6 +9,8 @@ from replay.chain import Link
 from replay.verify import Divergence, Report
 from services.runtime.output import table
 
+SHOWN_MAX = 4
+
 
 def show(report: Report, console: Console) -> None:
     """Print the whole report."""
@@ -79,5 +81,12 @@ def _field(values: dict[str, Any] | None, name: str) -> str:
 
 
 def _plain(link: Link) -> str:
-    fields = ", ".join(f"{name}={value!r}" for name, value in link.event.items() if name != "type")
+    fields = ", ".join(f"{name}={_short(value)}" for name, value in link.event.items() if name != "type")
     return f"{link.event.get('type', '')}({fields})"
+
+
+def _short(value: Any) -> str:
+    """A value on a line; of a long list only how long it is (fingerprints say nothing to people)."""
+    if isinstance(value, list | tuple) and len(value) > SHOWN_MAX:
+        return f"[{len(value)} of them]"
+    return repr(value)
