@@ -108,7 +108,7 @@ PAGE = """<!doctype html>
  body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b2733 }
  table { border-collapse: collapse; width: 100% } th, td { padding: .4rem .6rem; border-bottom: 1px solid #d5dce3 }
  th { text-align: right } td { text-align: right; white-space: pre-line; font-variant-numeric: tabular-nums }
- th:first-child, td:first-child { text-align: left; color: #526373 } tr:nth-child(2) td { font-weight: 600 }
+ th:first-child, td:first-child { text-align: left; color: #526373 } tr:nth-child(3) td { font-weight: 600 }
  code { background: #eef2f5; padding: .1rem .3rem; border-radius: 3px; overflow-wrap: anywhere }
 </style>
 <h1>{{ result.workload }}</h1>

@@ -14,7 +14,8 @@ from events.engine import EngineHealthChanged, EngineMeasured, EngineRegistered
 from events.request import RequestAborted, RequestArrived, RequestFinished
 
 LINES_MAX = 8
-BAR_WIDTH = 30
+BAR_WIDTH = 24
+COUNTED = ("arrived", "admitted", "deferred", "rejected", "finished", "aborted")
 STYLE = {"admit": "green", "defer": "yellow", "reject": "red", "lost": "magenta"}
 
 
@@ -80,8 +81,7 @@ class LiveView:
 
     def summary(self) -> str:
         """One line, for where there is no terminal."""
-        counts = "  ".join(f"{name} {self._counts[name]}" for name in ("arrived", "admitted", "deferred", "rejected"))
-        return f"{self._seconds():6.1f} pool s  seq {self._seq}  {counts}  finished {self._counts['finished']}"
+        return f"{self._seconds():6.1f} pool s  seq {self._seq}  {self._counted()}"
 
     def render(self) -> RenderableType:
         """The whole picture, for rich.live.Live."""
@@ -95,10 +95,20 @@ class LiveView:
             )
         reasons = "  ".join(f"{reason} {count}" for reason, count in sorted(self._reasons.items())) or "none"
         return Panel(
-            Group(Text(self.summary()), engines, Text(f"rejections: {reasons}", style="dim"), Text(""), *self._lines),
+            Group(
+                Text(f"{self._seconds():6.1f} pool s, record {self._seq}"),
+                Text(self._counted()),
+                engines,
+                Text(f"rejections: {reasons}", style="dim"),
+                Text(""),
+                *self._lines,
+            ),
             title=self._title,
             title_align="left",
         )
+
+    def _counted(self) -> str:
+        return "  ".join(f"{name} {self._counts[name]}" for name in COUNTED)
 
     def _seconds(self) -> float:
         return (self._now_ns - self._first_ns) / 1e9
