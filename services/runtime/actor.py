@@ -173,7 +173,9 @@ class Actor(Generic[S]):
         if note is not None and note.starts >= FAILED_STARTS_MAX and note.code_version == self._code_version:
             await self._quarantine(note)
         self._metrics.quarantined(len(self._own.history.quarantined))
-        logger.info("%s takes over at %d, answered up to %s", name, self._own.started_seq, self._own.history.watermark)
+        answered = self._own.history.watermark
+        before = "nothing was answered before" if answered == BEFORE_ALL else f"answered up to {answered}"
+        logger.info("%s takes over at %d, %s", name, self._own.started_seq, before)
 
     async def _restore(self) -> Snapshot | None:
         """Stand where the newest snapshot of this code version stood, if this is still the log it was taken of."""
