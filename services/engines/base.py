@@ -54,9 +54,9 @@ class Usage(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """A piece of the answer, to be passed on as it is. `tokens`: output tokens in it. `at_ns`: pool time at
-    which the engine made the last of them where the engine's time is modelled, else 0. Of a modelled stream the
-    first token stands alone, so that its time is known.
+    """A piece of the answer, to be passed on as it is. `tokens`: output tokens in it. `at_ns`: the steady
+    time (`PoolClock`) at which the engine made the last of them where the engine's time is modelled, else 0. Of a
+    modelled stream the first token stands alone, so that its time is known.
 
     `usage` of a stream stands in a piece of its own, so that it can be kept from a client that did not ask; a
     non-stream answer is one piece with everything. Where the engine says nothing of usage, none has it."""

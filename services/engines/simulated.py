@@ -1,8 +1,8 @@
 """A simulated engine behind the same Protocol as a real one: `LightEngine` driven by the pool's clock.
 
-The engine's time is the pool's, so it runs as fast as the clock does. The process wakes every few milliseconds of
-wall time, not for every token: what came meanwhile is one piece of the answer, with the modelled time of its last
-token. What it measures does not depend on how busy this machine is.
+The engine's time is the pool clock's steady time: as fast as the pool's, also while the log is away. The process wakes
+every few milliseconds of wall time, not for every token: what came meanwhile is one piece of the answer, with the
+modelled time of its last token. What it measures does not depend on how busy this machine is.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class SimulatedBackend:
         self._registered = registered(config)
         self._schema = _schema_of(config)
         self._clock = clock
-        self._engine = LightEngine(self._registered, now_ns=clock.now_ns())
+        self._engine = LightEngine(self._registered, now_ns=clock.steady_ns())
         self._readers: dict[RequestId, _Reader] = {}
         self._wake = asyncio.Event()
         self._driver: asyncio.Task[None] | None = None
@@ -71,11 +71,10 @@ class SimulatedBackend:
         if call.request_id in self._readers:
             raise EngineError("a request with this id is running", engine_id=self.engine_id, lost=False, status=409)
         reader = _Reader(stream=call.stream)
-        now_ns = self._clock.now_ns()
-        answer = AnswerWriter(call, created_s=now_ns // NS_PER_S)
+        answer = AnswerWriter(call, created_s=self._clock.now_ns() // NS_PER_S)
         self._readers[call.request_id] = reader
         try:
-            self._engine.submit(_sim_request(call, answer), now_ns)
+            self._engine.submit(_sim_request(call, answer), self._clock.steady_ns())
             self._start_driver()
             told = 0
             while True:
@@ -94,13 +93,13 @@ class SimulatedBackend:
                 told += count
         finally:
             if self._readers.pop(call.request_id, None) is not None:
-                self._engine.abort(call.request_id, self._clock.now_ns())
+                self._engine.abort(call.request_id, self._clock.steady_ns())
 
     async def abort(self, request_id: RequestId) -> None:
         """Free what it holds; whoever reads it gets EngineError(lost=False, status=499)."""
         reader = self._readers.pop(request_id, None)
         if reader is not None:
-            self._engine.abort(request_id, self._clock.now_ns())
+            self._engine.abort(request_id, self._clock.steady_ns())
             reader.mail.put_nowait(EngineError("aborted", engine_id=self.engine_id, lost=False, status=STATUS_ABORTED))
 
     async def metrics(self) -> EngineMeasured:
@@ -138,7 +137,7 @@ class SimulatedBackend:
     async def _drive(self) -> None:
         """Look at the engine as often as somebody can tell the difference; ends when there is nothing to do."""
         while (next_ns := self._step()) is not None:
-            wait_s = max(SLEEP_S_MIN, self._clock.wall_s(next_ns - self._clock.now_ns()))
+            wait_s = max(SLEEP_S_MIN, self._clock.wall_s(next_ns - self._clock.steady_ns()))
             if any(reader.stream for reader in self._readers.values()):
                 wait_s = min(wait_s, WAKE_S)
             self._wake.clear()
@@ -150,7 +149,7 @@ class SimulatedBackend:
 
     def _step(self) -> int | None:
         """Bring the engine to the present and hand out what came; when something can come next."""
-        for outcome in self._engine.run_until(self._clock.now_ns()):
+        for outcome in self._engine.run_until(self._clock.steady_ns()):
             ended = isinstance(outcome, Finished | Refused)
             reader = self._readers.pop(outcome.request_id, None) if ended else self._readers.get(outcome.request_id)
             if reader is not None:

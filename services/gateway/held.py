@@ -61,7 +61,7 @@ class Word(NamedTuple):
 
 @dataclass(slots=True)
 class Held:
-    """See the module. Times are pool time, from the arrival."""
+    """See the module. Times are pool time, from the arrival; `deferred_until_ns` is the clock's steady time."""
 
     ask: Ask
     task: asyncio.Task[object]
@@ -125,7 +125,7 @@ class Held:
 
     def _elapsed_ns(self, chunk: Chunk | None, speed: int) -> int:
         if chunk is not None and chunk.at_ns:
-            return max(1, chunk.at_ns - self.ask.arrived_ns)
+            return max(1, chunk.at_ns - self.ask.mono_ns * speed)
         return max(1, (time.monotonic_ns() - self.ask.mono_ns) * speed)
 
 

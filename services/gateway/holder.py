@@ -116,7 +116,8 @@ class Holder:
             case RequestDeferred() as deferral:
                 held = self._held.get(deferral.request_id)
                 if held is not None and held.attempt == deferral.attempt:
-                    held.deferred_until_ns = deferral.until_ns
+                    # In steady time: a holder answers by its own clock, also when no tick comes any more.
+                    held.deferred_until_ns = self._clock.steady_ns() + deferral.until_ns - self._clock.now_ns()
             case HolderLost(holder=self.name) as lost:
                 self._was_lost(lost)
             case _:
@@ -216,12 +217,10 @@ class Holder:
 
     def _wait_s(self, held: Held) -> float:
         """Wall seconds that are left for a decision."""
-        arrived = held.ask.arrived
-        until_ns = arrived.deadline_ns
+        left_ns = held.ask.arrived.deadline_ns - held.ask.arrived_ns - self._waited_ns(held)
         if held.deferred_until_ns:
-            until_ns = max(until_ns, held.deferred_until_ns) + DEFERRED_GRACE_NS
-        left_s = self._clock.wall_s(until_ns - self._clock.now_ns())
-        return max(left_s, DECISION_WAIT_MIN_S - held.age_s())
+            left_ns = max(left_ns, held.deferred_until_ns - self._clock.steady_ns()) + DEFERRED_GRACE_NS
+        return max(self._clock.wall_s(left_ns), DECISION_WAIT_MIN_S - held.age_s())
 
     async def _run(self, held: Held, route: Route, sink: Sink) -> None:
         """Call the engine and pass its answer on. Raises EngineError."""
@@ -371,7 +370,7 @@ class Holder:
         self._say_beat()
 
     def _waited_ns(self, held: Held) -> int:
-        return max(0, self._clock.now_ns() - held.ask.arrived_ns)
+        return self._clock.steady_ns() - held.ask.mono_ns * self._clock.speed
 
 
 def _log_down() -> Refusal:

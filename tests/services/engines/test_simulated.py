@@ -24,7 +24,7 @@ def backend(**settings: object) -> SimulatedBackend:
 async def test_times_are_the_models_not_this_machines() -> None:
     engine = backend()
     asked = call(output_tokens=100)._replace(prompt_tokens=3_000)
-    before_ns = engine._clock.now_ns()
+    before_ns = engine._clock.steady_ns()
     chunks = [chunk for chunk in await collect(engine.submit(asked)) if chunk.tokens]
 
     registered = await engine.describe()

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from events.base import EngineId, Event, HolderId, RequestId
+from events.base import NS_PER_S, EngineId, Event, HolderId, RequestId
 from events.decisions import DeferReason, HolderLost, RejectReason, RequestDeferred, RequestRejected
 from events.request import (
     AbortReason,
@@ -99,15 +99,14 @@ async def test_rejection_becomes_its_status_and_calls_no_engine(
         assert kinds(await house.events()) == ["request_arrived", "request_rejected"]
 
 
-async def test_deferred_request_waits_for_the_next_word() -> None:
-    def decide(event: Event) -> list[Event]:
-        if isinstance(event, RequestArrived):
-            return [
-                RequestDeferred(request_id=event.request_id, until_ns=event.deadline_ns, reason=DeferReason.KV_BUDGET)
-            ]
-        return []
+def defer_to_the_deadline(event: Event) -> list[Event]:
+    if isinstance(event, RequestArrived):
+        return [RequestDeferred(request_id=event.request_id, until_ns=event.deadline_ns, reason=DeferReason.KV_BUDGET)]
+    return []
 
-    async with rig(ScriptedEngine("e1", answer("a")), decide=decide) as house:
+
+async def test_deferred_request_waits_for_the_next_word() -> None:
+    async with rig(ScriptedEngine("e1", answer("a")), decide=defer_to_the_deadline) as house:
         ask = house.ask()
         serving = asyncio.create_task(house.holder.serve(ask, Collected()))
         deferred = await heard(house.log, lambda event: isinstance(event, RequestDeferred))
@@ -116,6 +115,19 @@ async def test_deferred_request_waits_for_the_next_word() -> None:
         await serving
 
         assert kinds(await house.events())[-1] == "request_finished"
+
+
+async def test_deferred_request_is_not_left_waiting_when_no_tick_comes_any_more() -> None:
+    async with rig(ScriptedEngine("e1", answer("a")), decide=defer_to_the_deadline) as house:
+        house.clock.speed = 20
+        house.clock.follow(house.clock.now_ns())  # The last one.
+        async with asyncio.timeout(5):
+            with pytest.raises(Refusal) as refused:
+                await house.holder.serve(house.ask(slo_ms=8_000), Collected())
+        assert refused.value.code == "expired"
+        *_, expired = await house.events()
+        assert isinstance(expired, RequestExpired)
+        assert expired.waited_ns >= 8 * NS_PER_S
 
 
 async def test_request_without_any_decision_expires_by_the_holders_own_clock() -> None:
