@@ -63,7 +63,8 @@ class ActorLimits:
     ahead_max: int = 4_096
     snapshot_every: int = 20_000
     snapshot_span_ns: int = 30 * NS_PER_S
-    log_down_max_s: float = 60.0
+    log_down_max_s: float = 86_400.0
+    """Long: a restart does not bring the log back, and one that fails again and again takes the others down with it."""
 
 
 class _Answer(NamedTuple):
