@@ -47,7 +47,7 @@ class Answer(NamedTuple):
 
 async def ask(
     session: aiohttp.ClientSession, url: str, *, prompt_tokens: int = 32, output_tokens: int = 8, stream: bool = False,
-    request_id: str = "", headers: Mapping[str, str] | None = None,
+    request_id: str = "", headers: Mapping[str, str] | None = None, timeout_s: float = ANSWER_TIMEOUT_S,
 ) -> Answer:  # fmt: skip
     """One completion, of exactly so many tokens. Raises TimeoutError when the gateway leaves its client waiting."""
     name = request_id or f"client-{secrets.token_hex(8)}"
@@ -61,7 +61,7 @@ async def ask(
     if stream:
         body["stream_options"] = {"include_usage": True}
     started_s = time.monotonic()
-    async with asyncio.timeout(ANSWER_TIMEOUT_S):
+    async with asyncio.timeout(timeout_s):
         try:
             async with session.post(f"{url}/v1/completions", json=body, headers=sent) as response:
                 got = await response.read()

@@ -27,6 +27,7 @@ REQUESTS_PER_S: Final = 8
 STREAMS: Final = 3
 STREAM_TOKENS: Final = 200 * (int(OUTAGE_S) + 3)
 """At six milliseconds each, a stream begins before the outage and ends after it."""
+STREAM_TIMEOUT_S: Final = 60.0 + 2 * OUTAGE_S
 LOG_DOWN_AFTER_S: Final = 1.0
 SLOW_S: Final = 1.5
 """What a busy test machine may add to an answer."""
@@ -78,7 +79,9 @@ async def streams_in_flight(*houses: House) -> AsyncIterator[list[Answer]]:
     answers: list[Answer] = []
     async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
         streams = [
-            group.create_task(ask(session, house.url, output_tokens=STREAM_TOKENS, stream=True))
+            group.create_task(
+                ask(session, house.url, output_tokens=STREAM_TOKENS, stream=True, timeout_s=STREAM_TIMEOUT_S)
+            )
             for house in houses
             for _ in range(STREAMS)
         ]
@@ -96,7 +99,7 @@ async def outage(nats: EmbeddedNats, refusing: House, passing: House) -> tuple[f
         await until(lambda: min(len(refused.answers), len(passed.answers)) > REQUESTS_PER_S, "answers at first")
         nats.kill()
         down_s = time.monotonic()
-        await until(lambda: time.monotonic() > down_s + OUTAGE_S, "the outage is over")
+        await until(lambda: time.monotonic() > down_s + OUTAGE_S, "the outage is over", timeout_s=2 * OUTAGE_S)
         up_s = time.monotonic()
         nats.restart()
         for served in (refused, passed):
