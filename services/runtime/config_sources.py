@@ -63,7 +63,7 @@ class Gathered:
             if env.get(name):
                 self._put(key, env[name], where=name)
         for name in sorted(env):
-            if name.startswith(PREFIX) and name != CONFIG_VARIABLE and not _is_kubernetes(name):
+            if name.startswith(PREFIX) and name != CONFIG_VARIABLE and not self._is_kubernetes(name, env[name]):
                 parts = name.removeprefix(PREFIX).lower().split("__")
                 self._put(tuple(int(p) if p.isdecimal() else p for p in parts), env[name], where=name)
 
@@ -98,6 +98,11 @@ class Gathered:
         """A ConfigError about the setting at `key`."""
         return ConfigError(what, where=self.where(key), key=dotted(key), allowed=allowed)
 
+    def _is_kubernetes(self, name: str, value: str) -> bool:
+        """Whether Kubernetes said it: TIDEGATE_METRICS_PORT is a setting of ours, unless an address stands in it."""
+        ours = name.removeprefix(PREFIX).lower() in get_type_hints(self.schema) and "://" not in value
+        return "__" not in name and not ours and _KUBERNETES.fullmatch(name) is not None
+
     def _put(self, key: Key, text: str, *, where: str) -> None:
         self._said_by[key] = where
         value = _read_value(text, _type_at(self.schema, key))
@@ -122,10 +127,6 @@ class Gathered:
         if replace:
             fitting[part] = new
         return fitting[part]
-
-
-def _is_kubernetes(name: str) -> bool:
-    return "__" not in name and _KUBERNETES.fullmatch(name) is not None
 
 
 def read_file(path: Path) -> Raw:

@@ -82,6 +82,12 @@ def test_what_kubernetes_adds_for_a_service_called_tidegate_is_left_alone() -> N
     assert load(None, env) == Config()
 
 
+def test_a_setting_that_is_named_like_a_variable_of_kubernetes_is_still_ours() -> None:
+    """As `tidegate up --set metrics_port=9400` hands it on to its workers."""
+    assert load(None, {"TIDEGATE_METRICS_PORT": "9400"}).metrics_port == 9400
+    assert load(None, {"TIDEGATE_METRICS_PORT": "tcp://10.0.0.1:9400"}).metrics_port == 0
+
+
 def test_a_file_is_found_by_variable_or_in_the_working_folder(tmp_path: Path) -> None:
     other = written(tmp_path, 'pool = "other"', "other.toml")
     written(tmp_path, 'pool = "here"', "tidegate.toml")
