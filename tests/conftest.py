@@ -1,14 +1,19 @@
 """Fixtures that several parts share: real servers as child processes, and a pool of one's own per test."""
 
 import secrets
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from events.base import PoolId
 from events.log.jetstream import JetStreamLog, connect
 from services.runtime.config import LogProfile
-from services.runtime.embedded import EmbeddedNats, EmbeddedValkey, start_nats, start_valkey
+from services.runtime.embedded import EmbeddedNats, start_nats, start_valkey
 
 
 @pytest.fixture(scope="session")
@@ -18,11 +23,26 @@ def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedNa
         yield server
 
 
-@pytest.fixture(scope="session")
-def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
-    """One Valkey server for the whole run: keys are named by pool."""
-    with start_valkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server
+@pytest.fixture(scope="session", params=["valkey", "redis"])
+def redis_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One server of each kind for the whole run: the Valkey that comes as a wheel, and the machine's own Redis
+    (Debian's package), where it has one. Keys are named by pool."""
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "valkey":
+        with start_valkey(folder) as server:
+            yield server.url
+        return
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("no redis-server on this machine: apt-get install redis-server")
+    path = folder / "redis.sock"
+    command = [program, "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        url = f"unix://{path}"
+        with redis.Redis.from_url(url, retry=Retry(ConstantBackoff(0.05), 200)) as client:
+            client.ping()
+        yield url
+        process.terminate()
 
 
 @pytest.fixture

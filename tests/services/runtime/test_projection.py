@@ -12,7 +12,6 @@ from redis.asyncio import Redis
 from events.base import PoolId
 from events.log.memory import MemoryLog
 from services.runtime import projection
-from services.runtime.embedded import EmbeddedValkey
 from services.runtime.projection import Projection, Replaced
 from services.runtime.side_by_side import run_until
 from services.runtime.view_store import StoreError, ViewStore, Written, key
@@ -123,9 +122,9 @@ async def until_redis_holds(redis: Redis, log: MemoryLog) -> None:
 
 
 @pytest.mark.integration
-async def test_a_flushed_server_is_filled_again(valkey_server: EmbeddedValkey, pool: PoolId) -> None:
+async def test_a_flushed_server_is_filled_again(redis_url: str, pool: PoolId) -> None:
     log = MemoryLog(pool)
-    async with Redis.from_url(valkey_server.url) as redis:
+    async with Redis.from_url(redis_url) as redis:
         await toy.say_some(log, random.Random(1), range(30))
         async with projecting(log, ViewStore(redis, pool, epoch=1, where="test")):
             await until_redis_holds(redis, log)
@@ -138,8 +137,8 @@ async def test_a_flushed_server_is_filled_again(valkey_server: EmbeddedValkey, p
 
 
 @pytest.mark.integration
-async def test_every_write_is_guarded_by_epoch_and_seq(valkey_server: EmbeddedValkey, pool: PoolId) -> None:
-    async with Redis.from_url(valkey_server.url) as redis:
+async def test_every_write_is_guarded_by_epoch_and_seq(redis_url: str, pool: PoolId) -> None:
+    async with Redis.from_url(redis_url) as redis:
         old, new = (ViewStore(redis, pool, epoch=epoch, where="test") for epoch in (5, 6))
         views = Views()
         assert await old.write(views, []) is Written.LOST, "nothing stands there yet"
@@ -158,9 +157,9 @@ async def test_every_write_is_guarded_by_epoch_and_seq(valkey_server: EmbeddedVa
 
 
 @pytest.mark.integration
-async def test_a_projector_that_was_replaced_ends(valkey_server: EmbeddedValkey, pool: PoolId) -> None:
+async def test_a_projector_that_was_replaced_ends(redis_url: str, pool: PoolId) -> None:
     log = MemoryLog(pool)
-    async with Redis.from_url(valkey_server.url) as redis:
+    async with Redis.from_url(redis_url) as redis:
         await toy.say(log, toy.arrived(1))
         async with projecting(log, ViewStore(redis, pool, epoch=1, where="test")) as first:
             await until_redis_holds(redis, log)
