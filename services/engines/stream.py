@@ -4,7 +4,6 @@ what it used. Everything else passes as bytes.
 Text inside JSON cannot look like what is searched for here: its quotes and line ends are escaped.
 """
 
-from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -85,7 +84,7 @@ def whole_answer(data: bytes, *, content_type: str) -> Chunk:
 
 
 class EventStream:
-    """Takes what the network gives; `take` yields pieces that are whole events. `done` once `[DONE]` was there.
+    """Takes what the network gives; `take` returns pieces that are whole events. `done` once `[DONE]` was there.
 
     A chat's first event carries the role and no token: `role_first`.
     """
@@ -96,7 +95,7 @@ class EventStream:
         self._rest = b""
         self._finish_reason = ""
 
-    def take(self, data: bytes) -> Iterator[Chunk]:
+    def take(self, data: bytes) -> list[Chunk]:
         """The pieces that are complete with `data`. Raises TooLong."""
         if self._rest:
             data = self._rest + data
@@ -107,16 +106,15 @@ class EventStream:
         if len(self._rest) > EVENT_BYTES_MAX:
             raise TooLong(f"an event of more than {EVENT_BYTES_MAX} bytes")
         if not piece:
-            return
+            return []
         if _DONE in piece and piece.rstrip().endswith(_DONE):
             self.done = True
         if (at := piece.rfind(_FINISH)) >= 0:
             start = at + len(_FINISH)
             self._finish_reason = piece[start : piece.find(b'"', start)].decode("ascii", "replace")
         if b'"usage":{' in piece or b'"usage": {' in piece:
-            yield from self._with_usage(piece)
-        else:
-            yield self._plain(piece)
+            return self._with_usage(piece)
+        return [self._plain(piece)]
 
     def _plain(self, piece: bytes) -> Chunk:
         events = piece.count(_NEXT_EVENT) + piece.startswith(_EVENT)
@@ -124,20 +122,21 @@ class EventStream:
         self._empty_events -= empty
         return Chunk(piece, tokens=events - empty, content_type=CONTENT_TYPE)
 
-    def _with_usage(self, piece: bytes) -> Iterator[Chunk]:
+    def _with_usage(self, piece: bytes) -> list[Chunk]:
         """The event that has usage and no choices stands alone; one that has both is passed as any other."""
-        plain = b""
+        chunks, plain = [], b""
         for event in piece.split(_END)[:-1]:
             usage = self._usage_in(event)
             if usage is None:
                 plain += event + _END
                 continue
             if plain:
-                yield self._plain(plain)
+                chunks.append(self._plain(plain))
                 plain = b""
-            yield Chunk(event + _END, usage=usage, content_type=CONTENT_TYPE)
+            chunks.append(Chunk(event + _END, usage=usage, content_type=CONTENT_TYPE))
         if plain:
-            yield self._plain(plain)
+            chunks.append(self._plain(plain))
+        return chunks
 
     def _usage_in(self, event: bytes) -> Usage | None:
         if not event.startswith(_EVENT) or b'"usage":' not in event:
