@@ -79,7 +79,6 @@ class Holder:
         self._writer, self._engines, self._book, self._clock = writer, engines, book, clock
         self._metrics, self._limits = metrics, limits
         self._held: dict[RequestId, Held] = {}
-        self._storing: set[asyncio.Future[Cause]] = set()
         self._epoch = secrets.token_hex(4)
         self._stopping = False
 
@@ -203,9 +202,8 @@ class Holder:
         """The decision; None when the log keeps it from coming. Raises Refusal when the slack passed without one."""
         while True:
             wait_s = self._wait_s(held)
-            waiting = (held.word, self.health.down)
             if wait_s > 0:
-                await asyncio.wait(waiting, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+                await self.health.up_until(held.word, timeout_s=wait_s)
             if held.word.done():
                 return held.word.result()
             if self.health.is_down:
@@ -348,16 +346,14 @@ class Holder:
 
     async def _stored(self, event: Event, cause: str) -> bool:
         """Whether a fact stands in the log; False when the log went down meanwhile (it is said later)."""
-        storing = asyncio.ensure_future(self._writer.write(event, cause))
-        self._storing.add(storing)
-        storing.add_done_callback(self._storing_ended)
-        await asyncio.wait((storing, self.health.down), return_when=asyncio.FIRST_COMPLETED)
+        try:
+            storing = self._writer.store(event, cause)
+        except LogError as error:
+            logger.warning("a dispatch could not be stored: %s", error)
+            return False
+        storing.add_done_callback(_storing_ended)
+        await self.health.up_until(storing)
         return storing.done() and storing.exception() is None
-
-    def _storing_ended(self, storing: "asyncio.Future[Cause]") -> None:
-        self._storing.discard(storing)
-        if not storing.cancelled() and storing.exception() is not None:
-            logger.warning("a dispatch could not be stored: %s", storing.exception())
 
     def _was_lost(self, lost: HolderLost) -> None:
         """Admission gave this holder up: all it held has ended there, so it ends here; it begins anew."""
@@ -371,6 +367,11 @@ class Holder:
 
     def _waited_ns(self, held: Held) -> int:
         return self._clock.steady_ns() - held.ask.mono_ns * self._clock.speed
+
+
+def _storing_ended(storing: "asyncio.Future[Cause]") -> None:
+    if storing.exception() is not None:
+        logger.warning("a dispatch could not be stored: %s", storing.exception())
 
 
 def _log_down() -> Refusal:

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Any, Final, Protocol
 
 WATCH_S: Final = 0.02
 """How late the news may be for those who wait."""
@@ -22,7 +23,7 @@ class LogHealth:
 
     def __init__(self, writer: Writer, *, after_s: float) -> None:
         self._writer, self._after_s = writer, after_s
-        self._down: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waking: dict[Callable[..., None], None] = {}
 
     @property
     def is_failing(self) -> bool:
@@ -35,16 +36,34 @@ class LogHealth:
         since = self._writer.down_since
         return since is not None and time.monotonic() - since >= self._after_s
 
-    @property
-    def down(self) -> "asyncio.Future[None]":
-        """Done once the log is down; a new one after it recovered."""
-        if self._down.done() and not self.is_down:
-            self._down = asyncio.get_running_loop().create_future()
-        return self._down
+    async def up_until(self, done: "asyncio.Future[Any]", *, timeout_s: float | None = None) -> None:
+        """Return when `done` is done, the log is down, or the time has passed; who waits looks which it was.
+
+        What `asyncio.wait` does, without its sets: every request in the house waits here twice."""
+        if done.done() or self.is_down:
+            return
+        loop = asyncio.get_running_loop()
+        woken = loop.create_future()
+
+        def wake(_done: object = None) -> None:
+            if not woken.done():
+                woken.set_result(None)
+
+        timer = loop.call_later(timeout_s, wake) if timeout_s is not None else None
+        self._waking[wake] = None
+        done.add_done_callback(wake)
+        try:
+            await woken
+        finally:
+            done.remove_done_callback(wake)
+            del self._waking[wake]
+            if timer is not None:
+                timer.cancel()
 
     async def watch(self) -> None:
-        """Tell those who wait on `down`. Never ends."""
+        """Wake those who wait while the log goes down. Never ends."""
         while True:
-            if self.is_down and not self._down.done():
-                self._down.set_result(None)
+            if self.is_down:
+                for wake in self._waking:
+                    wake()
             await asyncio.sleep(WATCH_S)

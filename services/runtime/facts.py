@@ -83,9 +83,13 @@ class FactWriter:
     async def write(self, event: Event, cause: str = "") -> Cause:
         """Its place in the log once it is stored. A caller that stops waiting does not take the fact back.
         Raises LogError when the queue is full, the fact is too large, or the writer ends before it is stored."""
+        return await self.store(event, cause)
+
+    def store(self, event: Event, cause: str = "") -> "asyncio.Future[Cause]":
+        """As `write`, for who waits for more than that. Raises LogError at once when the queue is full."""
         stored: asyncio.Future[Cause] = asyncio.get_running_loop().create_future()
         self._queue(event, cause, stored)
-        return await stored
+        return stored
 
     async def run(self) -> None:
         """The one publisher; ends after `close`. Whoever still waits when it is cancelled gets LogError."""

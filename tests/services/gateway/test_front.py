@@ -281,7 +281,7 @@ async def test_health_says_why_and_metrics_count(served: House) -> None:
 
     served.log.off = True
     served.gateway.holder._say_beat()
-    await served.gateway.holder.health.down
+    await served.gateway.holder.health.up_until(asyncio.Future())
     unwell = await served.get("/health")
     assert (unwell.status, unwell.json["reasons"]) == (503, ["the event log takes nothing"])
     refused = await served.post("/v1/chat/completions", CHAT)
@@ -300,7 +300,7 @@ async def test_undecided_answer_is_marked(tmp_path: Path) -> None:
     async with house(config_of(tmp_path, gateway={"on_log_down": OnLogDown.PASS})) as running:
         running.log.off = True
         running.gateway.holder._say_beat()
-        await running.gateway.holder.health.down
+        await running.gateway.holder.health.up_until(asyncio.Future())
         answered = await running.post("/v1/chat/completions", CHAT)
         assert (answered.status, answered.headers["x-tidegate-decided"]) == (200, "no")
         running.log.off = False

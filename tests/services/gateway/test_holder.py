@@ -313,7 +313,7 @@ async def down(house: object) -> None:
     """Returns when the holder has noticed."""
     house.log.off = True  # type: ignore[attr-defined]
     house.holder._say_beat()  # type: ignore[attr-defined]
-    await house.holder.health.down  # type: ignore[attr-defined]
+    await house.holder.health.up_until(asyncio.Future())  # type: ignore[attr-defined]
 
 
 async def test_log_down_refuses_with_retry_after_and_recovers_by_itself() -> None:
