@@ -29,6 +29,7 @@ REQUEST_ID: Final = "x-request-id"
 ENGINE: Final = "x-tidegate-engine"
 DECIDED: Final = "x-tidegate-decided"
 OUTPUT_TOKENS: Final = "x-tidegate-output-tokens"
+LAST_WORD: Final = b"data: [DONE]\n\n"
 _HINTED_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _HINTED_TOKENS = re.compile(r"\d{1,8}")
 
@@ -184,6 +185,7 @@ class _HttpSink:
     def __init__(self, send: Send, request_id: RequestId, *, stream: bool) -> None:
         self._send, self._request_id, self._stream = send, request_id, stream
         self._begun = False
+        self._last = b""
 
     async def begin(self, route: Route, first: Chunk) -> None:
         """See Sink."""
@@ -196,22 +198,27 @@ class _HttpSink:
         await asgi.begin(self._send, first.status, headers)
 
     async def send(self, data: bytes) -> None:
-        """See Sink."""
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        """See Sink. A stream's last word waits for its end, so that both are one write."""
+        if self._last:
+            data, self._last = self._last + data, b""
+        if self._stream and data.endswith(LAST_WORD):
+            self._last = data
+        else:
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self) -> None:
         """The answer is complete."""
         if not self._begun:
             # An engine that ends a stream without a single event has said something all the same: nothing.
             await asgi.begin(self._send, 200, {"content-type": "text/event-stream", REQUEST_ID: self._request_id})
-        await asgi.end(self._send)
+        await asgi.end(self._send, self._last)
 
     async def fail(self, refusal: Refusal) -> None:
         """There is no answer; one that has begun ends with an error event."""
         if not self._begun:
             await asgi.refuse(self._send, refusal, {REQUEST_ID: self._request_id})
         else:
-            await asgi.end(self._send, refusal.event() if self._stream else b"")
+            await asgi.end(self._send, self._last + refusal.event() if self._stream else b"")
 
 
 async def ask_engine(engines: Engines, book: EngineBook, model: ModelId, path: str, body: bytes) -> list[int] | None:

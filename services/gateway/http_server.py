@@ -4,10 +4,11 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from services.runtime.config import ConfigError, GatewayConfig
 
@@ -15,6 +16,7 @@ STOP_WAIT_S: Final = 5
 """How long open connections get to end by themselves."""
 KEEP_ALIVE_S: Final = 75
 DATE_EVERY_S: Final = 1.0
+STREAM_HEAD_END: Final = b"\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
 class HttpServer:
@@ -28,7 +30,7 @@ class HttpServer:
         self.url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
         settings = uvicorn.Config(
             app,
-            http="httptools",
+            http=_Protocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -48,6 +50,38 @@ class HttpServer:
     def stop(self) -> None:
         """Take no new connection; `run` ends when the open ones have."""
         self._server.stop()
+
+
+class _Protocol(HttpToolsProtocol):
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Through `OneWrite`."""
+        super().connection_made(OneWrite(transport))  # type: ignore[arg-type]
+
+
+class OneWrite:
+    """A connection on which the head of a stream goes out with its first piece, which follows at once: uvicorn would
+    write each by itself, and a write costs as much as all that a piece needs beside it."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        """At once, but for a stream's head."""
+        if data.endswith(STREAM_HEAD_END):
+            self._head = data
+            return
+        if self._head:
+            data, self._head = self._head + data, b""
+        self._transport.write(data)
+
+    def close(self) -> None:
+        """Nothing is kept back."""
+        self.write(b"")
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class _QuietServer(uvicorn.Server):
