@@ -14,8 +14,8 @@ from policies.prefix_index import PrefixIndex
 
 BEAT_TOKENS = 64
 """Tokens that a decode may have made since its holder last said so: no sign of somebody else's use."""
-PREFIX_TOKENS_DEFAULT = 1_000_000
-"""Tokens that the prefix index holds for an engine that does not tell the size of its KV."""
+KV_TOKENS_DEFAULT = 1_000_000
+"""Tokens that an engine which does not tell the size of its KV is taken to hold."""
 
 
 class Resident(msgspec.Struct, kw_only=True):
@@ -34,6 +34,9 @@ class Resident(msgspec.Struct, kw_only=True):
     slo_tpot_ns: int
     admitted_ns: int
     ttft_raw_ns: int
+    due_ns: int = 0
+    """When its prefill is presumed to be over, where nobody tells: its answer comes in one piece. 0 = it is told."""
+    presumed: bool = False
     attempt: int = 0
     output_tokens: int = 0
     first_ns: int = 0
@@ -108,11 +111,8 @@ def describe(account: Account, event: EngineRegistered) -> None:
     """Take over what the engine is; what runs there stays, counted anew."""
     capability = event.capability
     account.models = event.models
-    account.kv_blocks, account.block_tokens, account.block_bytes = (
-        event.kv_blocks,
-        event.block_tokens,
-        event.block_bytes,
-    )
+    account.kv_blocks, account.block_bytes = event.kv_blocks, event.block_bytes
+    account.block_tokens = max(event.block_tokens, 1)
     account.seqs_max, account.batch_tokens = capability.seqs_max, capability.batch_tokens_max
     account.context_tokens_max = capability.context_tokens_max
     account.llm, account.embedding = capability.llm, capability.embedding
@@ -151,14 +151,35 @@ def hold(account: Account, request_id: RequestId, resident: Resident) -> None:
 
 
 def first_token(account: Account, request_id: RequestId, now_ns: int) -> None:
-    """Its prefill is over: it decodes from now on, and the next in line is at its turn."""
+    """Its first token came: what was predicted is held against it."""
     resident = account.residents[request_id]
-    if not resident.prefilling:
+    if not resident.prefilling and not resident.presumed:
         return
     take_in(
-        account.correction, seen_ns=now_ns - resident.admitted_ns, predicted_ns=resident.ttft_raw_ns,
+        account.correction, seen_ns=max(0, now_ns - resident.admitted_ns), predicted_ns=resident.ttft_raw_ns,
         modelled=account.step is not None,
     )  # fmt: skip
+    if resident.presumed:
+        resident.presumed = False
+    else:
+        _begin_decode(account, request_id, now_ns)
+
+
+def presume_first_tokens(account: Account, now_ns: int) -> None:
+    """Nobody sees the first token of an answer that comes in one piece: at the head of the line, its prefill is over
+    when its predicted time has passed."""
+    while account.prefilling:
+        request_id = next(iter(account.prefilling))
+        resident = account.residents[request_id]
+        if not 0 < resident.due_ns <= now_ns:
+            return
+        resident.presumed = True
+        _begin_decode(account, request_id, max(resident.due_ns, account.head_since_ns))
+
+
+def _begin_decode(account: Account, request_id: RequestId, now_ns: int) -> None:
+    """Its prefill is over: it decodes from now on, and the next in line is at its turn."""
+    resident = account.residents[request_id]
     count(account.load, account, resident, -1)
     resident.first_ns = resident.seen_ns = max(now_ns, 1)
     resident.output_tokens = 1 if resident.decodes else 0
@@ -168,8 +189,10 @@ def first_token(account: Account, request_id: RequestId, now_ns: int) -> None:
 
 
 def progressed(account: Account, request_id: RequestId, output_tokens: int, now_ns: int) -> None:
-    """It has that many output tokens now. Less than before (said late) changes nothing."""
+    """It has that many output tokens now. Less than before (said late) changes nothing, nor is more believed than
+    the engine can hold."""
     resident = account.residents[request_id]
+    output_tokens = min(output_tokens, kv_tokens(account))
     if output_tokens <= resident.output_tokens or not resident.decodes:
         return
     if resident.prefilling:
@@ -225,6 +248,6 @@ def change_health(account: Account, health: Health) -> None:
         account.foreign_blocks = account.excess_blocks = account.foreign_seqs = account.excess_seqs = 0
 
 
-def prefix_tokens_max(account: Account) -> int:
-    """How many tokens its prefix cache can hold."""
-    return account.kv_blocks * account.block_tokens or PREFIX_TOKENS_DEFAULT
+def kv_tokens(account: Account) -> int:
+    """How many tokens its KV can hold."""
+    return account.kv_blocks * account.block_tokens or KV_TOKENS_DEFAULT

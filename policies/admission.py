@@ -65,6 +65,11 @@ from policies.waiting import Line, Waiting
 ACTOR = "admission"
 WAKE_STEP_NS = 10 * NS_PER_MS
 """Wakes are asked for at multiples of this, so that many deadlines share one."""
+EXPIRED_MAX = 256
+"""Requests refused per tick because their time is up; a wake is asked for when there are more. What is decided because
+of one record has to fit into one message."""
+LOST_NAMED_MAX = 1_024
+"""Requests that end per record because their holders are lost; the others end with the next tick or beat."""
 
 
 def decide(state: State, event: Event, now_ns: int) -> list[Event]:
@@ -173,9 +178,9 @@ def _admitted(
 def _decide_beat(state: State, event: HolderBeat) -> list[Event]:
     """A holder that started anew has nothing of what it held before."""
     heard = state.holders.heard[event.holder]
-    if heard.epoch == event.epoch:
+    if not event.epoch or heard.epoch == event.epoch:
         return []
-    return [HolderLost(holder=event.holder, requests=tuple(requests_of(state, event.holder)))]
+    return [HolderLost(holder=event.holder, requests=tuple(requests_of(state, event.holder)[:LOST_NAMED_MAX]))]
 
 
 def _decide_tick(state: State, now_ns: int) -> list[Event]:
@@ -183,7 +188,9 @@ def _decide_tick(state: State, now_ns: int) -> list[Event]:
     decisions: list[Event] = []
     gone: dict[RequestId, None] = {}
     for holder in holders.silent(state.holders, state.settings.holder_timeout_ns):
-        requests = tuple(requests_of(state, holder))
+        requests = tuple(requests_of(state, holder)[: LOST_NAMED_MAX - len(gone)])
+        if not requests:
+            break
         decisions.append(HolderLost(holder=holder, requests=requests))
         gone.update(dict.fromkeys(requests))
     if not state.lines.by_group:
@@ -193,7 +200,7 @@ def _decide_tick(state: State, now_ns: int) -> list[Event]:
         one.until_ns for line in state.lines.by_group.values() for request_id, one in line.entries.items()
         if request_id not in gone
     ]  # fmt: skip
-    return [*decisions, *drained, *(_wake(state, min(left), now_ns) if left else ())]
+    return [*decisions, *drained, *(_wake(state, max(min(left), now_ns + 1), now_ns) if left else ())]
 
 
 def _drain(
@@ -208,21 +215,20 @@ def _drain(
     gone = {} if gone is None else gone
     desk = desk_of(state, now_ns)
     lines.sort(key=lambda line: next(iter(line.entries.values())).arrived_ns)
-    decisions: list[Event] = []
+    decisions: list[Event] = _expire(lines, now_ns, gone) if expire else []
     for line in lines:
-        if expire:
-            decisions += _expire(line, now_ns, gone)
         decisions += _drain_line(desk, line, only=only, gone=gone)
     return decisions
 
 
-def _expire(line: Line, now_ns: int, gone: dict[RequestId, None]) -> list[Event]:
-    decisions: list[Event] = []
-    for request_id, one in line.entries.items():
-        if one.until_ns <= now_ns and request_id not in gone:
-            gone[request_id] = None
-            decisions.append(_too_late(one))
-    return decisions
+def _expire(lines: list[Line], now_ns: int, gone: dict[RequestId, None]) -> list[Event]:
+    late = (
+        one for line in lines for request_id, one in line.entries.items()
+        if one.until_ns <= now_ns and request_id not in gone
+    )  # fmt: skip
+    expired = list(islice(late, EXPIRED_MAX))
+    gone.update(dict.fromkeys(one.request.request_id for one in expired))
+    return [_too_late(one) for one in expired]
 
 
 def _too_late(one: Waiting) -> RequestRejected:

@@ -4,7 +4,7 @@ What is known of a request is dropped when it ends; the same id after that is a 
 counted by ticks. An engine that is lost keeps its residents in the books until their holders say that they ended.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -26,7 +26,7 @@ from events.request import (
 )
 from policies import accounts, holders, prefix_index, settings, waiting
 from policies.accounts import Account, Resident
-from policies.forecast import trial_of
+from policies.forecast import longest_output, trial_of
 from policies.holders import Holders
 from policies.judgement import resident
 from policies.predictors import output_length
@@ -90,8 +90,10 @@ def evolve(state: State, event: Event, now_ns: int) -> None:  # noqa: C901
             _aborted(state, event, now_ns)
         case HolderBeat():
             _beat(state, event, now_ns)
-        case HolderStopped() | HolderLost():
-            _end_holder(state, event.holder, now_ns)
+        case HolderStopped():
+            _end_holder(state, event.holder, requests_of(state, event.holder), now_ns)
+        case HolderLost():
+            _end_holder(state, event.holder, event.requests, now_ns)
         case EngineRegistered():
             account = state.accounts.setdefault(event.engine_id, Account(engine_id=event.engine_id))
             accounts.describe(account, event)
@@ -111,6 +113,8 @@ def evolve(state: State, event: Event, now_ns: int) -> None:  # noqa: C901
 
 
 def _arrived(state: State, event: RequestArrived, now_ns: int) -> None:
+    for account in state.accounts.values():
+        accounts.presume_first_tokens(account, now_ns)
     holders.hear(state.holders, event.holder)
     state.fresh = None
     if event.request_id in state.running or event.request_id in state.lines.group_of:
@@ -135,8 +139,8 @@ def _admitted(state: State, event: RequestAdmitted, now_ns: int) -> None:
     accounts.hold(account, request.request_id, sent)
     state.running[request.request_id] = event.engine_id
     prefix_index.touch(
-        account.prefix, request.slices,
-        slice_tokens=request.slice_tokens, tokens_max=accounts.prefix_tokens_max(account),
+        account.prefix, request.slices[: request.prompt_tokens // request.slice_tokens],
+        slice_tokens=request.slice_tokens, tokens_max=accounts.kv_tokens(account),
     )  # fmt: skip
 
 
@@ -162,6 +166,7 @@ def _first_token(state: State, event: FirstTokenSeen, now_ns: int) -> None:
     if account is not None:
         holders.hear(state.holders, account.residents[event.request_id].holder)
         accounts.first_token(account, event.request_id, now_ns)
+        accounts.presume_first_tokens(account, now_ns)
 
 
 def _finished(state: State, event: RequestFinished, now_ns: int) -> None:
@@ -177,10 +182,10 @@ def _finished(state: State, event: RequestFinished, now_ns: int) -> None:
 
 
 def _aborted(state: State, event: RequestAborted, now_ns: int) -> None:
-    engine_id = state.running.get(event.request_id, event.engine_id)
+    engine_id = state.running.get(event.request_id)
     _forget(state, event.request_id, now_ns)
-    if event.reason is not AbortReason.ENGINE_LOST:
-        return
+    if engine_id is None or event.reason is not AbortReason.ENGINE_LOST:
+        return  # Who runs nothing there cannot know.
     account = state.accounts.get(engine_id)
     if account is not None:
         account.suspect = True
@@ -215,7 +220,7 @@ def _drop_if_gone(state: State, engine_id: EngineId) -> None:
 
 def _beat(state: State, event: HolderBeat, now_ns: int) -> None:
     heard = holders.hear(state.holders, event.holder)
-    if heard.epoch != event.epoch and (not heard.epoch or not requests_of(state, event.holder)):
+    if event.epoch and heard.epoch != event.epoch and (not heard.epoch or not requests_of(state, event.holder)):
         heard.epoch = event.epoch  # Else `decide` sees another epoch, and what it held before is lost.
     for one in event.progress:
         account = _account_of(state, one.request_id)
@@ -224,21 +229,24 @@ def _beat(state: State, event: HolderBeat, now_ns: int) -> None:
         accounts.progressed(account, one.request_id, one.output_tokens, now_ns)
         sent = account.residents[one.request_id]
         if sent.decodes and sent.output_tokens >= sent.output_reserved:
-            accounts.reserve(account, one.request_id, _longer(state, sent))
+            accounts.reserve(account, one.request_id, _longer(state, account, sent))
 
 
-def _longer(state: State, sent: Resident) -> int:
-    """What to promise a request that reached its reserved length and still runs."""
-    return output_length.predict(
+def _longer(state: State, account: Account, sent: Resident) -> int:
+    """What to promise a request that reached its reserved length and still runs: no more than the engine can hold."""
+    longer = output_length.predict(
         state.histograms, sent.history, quantile_ppm=state.settings.output_quantile_ppm, tokens_max=sent.tokens_max,
         default=state.settings.output_tokens_default, so_far=sent.output_tokens,
     )  # fmt: skip
+    return max(sent.output_tokens + 1, min(longer, longest_output(account, sent.prompt_tokens, state.settings)))
 
 
-def _end_holder(state: State, holder: HolderId, now_ns: int) -> None:
-    for request_id in requests_of(state, holder):
+def _end_holder(state: State, holder: HolderId, ended: Sequence[RequestId], now_ns: int) -> None:
+    """These requests of it end; it is forgotten with its last one."""
+    for request_id in ended:
         _forget(state, request_id, now_ns)
-    state.holders.heard.pop(holder, None)
+    if not requests_of(state, holder):
+        state.holders.heard.pop(holder, None)
 
 
 def requests_of(state: State, holder: HolderId) -> list[RequestId]:
@@ -260,6 +268,7 @@ def _ticked(state: State, now_ns: int) -> None:
         if not requests_of(state, holder):
             del state.holders.heard[holder]  # Nothing of it is left: no need to say so.
     for account in list(state.accounts.values()):
+        accounts.presume_first_tokens(account, now_ns)
         # In the order in which they were admitted, so the first young one ends the search.
         for request_id, sent in list(islice(account.residents.items(), OVERDUE_MAX)):
             if sent.admitted_ns > now_ns - state.settings.request_max_ns:

@@ -7,7 +7,7 @@
 The decisions for a record depend on the log up to that record, and on nothing else.
 `evolve` changes only the state it is given; `decide` and `explain` change nothing. Time is an input:
 `now_ns` is the highest time that a record has shown, and a record can move it at most TICK_MAX_NS past the
-last tick, so that one writer's wrong clock moves nothing.
+last tick, so that one writer's wrong clock moves nothing; what the first tick finds beyond that goes back to it.
 
 The shape (decide, evolve, initial state) is Chassaing's decider.
 """
@@ -118,7 +118,11 @@ def advance(
 def _tell_time(progress: Progress[Any], recorded: Recorded) -> None:
     ts_ns = recorded.ts_ns
     if type(recorded.event) is Ticked:
-        ts_ns = min(ts_ns, progress.tick_ns + TICK_MAX_NS) if progress.tick_ns else ts_ns
+        if progress.tick_ns:
+            ts_ns = min(ts_ns, progress.tick_ns + TICK_MAX_NS)
+        else:
+            # Until now each writer went by its own wall: the first tick says what time it is.
+            progress.now_ns = min(progress.now_ns, ts_ns + TICK_MAX_NS)
         progress.tick_ns = max(progress.tick_ns, ts_ns)
     elif progress.tick_ns:
         ts_ns = min(ts_ns, progress.tick_ns + TICK_MAX_NS)

@@ -97,12 +97,14 @@ def resident_of(
     prompt, account = request.prompt_tokens, trial.account
     uncached = max(prompt - cached, 1)
     pairs = prefill_pairs(prompt=prompt, cached=cached, inputs=request.inputs)
+    raw_ns = raw_ttft_ns(trial, tokens=uncached, pairs=pairs, now_ns=now_ns)
+    told = request.stream or request.kind is RequestKind.EMBEDDING
     return Resident(
         history=history, holder=request.holder, decodes=request.kind is RequestKind.LLM,
         prompt_tokens=held_tokens(account, request), uncached_tokens=uncached,
         pairs=pairs, output_reserved=reserved, output_expected=min(expected, reserved), tokens_max=request.tokens_max,
         slo_tpot_ns=request.slo_tpot_ns, admitted_ns=now_ns, attempt=request.attempt,
-        ttft_raw_ns=raw_ttft_ns(trial, tokens=uncached, pairs=pairs, now_ns=now_ns),
+        ttft_raw_ns=raw_ns, due_ns=0 if told else now_ns + raw_ns * account.correction.ratio_ppm // PPM,
     )  # fmt: skip
 
 
@@ -121,13 +123,17 @@ def prospect(trial: Trial, request: RequestArrived, *, output_tokens: int, now_n
 
 def reserved_tokens(one: Prospect, settings: AdmissionSettings) -> int:
     """The output that memory is promised for: as predicted, but no more than the engine can hold alone."""
-    account, prompt = one.trial.account, one.request.prompt_tokens
     if one.request.kind is RequestKind.EMBEDDING:
         return 0
-    reserved = min(one.output_tokens, max(account.context_tokens_max - prompt, 1))
+    return min(one.output_tokens, longest_output(one.trial.account, one.request.prompt_tokens, settings))
+
+
+def longest_output(account: Account, prompt_tokens: int, settings: AdmissionSettings) -> int:
+    """The longest answer that the engine can hold for a prompt that it has alone."""
+    longest = max(account.context_tokens_max - prompt_tokens, 1)
     if account.kv_blocks:
-        reserved = min(reserved, usable_blocks(account, settings) * account.block_tokens - prompt)
-    return reserved
+        longest = min(longest, usable_blocks(account, settings) * account.block_tokens - prompt_tokens)
+    return longest
 
 
 def alone_ns(one: Prospect) -> int:
@@ -158,7 +164,7 @@ def raw_ttft_ns(trial: Trial, *, tokens: int, pairs: int, now_ns: int) -> int:
         step, tokens=head.uncached_tokens, pairs=head.pairs,
         batch_tokens=account.batch_tokens, context=context, seqs=seqs,
     )  # fmt: skip
-    return in_all_ns - min(head_ns, now_ns - account.head_since_ns)
+    return in_all_ns - min(head_ns, max(0, now_ns - account.head_since_ns))
 
 
 def is_full(trial: Trial, request: RequestArrived, settings: AdmissionSettings) -> bool:
@@ -201,16 +207,16 @@ def peak_with(one: Prospect, settings: AdmissionSettings) -> int:
     chunk = max(1, account.batch_tokens - load.decode_seqs)
     # Who is still in prefill begins to grow later, so it ends that many steps later.
     late = -(-(load.prefill_tokens + one.request.prompt_tokens - one.cached_tokens) // chunk)
-    running = [
-        Growing(
-            resident.output_reserved - resident.output_tokens + (late if resident.first_ns == 0 else 0),
-            resident.prompt_tokens + resident.output_tokens,
-        )
-        for residents in (account.residents.values(), one.trial.promised)
-        for resident in residents
-    ]
-    running.append(Growing(reserved_tokens(one, settings) + late, held_tokens(account, one.request)))
-    return peak_blocks(running, block_tokens=account.block_tokens)
+    running, full_blocks = [Growing(reserved_tokens(one, settings) + late, held_tokens(account, one.request))], 0
+    for residents in (account.residents.values(), one.trial.promised):
+        for resident in residents:
+            held = resident.prompt_tokens + resident.output_tokens
+            left = resident.output_reserved - resident.output_tokens
+            if resident.due_ns:
+                full_blocks += blocks(account, held + left)  # How far it is, and so when it ends, nobody tells.
+            else:
+                running.append(Growing(left + (late if resident.first_ns == 0 else 0), held))
+    return full_blocks + peak_blocks(running, block_tokens=account.block_tokens)
 
 
 def _fits(one: Prospect, settings: AdmissionSettings) -> bool:
@@ -258,7 +264,7 @@ def _pace(trial: Trial, one: Prospect, *, added: bool, now_ns: int) -> Pace:
 
 def _decoding(resident: Resident, step_now_ns: int, now_ns: int) -> Decoding:
     """How far it probably is now: told at `seen_ns`, and a token a step since."""
-    tokens = resident.output_tokens + (now_ns - resident.seen_ns) // max(step_now_ns, 1)
+    tokens = resident.output_tokens + max(0, now_ns - resident.seen_ns) // max(step_now_ns, 1)
     left_min = max(1, resident.output_expected // EXPECTED_LEFT_MIN)
     expected = max(resident.output_expected, resident.output_tokens + left_min)
     return Decoding(resident.slo_tpot_ns, min(tokens, expected), expected, now_ns - resident.first_ns)

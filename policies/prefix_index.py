@@ -11,6 +11,9 @@ import msgspec
 
 from events.base import SliceId
 
+ENTRIES_MAX = 65_536
+"""Slices held for one engine, however few tokens each of them has."""
+
 
 class PrefixIndex(msgspec.Struct):
     """Slices and their tokens, least recently used first."""
@@ -35,12 +38,12 @@ def matched(index: PrefixIndex, slices: Sequence[SliceId]) -> int:
 
 
 def touch(index: PrefixIndex, slices: Sequence[SliceId], *, slice_tokens: int, tokens_max: int) -> None:
-    """A prompt with these slices was sent there. Keeps at most `tokens_max` tokens."""
+    """A prompt with these slices was sent there. Keeps at most `tokens_max` tokens, and ENTRIES_MAX slices."""
     held, tokens = index.tokens_of, index.tokens
     for slice_id in reversed(slices):
         tokens += slice_tokens - held.pop(slice_id, 0)
         held[slice_id] = slice_tokens
-    while tokens > tokens_max:
+    while tokens > tokens_max or len(held) > ENTRIES_MAX:
         tokens -= held.pop(next(iter(held)))
     index.tokens = tokens
 

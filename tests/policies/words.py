@@ -52,11 +52,12 @@ def arrived(
     name: str, prompt: int = 100, *, out: int = 100, slack: int = 1_000 * MS, now: int = 0, holder: str = "h",
     tpot: int = 0, **more: Any,
 ) -> RequestArrived:  # fmt: skip
-    """A request that arrives `now` and wants its first token `slack` later; at most `out` output tokens."""
+    """A request that arrives `now` and wants its first token `slack` later; at most `out` output tokens, streamed."""
     return RequestArrived(
         request_id=RequestId(name), tenant=TenantId(more.pop("tenant", "t")), model=ModelId(more.pop("model", "m")),
         holder=HolderId(holder), prompt_tokens=prompt, tokens_max=out, slo_ttft_ns=slack, slo_tpot_ns=tpot,
-        deadline_ns=START_NS + now + slack, slice_tokens=more.pop("slice_tokens", 10), **more,
+        deadline_ns=START_NS + now + slack, slice_tokens=more.pop("slice_tokens", 10),
+        stream=more.pop("stream", more.get("kind") is not RequestKind.EMBEDDING), **more,
     )  # fmt: skip
 
 

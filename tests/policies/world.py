@@ -130,6 +130,7 @@ class World:
                 name, 1 + n * 7 % 420, out=0 if embeds else 1 + n * 13 % 90, slack=(20 + n * 31 % 3_000) * MS,
                 now=self.ns - START_NS, holder=f"h{n % 2}", tpot=(n % 3) * 15 * MS, slices=PREFIXES[n % 4],
                 tenant=name if self.own_tenants else f"t{n % 3}", inputs=1 + n % 4 if embeds else 1,
+                stream=not embeds and n % 4 != 1,
                 kind=RequestKind.EMBEDDING if embeds else RequestKind.LLM,
             )
         )  # fmt: skip
@@ -151,7 +152,8 @@ class World:
         run.tokens += 1
         if not run.prefilled:
             run.prefilled = True
-            self.say(first_token(name, run.engine_id))
+            if run.request.stream:
+                self.say(first_token(name, run.engine_id))
         if run.tokens >= run.request.tokens_max:
             del self.running[name]
             self.say(finished(name, run.engine_id, out=run.tokens))
@@ -160,7 +162,7 @@ class World:
         holder = f"h{n % 2}"
         progress = tuple(
             Progress(RequestId(name), run.tokens)
-            for name, run in self.running.items() if run.request.holder == holder and run.tokens
+            for name, run in self.running.items() if run.request.holder == holder and run.tokens and run.request.stream
         )  # fmt: skip
         self.say(HolderBeat(holder=run_holder(holder), progress=progress))
 
