@@ -29,6 +29,7 @@ class EngineBook:
             case EngineRemoved():
                 self._known.pop(event.engine_id, None)
                 self._health.pop(event.engine_id, None)
+                self._broke_off.pop(event.engine_id, None)
             case EngineHealthChanged():
                 self._health[event.engine_id] = event.health
                 if event.health is Health.READY:

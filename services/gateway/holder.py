@@ -95,6 +95,12 @@ class Holder:
             await self._serve(held, sink)
         except asyncio.CancelledError:
             raise self._aborted(held) from None
+        except Refusal:
+            raise
+        except Exception:
+            # Whatever it is: what the request reserved is free, and its answer reaches nobody.
+            self._say_aborted(held, AbortReason.CLIENT_GONE)
+            raise
         finally:
             del self._held[ask.arrived.request_id]
 
@@ -250,8 +256,7 @@ class Holder:
         call = ask.call._replace(body=ask.body_for(route.engine_id))
         async with aclosing(backend.submit(call)) as chunks:  # type: ignore[type-var]
             answer = await anext(chunks)
-        if held.took(answer, speed=self._clock.speed):
-            self._first_token(held)
+        held.took(answer, speed=self._clock.speed)  # When its first token was made nobody saw: so nobody says it.
         held.began = True
         await sink.begin(route, answer)
         await sink.send(answer.data)
@@ -356,13 +361,14 @@ class Holder:
         return storing.done() and storing.exception() is None
 
     def _was_lost(self, lost: HolderLost) -> None:
-        """Admission gave this holder up: all it held has ended there, so it ends here; it begins anew."""
-        logger.warning("admission took this holder for lost: %d requests end", len(self._held))
-        named = frozenset(lost.requests)
-        self._epoch = secrets.token_hex(4)
-        for request_id, held in list(self._held.items()):
-            held.lost = request_id in named
-            self.abort(request_id, AbortReason.EXPIRED)
+        """Admission gave this holder up: what it names has ended there, so it ends here. What it does not name came
+        after that, and is decided as ever."""
+        logger.warning("admission took this holder for lost: %d of %d requests end", len(lost.requests), self.holding)
+        for request_id in lost.requests:
+            held = self._held.get(request_id)
+            if held is not None:
+                held.lost = held.attempt == 0  # One that was offered again may stand after the loss: that is said.
+                self.abort(request_id, AbortReason.EXPIRED)
         self._say_beat()
 
     def _waited_ns(self, held: Held) -> int:

@@ -17,6 +17,7 @@ from events.request import (
 )
 from services.engines.base import Chunk, EngineError, Usage
 from services.gateway.errors import DROPPED_REASON, Refusal
+from services.gateway.held import Route
 from services.gateway.holder import Limits
 from services.runtime.config import OnLogDown
 from tests.services.gateway.rig import (
@@ -226,9 +227,8 @@ async def test_cancelled_caller_ends_its_request_and_stays_cancelled() -> None:
         assert last.reason is AbortReason.CLIENT_GONE
 
 
-async def test_holder_that_was_given_up_ends_all_it_holds_and_begins_anew() -> None:
+async def test_holder_that_was_given_up_ends_what_is_named() -> None:
     async with rig(ScriptedEngine("e1", [Chunk(b"a", tokens=1), asyncio.Event()]), decide=admit_to("e1")) as house:
-        first = await heard(house.log, lambda event: isinstance(event, HolderBeat))
         sink = Collected()
         ask = house.ask()
         serving = asyncio.create_task(house.holder.serve(ask, sink))
@@ -238,10 +238,45 @@ async def test_holder_that_was_given_up_ends_all_it_holds_and_begins_anew() -> N
         with pytest.raises(Refusal):
             await serving
 
-        assert isinstance(first.event, HolderBeat)
-        epoch = first.event.epoch
-        await heard(house.log, lambda event: isinstance(event, HolderBeat) and event.epoch != epoch)
         assert "request_aborted" not in kinds(await house.events()), "admission has ended it already"
+
+
+async def test_requests_that_came_after_the_loss_go_on_and_are_not_lost_again() -> None:
+    """A holder that beats under another epoch while admission holds requests of it has lost them all."""
+    gate = asyncio.Event()
+    async with rig(ScriptedEngine("e1", [gate, *answer("a")]), decide=admit_to("e1")) as house:
+        serving = asyncio.create_task(house.holder.serve(house.ask(), Collected()))
+        await heard(house.log, lambda event: event.event_kind() == "dispatch_started")
+        first = await heard(house.log, lambda event: isinstance(event, HolderBeat))
+        await say_decisions(house.log, [HolderLost(holder=HolderId("g1"), requests=(RequestId("old"),))], "1.0")
+        house.holder.take(await heard(house.log, lambda event: isinstance(event, HolderLost)))
+        gate.set()
+        await serving
+        await heard(house.log, lambda event: isinstance(event, RequestFinished))
+        assert isinstance(first.event, HolderBeat)
+        beats = [each.event for each in await records(house.log) if isinstance(each.event, HolderBeat)]
+        assert len(beats) >= 2, "it says at once that it is there"
+        assert {beat.epoch for beat in beats} == {first.event.epoch}
+
+
+async def test_whatever_breaks_a_request_frees_what_it_reserved() -> None:
+    class Broken(Collected):
+        async def begin(self, route: Route, first: Chunk) -> None:
+            raise UnicodeEncodeError("latin-1", "x", 0, 1, "a header that cannot be sent")
+
+    async with rig(ScriptedEngine("e1", answer("a")), decide=admit_to("e1")) as house:
+        with pytest.raises(UnicodeEncodeError):
+            await house.holder.serve(house.ask(), Broken())
+        await heard(house.log, lambda event: isinstance(event, RequestAborted))
+        assert house.holder.holding == 0
+
+
+async def test_of_an_answer_in_one_piece_no_first_token_is_said() -> None:
+    """It would be the time of the whole answer, and predictions would be held against it."""
+    async with rig(ScriptedEngine("e1", answer("a")), decide=admit_to("e1")) as house:
+        await house.holder.serve(house.ask(stream=False), Collected())
+        await heard(house.log, lambda event: event.event_kind() == "request_finished")
+        assert "first_token_seen" not in kinds(await house.events())
 
 
 async def test_loss_of_another_holder_changes_nothing_here() -> None:
