@@ -20,6 +20,9 @@ BODY_BYTES_MAX: Final = 512 * 1024
 """No message is larger, half of what NATS takes by default: a larger group is stored in parts."""
 RETRY_FIRST_S: Final = 0.02
 RETRY_MAX_S: Final = 0.5
+KNOWN_S: Final = 60.0
+"""The log knows message ids again for two minutes. Whatever was first said longer ago than this is looked for before it
+is said again."""
 SLOW_S: Final = 0.25
 """A publish that takes longer counts as "the log takes nothing", since its own start."""
 CLOSE_WAIT_S: Final = 5.0
@@ -60,6 +63,7 @@ class FactWriter:
         self._task: asyncio.Task[None] | None = None
         self._closing = False
         self._messages = 0
+        self._stored_seq = 0
         self._sent_s: float | None = None
         self._failing = False
 
@@ -161,12 +165,13 @@ class FactWriter:
                 each.stored.set_result(Cause(seq, item))
 
     async def _append(self, subject: str, body: bytes, msg_id: str) -> int:
-        """Until the log tells the outcome; the same id makes saying it again harmless."""
-        self._sent_s = time.monotonic()
+        """Until the log tells the outcome; the same id makes saying it again harmless, for as long as it is known."""
+        first_s = self._sent_s = time.monotonic()
         pause_s = RETRY_FIRST_S
         while True:
             try:
-                seq = await self._log.append(subject, body, msg_id=msg_id)
+                seq = await self._found(subject, body) if time.monotonic() - first_s > KNOWN_S else 0
+                seq = seq or await self._log.append(subject, body, msg_id=msg_id)
             except LogError as error:
                 if not self._failing:
                     logger.warning("the log takes no facts of %s: %s", self._source, error)
@@ -176,8 +181,16 @@ class FactWriter:
                 continue
             if self._failing:
                 logger.warning("the log takes facts of %s again", self._source)
-            self._failing, self._sent_s = False, None
+            self._failing, self._sent_s, self._stored_seq = False, None, seq
             return seq
+
+    async def _found(self, subject: str, body: bytes) -> int:
+        """Where the message stands in the log already; 0 = it does not. Owner and time make its body its own."""
+        async for batch in self._log.read(after=self._stored_seq, pattern=subject):
+            for message in batch:
+                if message.body == body:
+                    return message.seq
+        return 0
 
     def _fail(self, group: list[_Waiting], what: str) -> None:
         for each in group:

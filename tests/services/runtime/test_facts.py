@@ -18,11 +18,11 @@ from services.runtime.pool_clock import PoolClock
 
 
 class ShakyLog(MemoryLog):
-    """A log that takes nothing while `down`, and loses the next `acks_lost` acknowledgements."""
+    """A log that takes nothing while `down`, loses the next `acks_lost` acknowledgements, and `forgets` ids at once."""
 
     def __init__(self) -> None:
         super().__init__(PoolId("p"))
-        self.down = False
+        self.down = self.forgets = False
         self.acks_lost = 0
         self.appends = 0
         self.gate = asyncio.Event()
@@ -36,6 +36,7 @@ class ShakyLog(MemoryLog):
         await self.gate.wait()
         if self.down:
             raise LogError("down", where="test")
+        msg_id = "" if self.forgets else msg_id
         seq = await super().append(subject, body, msg_id=msg_id, fence=fence, headers=headers)
         if self.acks_lost:
             self.acks_lost -= 1
@@ -100,6 +101,19 @@ async def test_a_lost_acknowledgement_does_not_double_a_fact() -> None:
         assert await writer.write(Ticked(n=1)) == Cause(1, 0)
         assert await writer.write(Ticked(n=2)) == Cause(2, 0)
     assert log.numbers() == [1, 2]
+
+
+async def test_a_lost_acknowledgement_does_not_double_a_fact_when_the_log_has_forgotten_its_id(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(facts, "KNOWN_S", 0.0)
+    log = ShakyLog()
+    async with writing(log) as writer:
+        await writer.write(Ticked(n=1))
+        log.acks_lost, log.forgets = 1, True
+        assert await writer.write(Ticked(n=2)) == Cause(2, 0)
+        assert await writer.write(Ticked(n=3)) == Cause(3, 0)
+    assert log.numbers() == [1, 2, 3]
 
 
 async def test_down_since_tells_when_the_log_takes_nothing_and_ends_when_it_does() -> None:
