@@ -130,8 +130,8 @@ def request_id_of(client: str, given: Any) -> RequestId:
     """A client's request as the log names it: `<client>/<id>`. Raises IngestRefusal for what is no id."""
     prefix = f"{client}/"
     own = given.removeprefix(prefix) if isinstance(given, str) else ""
-    if not 0 < len(own) <= REQUEST_ID_MAX or "/" in own or not own.isprintable():
-        mend = f"a text of 1 to {REQUEST_ID_MAX} printable characters without `/`, or {prefix}<id>"
+    if not 0 < len(own) <= REQUEST_ID_MAX or "/" in own or not (own.isascii() and own.isprintable()):
+        mend = f"a text of 1 to {REQUEST_ID_MAX} printable ASCII characters without `/`, or {prefix}<id>"
         raise IngestRefusal(RefuseReason.INVALID, "`request_id` is missing or not allowed", mend=mend)
     return RequestId(prefix + own)
 

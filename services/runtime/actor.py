@@ -354,6 +354,9 @@ class Actor(Generic[S]):
     async def _keep(self, taken: Snapshot) -> None:
         if taken.seq == 0:
             return
+        if len(taken.state) > snapshot.STATE_BYTES_MAX:
+            logger.error("the state of %s outgrew its limit: no snapshot is kept", taken.actor)
+            return
         try:
             await self._snapshots.save(taken)
         except OSError as error:

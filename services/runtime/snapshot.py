@@ -18,6 +18,7 @@ from policies.decider import Decider, Heard, Progress
 
 MAGIC: Final = b"tidegate-snapshot-1"
 STATE_BYTES_MAX: Final = 256 * 1024 * 1024
+"""A larger state is not kept: the next start reads the log from its first message."""
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -80,14 +81,12 @@ def take(
 ) -> Snapshot:  # fmt: skip
     """The snapshot of an actor that has taken in the whole message `seq`."""
     takes = progress.takes
-    state = msgspec.json.encode(progress.state)
-    assert len(state) <= STATE_BYTES_MAX, f"the state of {decider.name} outgrew its limit"
     return Snapshot(
         actor=decider.name, code_version=code_version, owner_seq=owner_seq, seq=seq, item=progress.item,
         digest=digest.hex(), digest_before=digest_before.hex(), watermark=watermark,
         now_ns=progress.now_ns, tick_ns=progress.tick_ns, skipped=progress.skipped, heard=dict(progress.heard),
         tags=None if takes is None else tuple(sorted(cls.event_tag() for cls in takes)),
-        state=msgspec.Raw(state),
+        state=msgspec.Raw(msgspec.json.encode(progress.state)),
     )  # fmt: skip
 
 

@@ -103,6 +103,7 @@ def test_progress_speaks_of_the_clients_own_requests() -> None:
         ("request_arrived", {**ARRIVAL, "objective": "x" * 1_000}, RefuseReason.INVALID),
         ("request_arrived", {**ARRIVAL, "model": "m" * 1_000}, RefuseReason.INVALID),
         ("request_arrived", {**ARRIVAL, "request_id": 5}, RefuseReason.INVALID),
+        ("request_arrived", {**ARRIVAL, "request_id": "\N{GRINNING FACE}"}, RefuseReason.INVALID),
         ("request_arrived", {**ARRIVAL, "request_id": "x" * 1_000}, RefuseReason.INVALID),
         ("request_arrived", {**ARRIVAL, "request_id": "line\nbreak"}, RefuseReason.INVALID),
         ("request_arrived", {**ARRIVAL, "request_id": "other/r1"}, RefuseReason.INVALID),

@@ -15,6 +15,7 @@ from events.decisions import RequestRejected
 from events.log.base import Fence, Message
 from events.log.memory import MemoryLog
 from replay.replayer import replay
+from services.runtime import snapshot
 from services.runtime.actor import Actor, ActorLimits, PolicyFailed
 from services.runtime.ownership import Ownership
 from services.runtime.snapshot import MemorySnapshots
@@ -74,6 +75,16 @@ def notes(log: MemoryLog, kind: type) -> list[Any]:
 def assert_replay_agrees(log: MemoryLog) -> None:
     steps = replay(stored(log), {"admission": toy.TOY}, code_version="v1")
     assert decisions(log) == [(str(s.recorded.at), d) for s in steps for d in s.decisions]
+
+
+async def test_a_state_that_outgrew_its_limit_is_not_kept_and_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot, "STATE_BYTES_MAX", 1)
+    log, snapshots = MemoryLog(toy.POOL), MemorySnapshots()
+    actor = an_actor(log, snapshots, limits=ActorLimits(snapshot_every=1))
+    async with running(log, actor):
+        await say(log, *(arrived(n) for n in range(3)))
+    assert_replay_agrees(log)
+    assert await snapshots.load(toy.TOY.name) is None
 
 
 async def test_the_first_word_of_an_owner_names_itself_its_code_and_its_settings() -> None:
