@@ -77,8 +77,9 @@ class RequestRejected(Event, frozen=True, kw_only=True, tag="request_rejected.v1
 
 
 class HolderLost(Event, frozen=True, kw_only=True, tag="holder_lost.v1"):
-    """A holder was silent too long: its requests end (`aborted_holder_lost`), what they reserved is free.
-    Client and payload are gone with it, so nothing is admitted again."""
+    """A holder was silent too long, or started anew: these requests of it end (`aborted_holder_lost`), what they
+    reserved is free. Client and payload are gone with it, so nothing is admitted again. What it says later, and more
+    requests than one message names, are not among them."""
 
     holder: HolderId
     requests: tuple[RequestId, ...] = ()

@@ -74,7 +74,8 @@ class DispatchStarted(Event, frozen=True, kw_only=True, tag="dispatch_started.v1
 
 
 class FirstTokenSeen(Event, frozen=True, kw_only=True, tag="first_token_seen.v1"):
-    """The first token came back. `ttft_ns` counts from the arrival at the holder."""
+    """The first token came back. `ttft_ns` counts from the arrival at the holder. Not said of an answer that comes in
+    one piece: nobody saw it."""
 
     request_id: RequestId
     engine_id: EngineId
@@ -127,7 +128,8 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
 
 
 class HolderBeat(Event, frozen=True, kw_only=True, tag="holder_beat.v1"):
-    """A holder is alive, and this far with its streams. `epoch` changes when the holder starts anew."""
+    """A holder is alive, and this far with its streams. `epoch` changes when the holder starts anew; "" says nothing
+    about that."""
 
     holder: HolderId
     epoch: str = ""

@@ -136,7 +136,10 @@ class Views:
                 self._end(event.request_id, "rejected")
             case RequestAborted() | RequestExpired():
                 self._end(event.request_id, "aborted")
-            case HolderLost() | HolderStopped():
+            case HolderLost():
+                for request_id in event.requests:  # What came after the loss stands before its word in the log.
+                    self._end(request_id, "aborted")
+            case HolderStopped():
                 rows = self.tables[View.REQUESTS]
                 for request_id in [each for each, row in rows.items() if row.holder == event.holder]:
                     self._end(request_id, "aborted")

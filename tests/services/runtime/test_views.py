@@ -88,6 +88,11 @@ def test_however_a_request_ends_nothing_of_it_stays_reserved_and_it_is_counted_o
     assert tenant.finished + tenant.rejected + tenant.aborted == 1
 
 
+def test_what_a_lost_holder_is_not_said_to_have_lost_goes_on() -> None:
+    views = after(REGISTERED, ARRIVED, HolderLost(holder=HolderId("h"), requests=(RequestId("old"),)))
+    assert list(views.tables[View.REQUESTS]) == [R1]
+
+
 def test_predicted_stands_beside_actual() -> None:
     engine = after(REGISTERED, ARRIVED, ADMITTED, FINISHED).tables[View.ENGINES][E1]
     assert (engine.output_tokens_predicted, engine.output_tokens_actual) == (50, 40)
