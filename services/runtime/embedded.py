@@ -237,8 +237,12 @@ def _find(name: str, places: list[Path], *, variable: str) -> str:
 def _take(folder: Path, name: str, *, variable: str) -> tuple[Path, int]:
     """The folder, made and locked. The server inherits the lock, so it lasts as long as either of the two."""
     folder = folder.absolute()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock_fd = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock_fd = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        mend = "give the right to write, or take another state dir"
+        raise LogError(f"{name} cannot have its folder: {error.strerror}", where=str(folder), mend=mend) from error
     deadline = time.monotonic() + LOCK_WAIT_S
     while not _locked(lock_fd):
         if time.monotonic() > deadline:

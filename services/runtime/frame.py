@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from events.base import PoolId
 from events.log.jetstream import JetStreamLog, NatsClient, connect
-from services.runtime import servers
+from services.runtime import servers, state_dir
 from services.runtime.config import Config
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -26,7 +26,9 @@ class Frame:
 
 @asynccontextmanager
 async def framed(config: Config, name: str) -> AsyncIterator[Frame]:
-    """The frame of one process, shown to NATS as `name`; taken down at the end. Raises LogError."""
+    """The frame of one process, shown to NATS as `name`; taken down at the end. Raises LogError, and ConfigError for
+    the state dir."""
+    state_dir.claim(config)
     async with AsyncExitStack() as stack:
         client = await connect(servers.nats_url(config), name=f"tidegate-{name}", creds=config.nats.creds)
         stack.push_async_callback(client.close)

@@ -14,6 +14,7 @@ import msgspec
 
 from events.base import LogError, PoolId
 from events.log.jetstream import JetStreamLog, connect
+from services.runtime import state_dir
 from services.runtime.config import Config, without_password
 from services.runtime.snapshot import replace_file
 
@@ -86,10 +87,11 @@ def start(config: Config) -> Iterator[Started]:
     """The servers for as long as the block runs: children for each that no URL was given for, which end with it.
 
     Leaves their addresses in the run folder (readable by the owner only), so that `tidegate watch` and the like
-    find them. Raises LogError when one does not come up.
+    find them. Raises LogError when one does not come up, and ConfigError for the state dir.
     """
     from services.runtime.embedded import EmbeddedServer, start_nats, start_valkey
 
+    state_dir.claim(config)
     state, children = Path(config.state_dir), list[EmbeddedServer]()
     with ExitStack() as stack:
         nats_url, nats_where = config.nats.url, without_password(config.nats.url)

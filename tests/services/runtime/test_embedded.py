@@ -143,6 +143,13 @@ def test_a_folder_too_deep_for_a_socket_gets_a_port_on_loopback(tmp_path: Path) 
         assert client.ping()
 
 
+def test_a_folder_that_cannot_be_made_is_one_line_with_the_mend(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(LogError, match=r"cannot have its folder: Not a directory .*take another state dir") as caught:
+        start_nats(tmp_path / "file" / "nats", profile=LogProfile.FAST)
+    assert caught.value.exit_code == 2
+
+
 def test_two_servers_never_share_a_folder(server: EmbeddedServer) -> None:
     start = partial(start_nats, profile=LogProfile.FAST) if server.name == "nats-server" else start_valkey
     with pytest.raises(LogError, match=rf"another {server.name} runs in this folder"):
