@@ -108,8 +108,9 @@ async def connect(url: str, *, name: str, creds: str = "") -> NatsClient:
         raise LogError(f"a credentials file needs {error.name}", where=where, mend="pip install nkeys") from error
     except (NatsError, OSError, ValueError, TimeoutError) as error:
         await client.close()
-        text = str(error) or "no NATS server speaks there"
-        raise LogError(f"NATS refused: {text}", where=where, mend="see user, password or NATS_CREDS") from error
+        if not str(error):
+            raise LogError("no NATS server speaks there", where=where, mend="set NATS_URL") from error
+        raise LogError(f"NATS refused: {error}", where=where, mend="see user, password or NATS_CREDS") from error
     return client
 
 

@@ -15,7 +15,7 @@ from nats.errors import Error as NatsError
 from nats.js.api import DiscardPolicy, StreamConfig
 
 from events.base import LogDamaged, LogError, PoolId
-from events.log import jetstream_reader
+from events.log import jetstream_reader, nats_client
 from events.log.base import Fence, FenceBroken, Message
 from events.log.jetstream import JetStreamLog, NatsClient, connect
 from events.log.jetstream_reader import Place, place_of
@@ -286,6 +286,20 @@ async def test_nats_that_is_not_there_is_one_line_with_address_and_mend() -> Non
             await connect(f"nats://me:verysecret@127.0.0.1:{port}", name="x")
     assert str(caught.value) == f"NATS does not answer (127.0.0.1:{port}): start it, or set NATS_URL"
     assert caught.value.exit_code == 2
+
+
+async def test_what_speaks_no_nats_is_not_taken_for_a_wrong_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nats_client, "CONNECT_TIMEOUT_S", 0.2)
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(LogError) as caught:
+            await connect(f"nats://127.0.0.1:{port}", name="x")
+    assert str(caught.value) == f"no NATS server speaks there (127.0.0.1:{port}): set NATS_URL"
 
 
 async def test_wrong_password_is_refused_at_once_and_never_shown(nats_server: EmbeddedNats) -> None:
