@@ -21,8 +21,11 @@ PREFIX = "TIDEGATE_"
 CONFIG_VARIABLE = "TIDEGATE_CONFIG"
 COMMON_NAMES = {"NATS_URL": ("nats", "url"), "NATS_CREDS": ("nats", "creds"), "REDIS_URL": ("redis", "url")}
 LIST_INDEX_MAX = 4_096
-_KUBERNETES = re.compile(r"TIDEGATE(_\w+)?_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)")
-"""What Kubernetes puts into every container beside a service called tidegate: not ours (ours have two `_`)."""
+_KUBERNETES = re.compile(
+    r"TIDEGATE(_\w+)?_(SERVICE_(HOST|PORT)(_\w+)?=.*|PORT_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?=.*|PORT=\w+://.*)"
+)
+"""What Kubernetes puts into every container beside a service called tidegate: not ours. TIDEGATE_METRICS_PORT is ours,
+unless an address stands in it."""
 
 Key = tuple[str | int, ...]
 Raw = dict[str, Any]
@@ -63,7 +66,7 @@ class Gathered:
             if env.get(name):
                 self._put(key, env[name], where=name)
         for name in sorted(env):
-            if name.startswith(PREFIX) and name != CONFIG_VARIABLE and not self._is_kubernetes(name, env[name]):
+            if name.startswith(PREFIX) and name != CONFIG_VARIABLE and not _is_kubernetes(name, env[name]):
                 parts = name.removeprefix(PREFIX).lower().split("__")
                 self._put(tuple(int(p) if p.isdecimal() else p for p in parts), env[name], where=name)
 
@@ -98,11 +101,6 @@ class Gathered:
         """A ConfigError about the setting at `key`."""
         return ConfigError(what, where=self.where(key), key=dotted(key), allowed=allowed)
 
-    def _is_kubernetes(self, name: str, value: str) -> bool:
-        """Whether Kubernetes said it: TIDEGATE_METRICS_PORT is a setting of ours, unless an address stands in it."""
-        ours = name.removeprefix(PREFIX).lower() in get_type_hints(self.schema) and "://" not in value
-        return "__" not in name and not ours and _KUBERNETES.fullmatch(name) is not None
-
     def _put(self, key: Key, text: str, *, where: str) -> None:
         self._said_by[key] = where
         value = _read_value(text, _type_at(self.schema, key))
@@ -127,6 +125,10 @@ class Gathered:
         if replace:
             fitting[part] = new
         return fitting[part]
+
+
+def _is_kubernetes(name: str, value: str) -> bool:
+    return "__" not in name and _KUBERNETES.fullmatch(f"{name}={value}") is not None
 
 
 def read_file(path: Path) -> Raw:

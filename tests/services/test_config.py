@@ -86,6 +86,8 @@ def test_a_setting_that_is_named_like_a_variable_of_kubernetes_is_still_ours() -
     """As `tidegate up --set metrics_port=9400` hands it on to its workers."""
     assert load(None, {"TIDEGATE_METRICS_PORT": "9400"}).metrics_port == 9400
     assert load(None, {"TIDEGATE_METRICS_PORT": "tcp://10.0.0.1:9400"}).metrics_port == 0
+    with pytest.raises(ConfigError, match="TIDEGATE_GATEWAY_PORT: gateway_port: no such setting"):
+        load(None, {"TIDEGATE_GATEWAY_PORT": "9000"})
 
 
 def test_a_file_is_found_by_variable_or_in_the_working_folder(tmp_path: Path) -> None:
