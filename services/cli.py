@@ -24,6 +24,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("services.commands.config", "Show or check the settings."),
 }
 """Name -> the module whose attribute `command` it is, and one line of help."""
+EXTRAS = dict.fromkeys(("aiohttp", "httptools", "jinja2", "starlette", "tokenizers", "uvicorn"), "server")
+"""Module that not every installation has -> the extra that brings it."""
 
 
 class _Lazy(click.Group):
@@ -84,6 +86,12 @@ def run(argv: Sequence[str] | None = None) -> int:
         # Whoever read the output has enough; Python would complain about it once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FINE
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get(error.name or "")
+        if extra is None:
+            raise
+        click.echo(f"tidegate: {error.name} is not installed: pip install 'tidegate[{extra}]'", err=True)
+        return Exit.BAD_INPUT
     except Exception as error:
         known = known_error(error)
         if known is None:

@@ -49,6 +49,7 @@ def command(settings: Settings, out: Output) -> int:
     NATS and Valkey are started as children, each unless its URL is given (NATS_URL, REDIS_URL), and kept up like the
     workers. Those learn addresses and credentials from their environment only.
     """
+    from services.gateway import http_server
     from services.runtime import servers
     from services.runtime.aio import run
     from services.runtime.config import ConfigError
@@ -59,6 +60,8 @@ def command(settings: Settings, out: Output) -> int:
     if not config.engines:
         mend = "name some in a file (--config FILE), or take --preset laptop"
         raise ConfigError("there is no engine to serve with", where="settings", key="engines", allowed=mend)
+    # One clear line now is worth more than a gateway that is started again and again.
+    http_server.listen(config.gateway).close()
     with servers.start(config) as started:
         run(_keep_up(config, started, settings.for_children() | started.addresses.environment(), out))
     return Exit.FINE

@@ -24,7 +24,7 @@ class HttpServer:
 
     def __init__(self, app: ASGIApp, config: GatewayConfig) -> None:
         """Raises ConfigError when the address cannot be listened on."""
-        self._socket = _listen(config)
+        self._socket = listen(config)
         scheme = "https" if config.tls_cert else "http"
         host, port = self._socket.getsockname()[:2]
         self.url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -109,7 +109,8 @@ class _QuietServer(uvicorn.Server):
         yield
 
 
-def _listen(config: GatewayConfig) -> socket.socket:
+def listen(config: GatewayConfig) -> socket.socket:
+    """A socket that listens where the gateway is to serve. Raises ConfigError when the address cannot be had."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
         return socket.create_server((config.host, config.port), family=family, backlog=2048)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -300,6 +302,27 @@ def test_colours_follow_no_color(tmp_path: Path, day: list[Message]) -> None:
     for extra, coloured in (({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)):
         done = subprocess.run(argv, cwd=ROOT, env=os.environ | extra, capture_output=True, check=True, timeout=60)
         assert (b";32mverify" in done.stdout) is coloured
+
+
+@pytest.mark.parametrize("argv", [["demo"], ["up", "--preset", "laptop"], ["gateway", "--preset", "laptop"]])
+def test_a_missing_extra_is_one_line_with_the_mend(argv: list[str]) -> None:
+    """As in an installation without `tidegate[server]`: None in `sys.modules` is a module that is not there."""
+    names = ", ".join(f"{name!r}: None" for name in cli.EXTRAS)
+    program = f"import sys; sys.modules.update({{{names}}}); from services.cli import main; main({argv})"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (Exit.BAD_INPUT, "")
+    assert re.fullmatch(r"tidegate: \w+ is not installed: pip install 'tidegate\[server\]'\n", done.stderr)
+
+
+def test_up_says_at_once_that_the_gateways_port_is_taken(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        argv = ("--preset", "laptop", "--set", f"gateway.port={port}", "--set", f"state_dir={tmp_path}/state")
+        code, out, err = called(capsys, "up", *argv)
+    assert (code, out) == (Exit.BAD_INPUT, "")
+    assert f"gateway.port: cannot listen on 127.0.0.1:{port}" in err
+    assert not (tmp_path / "state").exists()
 
 
 class _Known(Exception):
