@@ -133,7 +133,8 @@ def simulate(
 
     `settings` are by actor, as in the configuration. `retry_rejected`: a rejected request comes back once after its
     Retry-After, with a fresh deadline (default: rejected is missed). `on_progress(requests ended, requests in all)`
-    is called every few pool seconds. Raises ValueError for a bad setting or a model that no engine serves.
+    is called every few pool seconds. Raises ValueError for a bad setting, or when no engine serves any of the models.
+    A request for a model that none serves is rejected, as it would be live.
     """
     wanted = _Wanted(control_ns=control_ns, retry_rejected=retry_rejected, slo=slo, on_progress=on_progress)
     cluster = _Cluster(arrivals, engines, PoolId(pool), holders, wanted)
@@ -165,9 +166,9 @@ class _Cluster:
         self._heap: list[tuple[int, int, int, Callable[[], None]]] = []
         self._number = self._ticks = self._turn = self._to_come = 0
         self._progress_ns = START_NS
-        missing = sorted({arrival.model for arrival in arrivals if arrival.model not in self._serving})
-        if missing:
-            raise ValueError(f"no engine serves {', '.join(missing)}")
+        asked = sorted({arrival.model for arrival in arrivals})
+        if asked and not self._serving.keys() & set(asked):
+            raise ValueError(f"no engine serves {', '.join(asked)}")
 
     # Time.
 
@@ -255,7 +256,7 @@ class _Cluster:
 
     def _offer(self, arrival: Arrival, holder: HolderId, attempt: int, arrived_ns: int) -> None:
         """Write the arrival; its deadline counts from `arrived_ns`."""
-        engine = self._serving[arrival.model]
+        engine = self._serving.get(arrival.model) or next(iter(self._serving.values()))  # Unserved: admission says so.
         event = arrived(arrival, engine, holder=holder, now_ns=arrived_ns, slo=self._wanted.slo, attempt=attempt)
         request = _Request(arrival, holder, engine, arrived_ns, event.deadline_ns, attempt)
         self._open[event.request_id] = request

@@ -227,9 +227,17 @@ def test_a_rejected_request_comes_back_once_if_asked_for() -> None:
     assert max(Counter(e.request_id for e in of_kind(twice, RequestArrived)).values()) == 2
 
 
-def test_a_model_that_nobody_serves_is_refused() -> None:
+def test_a_workload_that_nobody_serves_is_refused() -> None:
     with pytest.raises(ValueError, match="no engine serves other"):
         simulate([Arrival(at_ns=0, request_id="r", model="other", prompt_tokens=1, output_tokens=1)], one_engine())
+
+
+def test_one_request_for_a_model_that_nobody_serves_is_rejected_and_the_rest_goes_on() -> None:
+    """As live: a client's wrong word in a recorded log does not keep that log from being tried again."""
+    stray = Arrival(at_ns=0, request_id="stray", model="other", prompt_tokens=1, output_tokens=1)
+    run = simulate([stray, *plain(3)], one_engine())
+    assert run.scores.rejected == {"rejected_no_engine": 1}
+    assert (run.scores.requests, run.scores.finished) == (4, 3)
 
 
 def test_a_bad_setting_is_refused() -> None:
