@@ -10,13 +10,16 @@ from events.base import LogError
 from services.runtime.config import Config, ConfigError
 
 LOOK_EVERY_S = 1.0
+LIVE = "engines"
+"""The one setting that is taken without a restart."""
 
 logger = logging.getLogger(__name__)
 
 
 async def follow(load: Callable[[], Config], file: Path | None, take: Callable[[Config], Awaitable[object]]) -> None:
     """Load the settings anew at every SIGHUP and whenever `file` was written, and give them to `take`. What does
-    not hold is said and changes nothing. Never ends."""
+    not hold is said and changes nothing; what was changed beside the engine list is said as well. Never ends."""
+    before = load()
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
     loop.add_signal_handler(signal.SIGHUP, asked.set)
@@ -32,18 +35,23 @@ async def follow(load: Callable[[], Config], file: Path | None, take: Callable[[
                     continue
                 written = now
             asked.clear()
-            await _reload(load, take)
+            await _reload(before, load, take)
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
 
 
-async def _reload(load: Callable[[], Config], take: Callable[[Config], Awaitable[object]]) -> None:
+async def _reload(before: Config, load: Callable[[], Config], take: Callable[[Config], Awaitable[object]]) -> None:
     try:
-        taken = await take(load())
+        config = load()
+        await take(config)
     except (ConfigError, LogError) as error:
         logger.error("the settings were not taken, those before stay: %s", error)
         return
-    logger.info("settings loaded anew: %s", taken)
+    ids = ", ".join(engine.id for engine in config.engines)
+    logger.info("settings loaded anew; engines: %s", ids or "none")
+    late = [key for key in config.__struct_fields__ if key != LIVE and getattr(config, key) != getattr(before, key)]
+    if late:
+        logger.warning("changed, but taken at the next start only: %s", ", ".join(late))
 
 
 def _written(file: Path | None) -> tuple[int, int] | None:

@@ -61,3 +61,17 @@ async def test_sighup_loads_anew_and_what_does_not_hold_is_said(
                     await asyncio.sleep(0.01)
     assert "those before stay" in caplog.text
     assert taken.empty()
+
+
+async def test_what_waits_for_the_next_start_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "t.toml"
+    file.write_text('pool = "a"')
+    async with followed(file) as taken:
+        with caplog.at_level(logging.WARNING):
+            file.write_text('pool = "b"\n[[models]]\nname = "m"')
+            os.kill(os.getpid(), signal.SIGHUP)
+            async with asyncio.timeout(WAIT_S):
+                assert (await taken.get()).pool == "b"
+                while not caplog.records:  # noqa: ASYNC110  # The remark is all that shows.
+                    await asyncio.sleep(0.01)
+    assert "changed, but taken at the next start only: pool, models" in caplog.text
