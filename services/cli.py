@@ -24,7 +24,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("services.commands.config", "Show or check the settings."),
 }
 """Name -> the module whose attribute `command` it is, and one line of help."""
-EXTRAS = dict.fromkeys(("aiohttp", "httptools", "jinja2", "starlette", "tokenizers", "uvicorn"), "server")
+_SERVER = ("aiohttp", "httptools", "jinja2", "starlette", "tokenizers", "uvicorn")
+EXTRAS: dict[str, str] = dict.fromkeys(_SERVER, "server")
 """Module that not every installation has -> the extra that brings it."""
 
 

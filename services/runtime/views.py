@@ -141,8 +141,8 @@ class Views:
                     self._end(request_id, "aborted")
             case HolderStopped():
                 rows = self.tables[View.REQUESTS]
-                for request_id in [each for each, row in rows.items() if row.holder == event.holder]:
-                    self._end(request_id, "aborted")
+                for left in [each for each, row in rows.items() if row.holder == event.holder]:
+                    self._end(left, "aborted")
             case _:
                 pass
 
