@@ -102,7 +102,8 @@ class _One:
         self._looks = 0
 
     async def look(self) -> list[Event]:
-        """Ask it once. An engine is said to be ready when it first answers and when it answers again."""
+        """Ask it once. An engine is said to be ready when it first answers and when it answers again, and to be lost
+        also when it never answered: whoever goes by the settings or by an older record takes it for ready."""
         new: list[Event] = []
         try:
             if self._said is None or self._failures or self._looks % DESCRIBE_EVERY == 0:
@@ -123,7 +124,7 @@ class _One:
 
     def _failed(self, error: EngineError) -> list[Event]:
         self._failures += 1
-        if self._failures < FAILURES_MAX or self._health is Health.LOST or self._said is None:
+        if self._failures < FAILURES_MAX or self._health is Health.LOST:
             return []
         self._health = Health.LOST
         return [EngineHealthChanged(engine_id=self._backend.engine_id, health=Health.LOST, reason=error.what)]

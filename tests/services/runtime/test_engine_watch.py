@@ -121,6 +121,18 @@ async def test_an_engine_is_lost_after_so_many_failures_and_ready_when_it_answer
     assert health == [(Health.READY, ""), (Health.LOST, "does not answer"), (Health.READY, "")]
 
 
+async def test_an_engine_that_is_away_when_the_sensor_starts_is_lost_too() -> None:
+    first = House("a")
+    async with first.watching():
+        await until(lambda: len(first.said("a", EngineMeasured)) > 0)
+    second = House("a", log=first.log)
+    async with second.watching():
+        second.backends["a"].answers = False
+        await until(lambda: second.said("a", EngineHealthChanged)[-1].health is Health.LOST)
+        second.backends["a"].answers = True
+        await until(lambda: second.said("a", EngineHealthChanged)[-1].health is Health.READY)
+
+
 async def test_one_engine_that_hangs_holds_up_no_other() -> None:
     house = House("a", "b")
     async with house.watching():
