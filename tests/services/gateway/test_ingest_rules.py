@@ -1,5 +1,7 @@
 """What a client with its own data plane may say, rule by rule."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -59,6 +61,14 @@ def test_full_name_of_a_request_is_taken_as_well() -> None:
 @pytest.mark.parametrize("word", [{"tenant": "other"}, {"prompt": "secret text"}, {"messages": []}])
 def test_tenant_is_not_the_clients_to_say_and_prompts_are_not_kept(word: dict[str, Any]) -> None:
     assert arrived({**ARRIVAL, **word}) == arrived(ARRIVAL)
+
+
+def test_every_message_that_the_documentation_shows_is_taken() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "events.md").read_text()
+    shown = re.findall(r"tg\.in\.default\.my-app\.(\w+)[ \\\n']+({.*})", page)
+    assert {kind for kind, _ in shown} == KINDS.keys() - {"holder_stopped"}
+    for kind, body in shown:
+        assert read(kind, body.encode(), client="my-app").event_kind() == kind
 
 
 def test_stranger_is_the_default_tenant() -> None:
