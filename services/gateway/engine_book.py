@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from events.base import EngineId, ModelId, RequestKind
-from events.engine import EngineHealthChanged, EngineRegistered, EngineRemoved, Health
+from events.engine import EngineHealthChanged, EngineMeasured, EngineRegistered, EngineRemoved, Health
 
 AVOID_S: Final = 5.0
 """How long an engine that broke a call off is passed over when nobody decides."""
@@ -21,7 +21,7 @@ class EngineBook:
         for registered in known:
             self._known[registered.engine_id] = registered
 
-    def take(self, event: EngineRegistered | EngineRemoved | EngineHealthChanged) -> None:
+    def take(self, event: EngineRegistered | EngineRemoved | EngineHealthChanged | EngineMeasured) -> None:
         """A fact about an engine."""
         match event:
             case EngineRegistered():
@@ -34,6 +34,9 @@ class EngineBook:
                 self._health[event.engine_id] = event.health
                 if event.health is Health.READY:
                     self._broke_off.pop(event.engine_id, None)
+            case EngineMeasured():
+                # Health is said when it changes; whoever came later hears of it by what is measured.
+                self._health.setdefault(event.engine_id, Health.READY)
 
     def broke_off(self, engine_id: EngineId) -> None:
         """An engine broke off a call."""
@@ -54,8 +57,8 @@ class EngineBook:
         ]
 
     def ready(self) -> tuple[EngineId, ...]:
-        """Engines that are not known to be lost or draining."""
-        return tuple(engine_id for engine_id in self._known if self._is_ready(engine_id))
+        """Engines that the log has shown to answer, and that have not been lost since."""
+        return tuple(each for each in self._known if each in self._health and self._is_ready(each))
 
     def get(self, engine_id: EngineId) -> EngineRegistered | None:
         """What an engine is."""

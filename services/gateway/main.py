@@ -12,7 +12,7 @@ from nats.aio.client import Client
 
 from events.base import HolderId, Recorded
 from events.control import Ticked
-from events.engine import EngineHealthChanged, EngineRegistered, EngineRemoved
+from events.engine import EngineHealthChanged, EngineMeasured, EngineRegistered, EngineRemoved
 from events.log.base import Log
 from services.engines.open import Engines, Reloaded, as_configured, open_engine
 from services.gateway import log_reader, micro
@@ -214,7 +214,7 @@ def _readers(
 
 
 def _note_engine(book: EngineBook, recorded: Recorded) -> None:
-    if isinstance(recorded.event, EngineRegistered | EngineRemoved | EngineHealthChanged):
+    if isinstance(recorded.event, EngineRegistered | EngineRemoved | EngineHealthChanged | EngineMeasured):
         book.take(recorded.event)
 
 
