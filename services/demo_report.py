@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import msgspec
 from jinja2 import Environment
 
-from events.base import NS_PER_MS, NS_PER_S
+from events.base import NS_PER_MS
 from replay.score import Scores
 
 COLUMNS = {
@@ -15,6 +15,12 @@ COLUMNS = {
     "tidegate": "Tidegate (virtual)",
     "live": "Tidegate (live run)",
 }
+
+
+CAVEAT = (
+    "Engines are simulated everywhere. Their step times are sums of measured kernel times, without launch, sampler and "
+    "scheduler time, and not calibrated against a running engine: compare the columns, do not expect their values."
+)
 
 
 class Row(NamedTuple):
@@ -75,7 +81,9 @@ class DemoResult(msgspec.Struct, kw_only=True):
         """`report.json` and `report.html` into a folder."""
         (folder / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=2))
         page = Environment(autoescape=True).from_string(PAGE)
-        (folder / "report.html").write_text(page.render(result=self, columns=list(COLUMNS.values()), rows=cells(self)))
+        (folder / "report.html").write_text(
+            page.render(result=self, columns=list(COLUMNS.values()), rows=cells(self), caveat=CAVEAT)
+        )
 
 
 def cells(result: DemoResult) -> list[tuple[str, Sequence[str]]]:
@@ -93,12 +101,8 @@ def table_of(result: DemoResult) -> Any:
         shown.add_column(name, justify="right")
     for name, said in cells(result):
         shown.add_row(name, *said)
+    shown.caption, shown.caption_justify = CAVEAT, "left"
     return shown
-
-
-def span_s(scores: Scores) -> float:
-    """Length of the window in pool seconds."""
-    return scores.window_ns / NS_PER_S
 
 
 PAGE = """<!doctype html>
@@ -116,6 +120,7 @@ PAGE = """<!doctype html>
 The last is the live run: real NATS, Valkey, workers and HTTP, engines simulated, pool time {{ result.speed }} times
 as fast as the wall's. SLO met = first token and mean time per output token within the request's limits; whatever was
 rejected, aborted or unfinished counts as missed.</p>
+<p>{{ caveat }}</p>
 <table><tr><th></th>{% for name in columns %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for name, said in rows %}<tr><td>{{ name }}</td>{% for cell in said %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>
