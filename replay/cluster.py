@@ -31,7 +31,7 @@ from events.request import (
     RequestExpired,
     RequestFinished,
 )
-from policies.admission import ADMISSION
+from policies.catalog import ACTORS
 from replay.engines.light import Finished, FirstToken, LightEngine, Outcome, Refused, SimRequest, Tokens
 from replay.faults import Fault, FaultKind
 from replay.score import Scores, score
@@ -47,7 +47,6 @@ DRAIN_MAX_NS = 1_800 * NS_PER_S
 DEFERRED_GRACE_NS = NS_PER_S
 """How long past its time a deferred request is held for the decision that was announced, as the gateway does."""
 PROGRESS_EVERY_NS = 10 * NS_PER_S
-DECIDERS = {ADMISSION.name: ADMISSION}
 
 
 class _Turn(IntEnum):
@@ -155,7 +154,7 @@ class _Cluster:
         holders: int,
         wanted: _Wanted,
     ) -> None:
-        self.log = VirtualLog(pool, DECIDERS, self._on_decision)
+        self.log = VirtualLog(pool, ACTORS, self._on_decision)
         self._wanted = wanted
         self._arrivals = arrivals
         self._engines = {one.engine_id: _Engine(one, _light(one, START_NS)) for one in engines}

@@ -22,8 +22,8 @@ from events.request import (
     RequestExpired,
     RequestFinished,
 )
-from policies.catalog import PRESETS
-from replay.cluster import DECIDERS, Run, simulate
+from policies.catalog import ACTORS, PRESETS
+from replay.cluster import Run, simulate
 from replay.costmodel import registered
 from replay.faults import Fault, FaultKind, draw_faults
 from replay.score import HOLDER_LOST
@@ -60,7 +60,7 @@ def one_engine(**more: Any) -> list[EngineRegistered]:
 @pytest.mark.parametrize("settings", [{}, FIRST_COME])
 def test_a_run_is_a_journal_that_verify_accepts(settings: dict[str, dict[str, Any]]) -> None:
     run = simulate(mixed(3, SMALL), engines(), settings=settings)
-    report = verify(run.messages, run.pool, DECIDERS)
+    report = verify(run.messages, run.pool, ACTORS)
     assert report.identical
     assert report.compared == sum(bool(one.actor and one.cause) for one in records(run))
     assert report.compared >= len(mixed(3, SMALL))
@@ -72,7 +72,7 @@ def test_a_changed_decision_is_noticed() -> None:
     at = next(n for n, m in enumerate(run.messages) if b"request_admitted" in m.body)
     message = run.messages[at]
     run.messages[at] = message._replace(body=message.body.replace(b'"e1"', b'"e2"'))
-    assert not verify(run.messages, run.pool, DECIDERS).identical
+    assert not verify(run.messages, run.pool, ACTORS).identical
 
 
 SCRIPT = """
@@ -153,7 +153,7 @@ def test_an_idle_house_meets_every_slo() -> None:
 def test_whatever_goes_wrong_every_request_ends_and_the_log_verifies(seed: int) -> None:
     arrivals = mixed(seed, SMALL)
     run = simulate(arrivals, engines(), holders=3, faults=draw_faults(seed, span_ns=30 * NS_PER_S))
-    assert verify(run.messages, run.pool, DECIDERS).identical, f"seed {seed}"
+    assert verify(run.messages, run.pool, ACTORS).identical, f"seed {seed}"
     assert run.scores.unfinished == 0, f"seed {seed}"
     for one in last_measured(run):
         assert (one.running, one.waiting, one.kv_used_ppm) == (0, 0, 0), f"seed {seed}"
