@@ -13,18 +13,22 @@ from typing import Any, Union
 
 import msgspec
 
-from events import control, decisions, engine, request, slice, subjects, upcast
+from events import control, decisions, engine, quota, request, slice, subjects, upcast
 from events.base import Event, Recorded, Unknown
 
 EVENTS: tuple[type[Event], ...] = (
     request.RequestArrived, request.DispatchStarted, request.FirstTokenSeen, request.RequestFinished,
-    request.RequestAborted, request.RequestExpired, request.HolderBeat, request.HolderStopped, request.OutputTraced,
+    request.RequestAborted, request.RequestExpired, request.HolderBeat, request.HolderStopped, request.OutputPredicted,
+    request.OutputTraced,
     engine.EngineRegistered, engine.EngineRemoved, engine.EngineHealthChanged, engine.EngineMeasured,
-    slice.SlicesStored, slice.SlicesRemoved, slice.SlicesCleared,
+    engine.DeviceMeasured,
+    slice.SlicesStored, slice.SlicesRemoved, slice.SlicesCleared, slice.SlicesPinned,
     control.Ticked, control.PolicyConfigured, control.ActorStarted, control.EventQuarantined,
     control.IngestRefused,
+    quota.TenantQuotaAsked, quota.ShareBoundsAsked,
     decisions.RequestAdmitted, decisions.RequestDeferred, decisions.RequestRejected, decisions.HolderLost,
-    decisions.WakeAsked,
+    decisions.WakeAsked, decisions.RequestPreempted, decisions.MiscoverageNoticed, decisions.SharesSet,
+    decisions.TenantQuotaSet, decisions.EngineDirected,
     Unknown,
 )  # fmt: skip
 BY_TAG: dict[str, type[Event]] = {cls.event_tag(): cls for cls in EVENTS}

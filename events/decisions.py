@@ -2,12 +2,12 @@
 
 from enum import StrEnum
 
-from events.base import EngineId, Event, HolderId, RequestId
+from events.base import EngineId, Event, HolderId, RequestId, SliceId, TenantId
 
 
 class RejectReason(StrEnum):
-    """No GPU work was done. Each is a reason to answer 429, except `rejected_no_engine` (503) and
-    `rejected_too_long` (400)."""
+    """`rejected_*`: no GPU work was done; `evicted_*`: it was preempted, and that work is lost. Each is a reason to
+    answer 429, except `rejected_no_engine` (503) and `rejected_too_long` (400)."""
 
     NO_ENGINE = "rejected_no_engine"
     TOO_LONG = "rejected_too_long"
@@ -15,6 +15,8 @@ class RejectReason(StrEnum):
     SLO_INFEASIBLE = "rejected_slo_infeasible"
     KV_BUDGET = "rejected_kv_budget"
     DEADLINE_PASSED = "rejected_deadline_passed"
+    TENANT_QUOTA = "rejected_tenant_quota"
+    EVICTED_DEADLINE_PASSED = "evicted_deadline_passed"
 
 
 class DeferReason(StrEnum):
@@ -25,6 +27,24 @@ class DeferReason(StrEnum):
     PREFILL_BACKLOG = "prefill_backlog"
     TPOT_GUARD = "tpot_guard"
     BEHIND_OTHERS = "behind_others"
+    SHARE = "share"
+    TENANT_QUOTA = "tenant_quota"
+    SESSION_SLOT = "session_slot"
+    SET_ASIDE = "set_aside"
+
+
+class PreemptReason(StrEnum):
+    """Why a running request has to make room."""
+
+    MORE_URGENT = "more_urgent"
+
+
+class ShareReason(StrEnum):
+    """Why shares were set: facts are fresh for the first time, load moved, or an operator changed the bounds."""
+
+    ARMED = "armed"
+    LOAD_MOVED = "load_moved"
+    BOUNDS_ASKED = "bounds_asked"
 
 
 class Would(StrEnum):
@@ -54,6 +74,10 @@ class RequestAdmitted(Event, frozen=True, kw_only=True, tag="request_admitted.v1
     attempt: int = 0
     would: Would | None = None
     reason: str = ""
+    output_tokens_low: int = 0
+    predictor: str = ""
+    embedding_workspace_bytes: int = 0
+    resumed: bool = False
 
 
 class RequestDeferred(Event, frozen=True, kw_only=True, tag="request_deferred.v1"):
@@ -74,6 +98,73 @@ class RequestRejected(Event, frozen=True, kw_only=True, tag="request_rejected.v1
     reason: RejectReason
     retry_after_ns: int = 0
     attempt: int = 0
+
+
+class RequestPreempted(Event, frozen=True, kw_only=True, tag="request_preempted.v1"):
+    """Take it off this engine: what it holds there (`kv_bytes_freed`) is for `for_request`. It waits again.
+
+    Without a first token its holder closes the call, and it can be admitted anywhere. With one (only on an engine
+    that `can_preempt`) the engine keeps the request without its KV, the stream stays open, and it is admitted again
+    there (`resumed`), with `output_tokens` and its prompt to be computed anew. An order that comes too late (the first
+    token was sent meanwhile by an engine that cannot preempt) is not carried out: `first_token_seen` says so.
+    """
+
+    request_id: RequestId
+    engine_id: EngineId
+    for_request: RequestId
+    reason: PreemptReason
+    output_tokens: int = 0
+    kv_bytes_freed: int = 0
+    attempt: int = 0
+
+
+class MiscoverageNoticed(Event, frozen=True, kw_only=True, tag="miscoverage_noticed.v1"):
+    """Of the last `requests` answers only (or as many as) `coverage_ppm` ended within what `predictor` said, where
+    `target_ppm` was wanted. Said once when it goes out of bounds; `cleared` when it is back."""
+
+    predictor: str
+    coverage_ppm: int
+    target_ppm: int
+    requests: int
+    cleared: bool = False
+
+
+class SharesSet(Event, frozen=True, kw_only=True, tag="shares_set.v1"):
+    """How an engine's KV memory is divided from now on ("" = the pool as a whole); together 1,000,000.
+
+    On a stock engine memory is preallocated, so a share is a cap: on blocks in use for LLM requests, on the workspace
+    of embedding jobs in flight. `urgency_*` are what the division was computed from.
+    """
+
+    engine_id: EngineId
+    llm_ppm: int
+    embedding_ppm: int
+    reason: ShareReason
+    llm_urgency: int = 0
+    embedding_urgency: int = 0
+
+
+class TenantQuotaSet(Event, frozen=True, kw_only=True, tag="tenant_quota_set.v1"):
+    """A tenant's requests hold at most this many bytes of KV in the pool from now on (0 = no limit)."""
+
+    tenant: TenantId
+    kv_bytes_max: int
+
+
+class EngineDirected(Event, frozen=True, kw_only=True, tag="engine_directed.v1"):
+    """What an engine goes by when it must choose within a step (a delegated choice): the newest `version` counts.
+
+    `eviction` is the kind of slice eviction; `protect_ppm` of an answer's expected length protects it from being
+    preempted; `pinned` and `needed` slices (those that waiting requests begin with) are not evicted, `hot` ones last.
+    """
+
+    engine_id: EngineId
+    version: int
+    eviction: str
+    protect_ppm: int
+    pinned: tuple[SliceId, ...] = ()
+    needed: tuple[SliceId, ...] = ()
+    hot: tuple[SliceId, ...] = ()
 
 
 class HolderLost(Event, frozen=True, kw_only=True, tag="holder_lost.v1"):

@@ -85,7 +85,12 @@ class EngineHealthChanged(Event, frozen=True, kw_only=True, tag="engine_health_c
 
 
 class EngineMeasured(Event, frozen=True, kw_only=True, tag="engine_measured.v1"):
-    """What the engine says of itself. Totals count from its start; `kv_used_ppm` is of its KV blocks."""
+    """What the engine says of itself. Totals count from its start; `kv_used_ppm` is of its KV blocks.
+
+    `evictions_total` counts cached slices (or blocks, as the engine counts) that it dropped to make room;
+    `embedding_bytes` is the part of the KV in use that embedding jobs hold, where the engine tells (-1 = it does not).
+    `directive_version` is the newest `engine_directed` that it goes by.
+    """
 
     engine_id: EngineId
     running: int
@@ -96,3 +101,21 @@ class EngineMeasured(Event, frozen=True, kw_only=True, tag="engine_measured.v1")
     prefix_hits_total: int = 0
     prompt_tokens_total: int = 0
     output_tokens_total: int = 0
+    evictions_total: int = 0
+    embedding_bytes: int = -1
+    directive_version: int = 0
+
+
+class DeviceMeasured(Event, frozen=True, kw_only=True, tag="device_measured.v1"):
+    """What a device says of its memory (NVML), and whose it is: `llm_bytes` and `embedding_bytes` are those of the
+    processes of engines that do only that, `shared_bytes` those of engines that do both."""
+
+    host: str
+    device: int
+    name: str
+    bytes_total: int
+    bytes_used: int
+    llm_bytes: int = 0
+    embedding_bytes: int = 0
+    shared_bytes: int = 0
+    busy_ppm: int = 0

@@ -87,6 +87,8 @@ class RequestFinished(Event, frozen=True, kw_only=True, tag="request_finished.v1
 
     `tpot_ns` is the mean time per output token after the first (0 when there is only one).
     `kv_cache_tokens` is what the request held at its end; `prompt_tokens` is the engine's own count.
+    `slo_slack_ns` is what was left to the deadline when the first token (or the vector) was there, below 0 when it was
+    late; `embedding_workspace_bytes` what an embedding job held at once, where the engine tells.
     """
 
     request_id: RequestId
@@ -100,6 +102,8 @@ class RequestFinished(Event, frozen=True, kw_only=True, tag="request_finished.v1
     e2e_ns: int
     preemptions: int = 0
     finish_reason: FinishReason = FinishReason.STOP
+    slo_slack_ns: int = 0
+    embedding_workspace_bytes: int = 0
 
 
 class RequestAborted(Event, frozen=True, kw_only=True, tag="request_aborted.v1"):
@@ -140,6 +144,18 @@ class HolderStopped(Event, frozen=True, kw_only=True, tag="holder_stopped.v1"):
     """A holder leaves in good order: nothing of it is running any more."""
 
     holder: HolderId
+
+
+class OutputPredicted(Event, frozen=True, kw_only=True, tag="output_predicted.v1"):
+    """A predictor outside of the house (`source`) says how long an answer will be: with `upper_ppm` probability at
+    most `output_tokens_high`, and probably at least `output_tokens_low`. Said before the request arrives, best in the
+    same message; what comes later counts where the request still waits."""
+
+    request_id: RequestId
+    source: str
+    output_tokens_low: int
+    output_tokens_high: int
+    upper_ppm: int = 900_000
 
 
 class OutputTraced(Event, frozen=True, kw_only=True, tag="output_traced.v1"):

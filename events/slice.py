@@ -36,3 +36,10 @@ class SlicesCleared(Event, frozen=True, kw_only=True, tag="slices_cleared.v1"):
     engine_id: EngineId
     tier: Tier
     reason: str = ""
+
+
+class SlicesPinned(Event, frozen=True, kw_only=True, tag="slices_pinned.v1"):
+    """An operator wants these slices to stay where they are for `for_ns` of pool time (0 = no longer)."""
+
+    slices: tuple[SliceId, ...]
+    for_ns: int

@@ -42,6 +42,7 @@ from events.request import (
 from policies import holders, waiting
 from policies.accounts import blocks
 from policies.admission_explain import explain
+from policies.admission_settings import AdmissionSettings, Mode
 from policies.admission_state import State, configure, evolve, initial, requests_of
 from policies.decider import Decider
 from policies.forecast import Prospect, held_tokens, is_full, reserved_tokens
@@ -59,7 +60,6 @@ from policies.judgement import (
     settle,
     slack_ns,
 )
-from policies.settings import AdmissionSettings, Mode
 from policies.waiting import Line, Waiting
 
 ACTOR = "admission"

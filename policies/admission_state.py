@@ -26,12 +26,12 @@ from events.request import (
 )
 from policies import accounts, holders, prefix_index, settings, waiting
 from policies.accounts import Account, Resident
+from policies.admission_settings import AdmissionSettings
 from policies.forecast import longest_output, trial_of
 from policies.holders import Holders
 from policies.judgement import resident
 from policies.predictors import output_length
 from policies.predictors.output_length import Histograms
-from policies.settings import AdmissionSettings
 from policies.waiting import Lines, Waiting
 
 LOST_MAX = 1_024
@@ -68,7 +68,7 @@ def initial() -> State:
 
 def configure(state: State, changes: Mapping[str, Any]) -> None:
     """Change the named settings, all or none. ValueError names key, value and what is allowed."""
-    settings.apply(state.settings, changes)
+    settings.apply("admission", state.settings, changes)
 
 
 def evolve(state: State, event: Event, now_ns: int) -> None:  # noqa: C901

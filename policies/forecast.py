@@ -13,11 +13,11 @@ from events.decisions import DeferReason
 from events.request import RequestArrived
 from policies import prefix_index
 from policies.accounts import Account, Load, Resident, blocks, count
+from policies.admission_settings import AdmissionSettings
 from policies.predictors.peak_memory import Growing, peak_blocks
 from policies.predictors.step_time import step_ns
 from policies.predictors.tpot import Decoding, Pace, breaks_pace
 from policies.predictors.ttft import NOMINAL, SAMPLES_MIN, prefill_pairs, work_ns
-from policies.settings import AdmissionSettings
 
 EXPECTED_LEFT_MIN = 3
 """A running answer is taken to have at least one part in so many of its expected length still to come."""

@@ -10,6 +10,8 @@
    breaks.
 6. Else it is deferred, until the latest moment at which it could still be in time.
 
+With `deferral` off rule 5 asks nothing but whether it would be in time.
+
 Where nothing is known about the speed of an engine (no StepModel, no first tokens seen yet) deadlines are not judged
 there; memory is.
 """
@@ -21,6 +23,7 @@ from events.decisions import DeferReason, RejectReason
 from events.request import RequestArrived
 from policies import placement
 from policies.accounts import Account, Resident
+from policies.admission_settings import AdmissionSettings
 from policies.forecast import (
     Prospect,
     Trial,
@@ -37,7 +40,7 @@ from policies.placement.candidate import Asked, Candidate
 from policies.predictors import output_length
 from policies.predictors.output_length import Histograms
 from policies.predictors.step_time import step_ns
-from policies.settings import AdmissionSettings
+from policies.settings import Switch
 
 EXPECTED_PPM = PPM // 2
 RETRY_AFTER_MIN_NS = NS_PER_S
@@ -155,7 +158,7 @@ def judge(desk: Desk, prospects: list[Prospect], *, ahead_ns: int = 0, may_go: b
         late_ns = lateness_ns(one, settings, now_ns)
         late_min_ns = late_ns if late_min_ns is None else min(late_min_ns, late_ns)
         if may_go and late_ns <= 0:
-            why = blocked(one, settings, now_ns)
+            why = blocked(one, settings, now_ns) if settings.deferral is Switch.ON else None
             if why is None:
                 return Admit(one, slack_ns(one, now_ns))
             reason = reason or why

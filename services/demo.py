@@ -20,8 +20,8 @@ from events.decisions import HolderLost, RequestRejected
 from events.engine import EngineKind, EngineRegistered
 from events.log.base import Log
 from events.request import RequestAborted, RequestExpired, RequestFinished
+from policies.admission_settings import Mode
 from policies.catalog import PRESETS
-from policies.settings import Mode
 from replay.cluster import simulate
 from replay.costmodel import LLAMA_8B_KV, PROFILE_DEFAULT, PROFILES
 from replay.score import Scores

@@ -5,9 +5,9 @@ A kind gives every candidate a cost (lower is better); ties go to the engine tha
 
 from collections.abc import Callable, Sequence
 
+from policies.admission_settings import Placement
 from policies.placement import least_loaded, prefix_affinity, round_robin, slo_aware
 from policies.placement.candidate import Asked, Candidate
-from policies.settings import Placement
 
 Cost = Callable[[Candidate, Asked], tuple[int, ...]]
 

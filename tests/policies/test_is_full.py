@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from events.base import EngineId
 from policies.accounts import Account, Load
+from policies.admission_settings import AdmissionSettings
 from policies.forecast import blocked, is_full, prospect, trial_of
-from policies.settings import AdmissionSettings
 from tests.policies.words import arrived
 
 

@@ -6,13 +6,14 @@ import msgspec
 import pytest
 
 from policies.admission import ADMISSION
+from policies.admission_settings import AdmissionSettings, Mode
 from policies.catalog import ACTORS, PRESETS
-from policies.settings import CHOICES, RANGES, AdmissionSettings, Mode, apply
+from policies.settings import apply, choices, ranges
 
 
 def test_only_the_named_keys_change() -> None:
     changed = AdmissionSettings()
-    apply(changed, {"mode": "observe", "queue_max": 7})
+    apply("admission", changed, {"mode": "observe", "queue_max": 7})
     assert changed == AdmissionSettings(mode=Mode.OBSERVE, queue_max=7)
 
 
@@ -33,15 +34,17 @@ def test_only_the_named_keys_change() -> None:
 def test_a_bad_value_names_key_value_and_what_is_allowed(key: str, value: Any, allowed: str) -> None:
     settings = AdmissionSettings()
     with pytest.raises(ValueError, match="admission") as error:
-        apply(settings, {"scan_max": 3, key: value})
+        apply("admission", settings, {"scan_max": 3, key: value})
     assert f"admission.{key} = {value!r}" in str(error.value)
     assert allowed in str(error.value)
     assert settings == AdmissionSettings(), "nothing moved"
 
 
 def test_every_setting_has_its_range_or_choices_and_a_default_within() -> None:
-    assert sorted(AdmissionSettings.__struct_fields__) == sorted([*CHOICES, *RANGES])
-    apply(AdmissionSettings(), msgspec.to_builtins(AdmissionSettings()))
+    assert sorted(AdmissionSettings.__struct_fields__) == sorted(
+        [*choices(AdmissionSettings), *ranges(AdmissionSettings)]
+    )
+    apply("admission", AdmissionSettings(), msgspec.to_builtins(AdmissionSettings()))
 
 
 def test_the_presets_are_settings_of_admission() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from policies.settings import CHOICES, RANGES, AdmissionSettings
+from policies.admission_settings import AdmissionSettings
+from policies.settings import choices, ranges
 from services.runtime.config import (
     Config,
     EngineConfig,
@@ -42,9 +43,9 @@ def test_a_section_names_its_settings(title: str) -> None:
 
 def test_defaults_and_ranges_of_admission_are_the_policy_s() -> None:
     for field in msgspec.structs.fields(AdmissionSettings):
-        if field.name in RANGES:
-            low, high = RANGES[field.name]
+        if field.name in ranges(AdmissionSettings):
+            low, high = ranges(AdmissionSettings)[field.name]
             assert f"| `{field.name}` | {field.default} | {low} to {high} |" in PAGE
         else:
-            allowed = ", ".join(f"`{choice.value}`" for choice in CHOICES[field.name])
+            allowed = ", ".join(f"`{choice.value}`" for choice in choices(AdmissionSettings)[field.name])
             assert f"| `{field.name}` | `{field.default.value}` | {allowed} |" in PAGE
