@@ -132,8 +132,7 @@ def compare(plan: Plan) -> dict[str, Scores]:
     """The plan in virtual time: first come, and Tidegate."""
     presets = {"baseline": PRESETS[BASELINE], "tidegate": PRESETS["default"]}
     return {
-        name: simulate(plan.arrivals, plan.registered(), settings={"admission": settings}).scores
-        for name, settings in presets.items()
+        name: simulate(plan.arrivals, plan.registered(), settings=settings).scores for name, settings in presets.items()
     }
 
 

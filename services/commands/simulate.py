@@ -32,7 +32,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--speed", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
               help="So many times the offered load.")  # fmt: skip
 @click.option("--policy", default="default", show_default=True,
-              help="Preset of admission: default, first_come, first_come_affinity.")  # fmt: skip
+              help="Preset: default, first_come, first_come_affinity, honest_rival...")  # fmt: skip
 @click.option("--out", "made", type=FILE, help="Keep the run's log as a journal.")
 @with_settings
 @with_output
@@ -108,7 +108,6 @@ def _engines(config: "Config", recorded: "list[EngineRegistered]") -> "list[Engi
 
 
 def _policies(config: "Config", policy: str) -> dict[str, dict[str, Any]]:
-    from policies.admission import ACTOR
     from policies.catalog import PRESETS
     from services.runtime.config_sources import meant
 
@@ -117,7 +116,11 @@ def _policies(config: "Config", policy: str) -> dict[str, dict[str, Any]]:
         raise ConfigError(
             f"no preset {policy!r}{meant(policy, known)}", where="--policy", key="", allowed=", ".join(known)
         )
-    return config.policies | {ACTOR: PRESETS[policy] | config.policies.get(ACTOR, {})}
+    preset = PRESETS[policy]
+    return {
+        actor: {**preset.get(actor, {}), **config.policies.get(actor, {})}
+        for actor in [*preset, *(actor for actor in config.policies if actor not in preset)]
+    }
 
 
 def _keep(run: "Run", made: Path) -> None:

@@ -5,7 +5,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from policies.admission import ADMISSION
 from policies.admission_settings import AdmissionSettings, Mode
 from policies.catalog import ACTORS, PRESETS
 from policies.settings import apply, choices, ranges
@@ -47,8 +46,10 @@ def test_every_setting_has_its_range_or_choices_and_a_default_within() -> None:
     apply("admission", AdmissionSettings(), msgspec.to_builtins(AdmissionSettings()))
 
 
-def test_the_presets_are_settings_of_admission() -> None:
-    assert sorted(PRESETS) == ["default", "first_come", "first_come_affinity"]
-    for settings in PRESETS.values():
-        ADMISSION.configure(ADMISSION.initial(), settings)
-    assert ACTORS == {"admission": ADMISSION}
+def test_the_presets_are_settings_of_their_actors() -> None:
+    assert {"default", "first_come", "first_come_affinity", "honest_rival"} <= set(PRESETS)
+    assert PRESETS["default"] == {}
+    for preset in PRESETS.values():
+        for actor, settings in preset.items():
+            decider = ACTORS[actor]
+            decider.configure(decider.initial(), settings)

@@ -32,7 +32,7 @@ from replay.workloads.base import Arrival
 from replay.workloads.mixed import LLM_MODEL, Mixed, engines, mixed
 
 SMALL = Mixed(seconds=30, sessions=110, bursts=2, burst_sessions=25, waves=2, wave_requests=8)
-FIRST_COME = {"admission": PRESETS["first_come"]}
+FIRST_COME = PRESETS["first_come"]
 
 
 def records(run: Run) -> list[Recorded]:
