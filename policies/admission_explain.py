@@ -1,13 +1,16 @@
 """What admission looks at when it decides: plain values, for people and for reports."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from events.base import EngineId, Event
+from events.decisions import RequestAdmitted
 from events.request import RequestArrived
 from policies import waiting
 from policies.accounts import Account
+from policies.admission_inputs import asking
 from policies.admission_state import State
 from policies.forecast import (
     Prospect,
@@ -28,6 +31,7 @@ from policies.judgement import (
     judge,
     lateness_ns,
     ranked,
+    settle,
     slack_ns,
 )
 from policies.waiting import Waiting
@@ -46,6 +50,26 @@ def explain(state: State, event: Event, now_ns: int) -> dict[str, Any]:
         "settings": msgspec.to_builtins(state.settings),
         "deferred": len(state.lines.group_of),
         "requests": [_request(state, desk, one) for one in looked_at],
+    }
+
+
+def knew(state: State, event: Event, now_ns: int, decision: Event, before: Sequence[Event]) -> dict[str, Any]:
+    """What one decision was made from: the request that it answers, and the engines with what was promised there
+    earlier in the same step (`before`). Where it answers no request: all that `explain` says. Changes nothing."""
+    one = asking(state, decision)
+    if one is None:
+        return explain(state, event, now_ns)
+    desk = Desk(state.accounts, state.histograms, state.turns, state.settings, now_ns)
+    for earlier in before:
+        sent = asking(state, earlier)
+        if isinstance(earlier, RequestAdmitted) and sent is not None:
+            account = state.accounts[earlier.engine_id]
+            settle(desk, ranked(desk, sent.request, [account], waiting.group(sent.request))[0])
+    return {
+        "now_ns": now_ns,
+        "settings": msgspec.to_builtins(state.settings),
+        "deferred": len(state.lines.group_of),
+        "requests": [_request(state, desk, one)],
     }
 
 

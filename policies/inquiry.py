@@ -1,0 +1,18 @@
+"""What can be asked of an actor about one of its decisions, beside what `explain` says of the whole step."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from events.base import Event
+from policies.levers import Lever
+
+
+@dataclass(slots=True, frozen=True)
+class Inquiry:
+    """`knew(state, event, now_ns, decision, before)`: what the decision was made from, in plain values; `before` are
+    the decisions that were made before it in the same step. `inputs(state, event, now_ns, decision)`: the inputs of
+    that decision that could have been otherwise. Both change nothing."""
+
+    knew: Callable[[Any, Event, int, Event, Sequence[Event]], dict[str, Any]]
+    inputs: Callable[[Any, Event, int, Event], list[Lever]]

@@ -1,0 +1,76 @@
+"""What a decision comes to: a verb, and the engine where there is one.
+
+The outcome of a step for a request (or whatever else a decision is about) is all that the step says of it: `admit e1`,
+`defer`, `reject`, `preempt e2`, or nothing. Amounts, reasons and times are not part of it: the same verb on the same
+engine is the same outcome.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from events import decisions
+from events.base import Event
+
+VERBS: dict[type[Event], str] = {
+    decisions.RequestAdmitted: "admit",
+    decisions.RequestDeferred: "defer",
+    decisions.RequestRejected: "reject",
+    decisions.RequestPreempted: "preempt",
+    decisions.HolderLost: "end",
+    decisions.WakeAsked: "wake",
+    decisions.SharesSet: "set_shares",
+    decisions.TenantQuotaSet: "set_quota",
+    decisions.EngineDirected: "direct",
+    decisions.MiscoverageNoticed: "notice",
+}
+SUBJECTS = ("request_id", "tenant", "holder", "predictor", "engine_id")
+"""The fields that name what a decision is about, the first that it has."""
+NOTHING = "nothing"
+
+
+class Word(msgspec.Struct, frozen=True, kw_only=True):
+    """One verb with its engine ("" = none). `nothing`: it waits on, or is left as it is."""
+
+    verb: str
+    engine_id: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.engine_id}".rstrip()
+
+
+class Subject(NamedTuple):
+    """What decisions are about. Those about no request are told apart by their kind, too."""
+
+    field: str
+    name: str
+    kind: str
+
+
+def subject_of(decision: Event) -> Subject:
+    """What a decision is about."""
+    for field in SUBJECTS:
+        name = getattr(decision, field, None)
+        if name is not None:
+            return Subject(field, str(name), "" if field == "request_id" else decision.event_kind())
+    return Subject("", "", decision.event_kind())
+
+
+def word_of(decision: Event) -> Word:
+    """A decision as verb and engine."""
+    verb = VERBS.get(type(decision), decision.event_kind())
+    if getattr(decision, "resumed", False):
+        verb = "resume"
+    engine_id: Any = getattr(decision, "engine_id", "")
+    return Word(verb=verb, engine_id=str(engine_id))
+
+
+def outcome(said: Iterable[Event], subject: Subject) -> tuple[Word, ...]:
+    """All that a step says of a subject."""
+    return tuple(word_of(one) for one in said if subject_of(one) == subject) or (Word(verb=NOTHING),)
+
+
+def text(words: Iterable[Word]) -> str:
+    """An outcome as people read it."""
+    return ", ".join(str(word) for word in words)
