@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Final, NamedTuple, Protocol
 
 from events.base import EngineId, ModelId, RequestId, RequestKind
+from events.decisions import EngineDirected
 from events.engine import Capability, EngineMeasured, EngineRegistered
 from kvstore.schema import KVCacheSchema
 
@@ -44,13 +45,15 @@ class Call(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """What the engine says that a request used (-1 = it did not say)."""
+    """What the engine says that a request used (-1 = it did not say). `embedding_bytes`: what an embedding job held at
+    once (0 = no embedding, or it does not tell)."""
 
     prompt_tokens: int = -1
     output_tokens: int = -1
     cached_tokens: int = 0
     preemptions: int = 0
     finish_reason: str = ""
+    embedding_bytes: int = 0
 
 
 class Chunk(NamedTuple):
@@ -94,6 +97,21 @@ class InferenceBackend(Protocol):
     async def abort(self, request_id: RequestId) -> None:
         """Stop the work on a request; no error when it is not there. Who reads its answer gets EngineError (not
         lost, STATUS_ABORTED)."""
+        ...
+
+    async def preempt(self, request_id: RequestId) -> bool:
+        """Take a running request's KV away; its answer stays open and goes on after `resume`. False: it is not running
+        here (any more), or the engine cannot (`Capability.can_preempt`). Saying it again changes nothing."""
+        ...
+
+    async def resume(self, request_id: RequestId) -> None:
+        """Let a preempted request go on: its prompt and what it has said so far are computed anew, nothing is said
+        twice. No error when it is not there."""
+        ...
+
+    async def direct(self, directive: EngineDirected) -> None:
+        """What it goes by from now on when it must choose within a step. An engine that takes no directives ignores
+        it, and never reports its version."""
         ...
 
     async def metrics(self) -> EngineMeasured:

@@ -12,10 +12,12 @@ from typing import Final
 import msgspec
 
 from events.base import NS_PER_S, EngineId, ModelId, RequestId, RequestKind
+from events.decisions import EngineDirected
 from events.engine import Capability, EngineKind, EngineMeasured, EngineRegistered
 from kvstore.schema import KVCacheSchema
 from replay.costmodel import PROFILE_DEFAULT, PROFILES
-from replay.engines.light import Finished, LightEngine, Outcome, Refused, RefuseReason, SimRequest, Tokens
+from replay.engines.job import Finished, Outcome, Refused, RefuseReason, SimRequest, Tokens
+from replay.engines.light import LightEngine
 from services.engines.base import STATUS_ABORTED, Call, Chunk, EngineError, Usage
 from services.engines.simulated_answer import DONE, AnswerWriter, refusal
 from services.engines.stream import CONTENT_TYPE
@@ -101,6 +103,26 @@ class SimulatedBackend:
         if reader is not None:
             self._engine.abort(request_id, self._clock.steady_ns())
             reader.mail.put_nowait(EngineError("aborted", engine_id=self.engine_id, lost=False, status=STATUS_ABORTED))
+
+    async def preempt(self, request_id: RequestId) -> bool:
+        """See the Protocol: its blocks are free when the step in flight is over."""
+        self._check_open()
+        if request_id not in self._readers or not self._engine.preempt(request_id, self._clock.steady_ns()):
+            return False
+        self._start_driver()
+        return True
+
+    async def resume(self, request_id: RequestId) -> None:
+        """See the Protocol: it goes to the end of the engine's own queue."""
+        self._check_open()
+        if request_id in self._readers:
+            self._engine.resume(request_id, self._clock.steady_ns())
+            self._start_driver()
+
+    async def direct(self, directive: EngineDirected) -> None:
+        """See the Protocol."""
+        self._check_open()
+        self._engine.direct(directive)
 
     async def metrics(self) -> EngineMeasured:
         """As of now."""

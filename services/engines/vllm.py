@@ -9,6 +9,7 @@ import aiohttp
 import msgspec
 
 from events.base import EngineId, ModelId, RequestId
+from events.decisions import EngineDirected
 from events.engine import Capability, EngineKind, EngineMeasured, EngineRegistered
 from kvstore.schema import KVCacheSchema
 from services.engines import vllm_metrics
@@ -94,6 +95,16 @@ class VLLMBackend:
         if response is not None:
             self._aborted.add(request_id)
             response.close()
+
+    async def preempt(self, request_id: RequestId) -> bool:  # noqa: ARG002 - no stock vLLM can
+        """Never: a stock vLLM takes no such order over HTTP, and its capability says so."""
+        return False
+
+    async def resume(self, request_id: RequestId) -> None:
+        """Nothing was preempted here."""
+
+    async def direct(self, directive: EngineDirected) -> None:
+        """A stock vLLM chooses by its own rule."""
 
     async def metrics(self) -> EngineMeasured:
         """From /metrics."""

@@ -1,6 +1,7 @@
 """What a gateway counts. Labels are bounded: models come from the configuration, outcomes and kinds are words of
 ours. Names as OpenTelemetry has them for GenAI stand beside the house's own."""
 
+from enum import StrEnum
 from typing import Final, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -10,6 +11,14 @@ from events.request import RequestFinished
 SECONDS: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
 SECONDS_PER_TOKEN: Final = (0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.15, 0.3, 1.0)
 NS: Final = 1e9
+
+
+class Preempted(StrEnum):
+    """What became of an order to take a request off its engine."""
+
+    CLOSED = "closed"
+    PARKED = "parked"
+    TOO_LATE = "too_late"
 
 
 class _OfModel(NamedTuple):
@@ -39,6 +48,11 @@ class GatewayMetrics:
         self._retried = Counter(
             "tidegate_gateway_retried", "Requests offered again: their engine was lost.", ["model"],
             registry=self.registry,
+        )  # fmt: skip
+        self._preempted = Counter(
+            "tidegate_gateway_preempted",
+            "Orders to take a request off its engine: its call was closed, its stream parked, or it was too late.",
+            ["model", "how"], registry=self.registry,
         )  # fmt: skip
         self._late = Counter(
             "tidegate_gateway_late", "Finished requests whose first token came after the deadline.", ["model"],
@@ -117,6 +131,10 @@ class GatewayMetrics:
     def passed(self, model: str) -> None:
         """A request went to an engine undecided."""
         self._passed.labels(model).inc()
+
+    def preempted(self, model: str, how: Preempted) -> None:
+        """A request was ordered off its engine."""
+        self._preempted.labels(model, how).inc()
 
     def retried(self, model: str) -> None:
         """A request is offered again."""

@@ -61,12 +61,18 @@ class Word(NamedTuple):
 
 @dataclass(slots=True)
 class Held:
-    """See the module. Times are pool time, from the arrival; `deferred_until_ns` is the clock's steady time."""
+    """See the module. Times are pool time, from the arrival; `deferred_until_ns` is the clock's steady time.
+
+    `calling`: an engine is being called. `closing`: that call is closed, because the request was taken off the engine
+    before its answer began. `parking` looks after a stream that was taken off after that."""
 
     ask: Ask
     task: asyncio.Task[object]
     word: asyncio.Future[Word]
     attempt: int = 0
+    calling: bool = False
+    closing: bool = False
+    parking: asyncio.Task[None] | None = None
     deferred_until_ns: int = 0
     ended: AbortReason | None = None
     lost: bool = False
@@ -98,6 +104,11 @@ class Held:
         self.deferred_until_ns = self.output_tokens = self.ttft_ns = self.last_ns = 0
         self.usage, self.engine_id, self.cause = UNKNOWN_USAGE, NO_ENGINE, ""
 
+    def wait_again(self, until_ns: int = 0) -> None:
+        """It was taken off its engine: the next word says how it goes on. `until_ns` as when it is deferred."""
+        self.word = asyncio.get_running_loop().create_future()
+        self.deferred_until_ns = until_ns
+
     def age_s(self) -> float:
         """Wall seconds since it came."""
         return (time.monotonic_ns() - self.ask.mono_ns) / 1e9
@@ -121,6 +132,8 @@ class Held:
             e2e_ns=e2e_ns,
             preemptions=usage.preemptions,
             finish_reason=_finish_reason(usage.finish_reason),
+            slo_slack_ns=arrived.deadline_ns - self.ask.arrived_ns - ttft_ns,
+            embedding_workspace_bytes=usage.embedding_bytes,
         )
 
     def _elapsed_ns(self, chunk: Chunk | None, speed: int) -> int:

@@ -5,6 +5,9 @@
 Write first, act second: no engine is called for a decision that does not stand in the log, nor before
 DispatchStarted does. Two exceptions, both bounded and marked: while the log is down a request may pass undecided
 (`on_log_down = pass`), and a request whose slack has passed is answered by this machine's own clock.
+
+A request that is preempted before its answer began has its call closed, and waits for the next word as it did for the
+first. After that its stream stays open, and the engine keeps it, without its KV, until the next word (`_park`).
 HTTP is not known here: a request comes as an `Ask`, its answer goes to a `Sink`.
 """
 
@@ -17,7 +20,7 @@ from typing import Final, NamedTuple, assert_never
 import msgspec
 
 from events.base import NS_PER_S, Cause, EngineId, Event, HolderId, LogError, Recorded, RequestId
-from events.decisions import HolderLost, RequestAdmitted, RequestDeferred, RequestRejected
+from events.decisions import HolderLost, RequestAdmitted, RequestDeferred, RequestPreempted, RequestRejected
 from events.request import (
     AbortReason,
     DispatchStarted,
@@ -32,8 +35,8 @@ from services.engines.base import EngineError, InferenceBackend
 from services.engines.open import Engines
 from services.gateway.engine_book import EngineBook
 from services.gateway.errors import Refusal, rejected, unavailable
-from services.gateway.gateway_metrics import GatewayMetrics
-from services.gateway.held import Ask, Held, Route, Sink, Word
+from services.gateway.gateway_metrics import GatewayMetrics, Preempted
+from services.gateway.held import NO_ENGINE, Ask, Held, Route, Sink, Word
 from services.gateway.log_health import LogHealth
 from services.runtime.config import OnLogDown
 from services.runtime.facts import FactWriter
@@ -103,6 +106,8 @@ class Holder:
             raise
         finally:
             del self._held[ask.arrived.request_id]
+            if held.parking is not None:
+                held.parking.cancel()
 
     def abort(self, request_id: RequestId, reason: AbortReason) -> None:
         """End a request: its engine call is closed, `serve` raises Refusal. No error when it is not here."""
@@ -123,6 +128,10 @@ class Holder:
                 if held is not None and held.attempt == deferral.attempt:
                     # In steady time: a holder answers by its own clock, also when no tick comes any more.
                     held.deferred_until_ns = self._clock.steady_ns() + deferral.until_ns - self._clock.now_ns()
+            case RequestPreempted() as order:
+                held = self._held.get(order.request_id)
+                if held is not None and held.attempt == order.attempt:
+                    self._take_off(held, order.engine_id)
             case HolderLost(holder=self.name) as lost:
                 self._was_lost(lost)
             case _:
@@ -164,45 +173,54 @@ class Holder:
         return held
 
     async def _serve(self, held: Held, sink: Sink) -> None:
+        route = await self._offered(held)
         while True:
-            route = await self._route(held)
             try:
-                await self._run(held, route, sink)
+                if await self._ran(held, route, sink):
+                    break
             except EngineError as error:
                 self._engine_failed(held, error)
+                held.offer_again()
+                route = await self._offered(held)
             else:
-                finished = held.finished(speed=self._clock.speed)
-                self._say(finished, held.cause)
-                self._metrics.finished(held.ask.arrived.model, finished, deadline_ns=held.ask.arrived.slo_ttft_ns)
-                return
-            held.offer_again()
+                route = await self._decided(held)
+        finished = held.finished(speed=self._clock.speed)
+        self._say(finished, held.cause)
+        self._metrics.finished(held.ask.arrived.model, finished, deadline_ns=held.ask.arrived.slo_ttft_ns)
 
-    async def _route(self, held: Held) -> Route:
-        """Where this attempt goes. Raises Refusal when it is rejected, or nobody decided in time."""
+    async def _offered(self, held: Held) -> Route:
+        """Say that it arrived; where it goes. Raises Refusal as `_decided` does."""
         if self.health.is_down:
             return self._undecided(held, said=False)
-        arrived = msgspec.structs.replace(held.ask.arrived, attempt=held.attempt)
-        self._say(arrived)
-        word = await self._word(held)
-        if word is None:
-            return self._undecided(held, said=True)
-        match word.decision:
-            case RequestAdmitted(engine_id=engine_id):
-                route = Route(engine_id, word.at)
-            case RequestRejected() as decision:
-                self._metrics.ended(arrived.model, str(decision.reason))
-                raise rejected(decision, self._clock)
-            case other:
-                assert_never(other)
-        held.engine_id, held.cause = route
-        dispatched = DispatchStarted(request_id=arrived.request_id, engine_id=route.engine_id)
-        if await self._stored(dispatched, route.cause):
-            return route
-        # The decision stands, but nobody could be told that it is carried out.
-        if self._limits.on_log_down is OnLogDown.PASS:
-            return route
-        self._say_aborted(held, AbortReason.EXPIRED)
-        raise _log_down()
+        self._say(msgspec.structs.replace(held.ask.arrived, attempt=held.attempt))
+        return await self._decided(held)
+
+    async def _decided(self, held: Held) -> Route:
+        """Where this attempt goes, which stands in the log. Raises Refusal when it is rejected, or nobody decided in
+        time."""
+        arrived = held.ask.arrived
+        while True:
+            word = await self._word(held)
+            if word is None:
+                return self._undecided(held, said=True)
+            match word.decision:
+                case RequestAdmitted(engine_id=engine_id):
+                    route = Route(engine_id, word.at)
+                case RequestRejected() as decision:
+                    self._metrics.ended(arrived.model, str(decision.reason))
+                    raise rejected(decision, self._clock)
+                case other:
+                    assert_never(other)
+            held.engine_id, held.cause = route
+            dispatched = DispatchStarted(request_id=arrived.request_id, engine_id=route.engine_id)
+            stored = await self._stored(dispatched, route.cause)
+            if not (held.word.done() and held.word.result() is word):
+                continue  # It was taken off again before it got there.
+            # Else the decision stands, but nobody could be told that it is carried out.
+            if stored or self._limits.on_log_down is OnLogDown.PASS:
+                return route
+            self._say_aborted(held, AbortReason.EXPIRED)
+            raise _log_down()
 
     async def _word(self, held: Held) -> Word | None:
         """The decision; None when the log keeps it from coming. Raises Refusal when the slack passed without one."""
@@ -226,9 +244,23 @@ class Holder:
             left_ns = max(left_ns, held.deferred_until_ns - self._clock.steady_ns()) + DEFERRED_GRACE_NS
         return max(self._clock.wall_s(left_ns), DECISION_WAIT_MIN_S - held.age_s())
 
-    async def _run(self, held: Held, route: Route, sink: Sink) -> None:
-        """Call the engine and pass its answer on. Raises EngineError."""
+    async def _ran(self, held: Held, route: Route, sink: Sink) -> bool:
+        """Call the engine and pass its answer on; False when the call was closed before the answer began, because the
+        request was taken off the engine. Raises EngineError."""
         held.engine_id, held.cause = route
+        held.calling = True
+        try:
+            await self._run(held, route, sink)
+        except asyncio.CancelledError:
+            if not held.closing or held.task.uncancel():
+                raise  # Somebody else ends it, perhaps at the same time.
+            held.engine_id, held.cause = NO_ENGINE, ""
+            return False
+        finally:
+            held.calling = held.closing = False
+        return True
+
+    async def _run(self, held: Held, route: Route, sink: Sink) -> None:
         with self._engines.lend(route.engine_id) as backend:
             if backend is None:
                 raise EngineError("not known to this gateway", engine_id=route.engine_id, lost=True)
@@ -303,6 +335,59 @@ class Holder:
             if each.engine_id in self._engines and self._engines.calls(each.engine_id) < each.capability.seqs_max
         ]
         return min(free)[1] if free else None
+
+    # A request that is taken off its engine.
+
+    def _take_off(self, held: Held, engine_id: EngineId) -> None:
+        """Its place there is for another request. Whoever has begun to answer can be stopped only by the engine: else
+        the order comes too late, and the log hears so by `first_token_seen`."""
+        if held.engine_id not in (NO_ENGINE, engine_id) or not held.word.done():
+            return  # It does not run there; or it waits already.
+        model, backend = held.ask.arrived.model, self._engines.get(engine_id)
+        if not held.began:
+            self._metrics.preempted(model, Preempted.CLOSED)
+            deadline_ns = held.ask.arrived.deadline_ns - held.ask.arrived_ns + held.ask.mono_ns * self._clock.speed
+            held.wait_again(until_ns=max(deadline_ns, self._clock.steady_ns()))
+            if held.calling:
+                held.closing = True
+                held.task.cancel()
+        elif backend is not None and backend.get_capability().can_preempt:
+            self._metrics.preempted(model, Preempted.PARKED)
+            held.wait_again()
+            if held.parking is None or held.parking.done():
+                held.parking = asyncio.create_task(self._park(held, backend), name=f"parked-{model}")
+        else:
+            self._metrics.preempted(model, Preempted.TOO_LATE)
+
+    async def _park(self, held: Held, backend: InferenceBackend) -> None:
+        """Keep a stream open while its engine gives its memory to others. It goes on when the log says so, or without
+        the log where requests pass undecided; until then its client waits."""
+        request_id = held.ask.arrived.request_id
+        try:
+            while await backend.preempt(request_id):  # Else it has ended meanwhile.
+                word = held.word
+                await self.health.up_until(word)
+                if not word.done() and self._limits.on_log_down is not OnLogDown.PASS:
+                    await word
+                if word.done() and not await self._may_resume(held, word.result()):
+                    continue
+                await backend.resume(request_id)
+                return
+        except EngineError as error:
+            logger.warning("%s", error)
+            self.abort(request_id, AbortReason.ENGINE_LOST)
+
+    async def _may_resume(self, held: Held, word: Word) -> bool:
+        """Say that it goes on; False when it was taken off again before that stood in the log. A stream cannot move:
+        should the word name another engine, it goes on where it is, and the log is told where that is."""
+        request_id = held.ask.arrived.request_id
+        if isinstance(word.decision, RequestRejected):
+            self.abort(request_id, AbortReason.EXPIRED)
+            return False
+        held.cause = word.at
+        # Not stored means that the log went down: the order stands in it, and streams go on without the log.
+        await self._stored(DispatchStarted(request_id=request_id, engine_id=held.engine_id), word.at)
+        return held.word.done() and held.word.result() is word
 
     # What is said.
 

@@ -61,6 +61,11 @@ def admission_of(log: Log) -> str:
     return subjects.decisions_of(log.pool, "admission")
 
 
+def eviction_of(log: Log) -> str:
+    """What eviction says."""
+    return subjects.decisions_of(log.pool, "eviction")
+
+
 def facts_of(log: Log, source: str) -> str:
     """What a source says."""
     return subjects.fact(log.pool, source, ">")

@@ -115,6 +115,8 @@ async def _open(
         tasks.start(reader.run())
     hosted = HostedEngines(engines, writer=_writer(stack, tasks, log, "sensor", name, clock), clock=clock)
     await hosted.start()
+    # From the first record on: an engine that starts anew goes by the newest directive, whenever that was said.
+    tasks.start(LogReader(log, log_reader.eviction_of(log), hosted.take).run())
     stack.callback(hosted.stop)
     front = Front(
         holder=holder, engines=engines, book=book, models=models, tenants=tenants, tokens=tokens, clock=clock,
@@ -122,7 +124,7 @@ async def _open(
     )  # fmt: skip
     app = App(front, book=book, models=models, tenants=tenants, health=health, metrics=metrics)
     server = HttpServer(app, config.gateway)
-    for running in (health.watch(), holder.beat(), hosted.run()):
+    for running in (health.watch(), holder.beat(), hosted.run(), hosted.direct()):
         tasks.start(running)
     serving = tasks.start(server.run())
     stack.push_async_callback(_stop_serving, holder, server, serving)

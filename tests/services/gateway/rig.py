@@ -10,7 +10,7 @@ import msgspec
 
 from events import codec, subjects
 from events.base import EngineId, Event, HolderId, LogError, ModelId, PoolId, Recorded, RequestId, RequestKind, TenantId
-from events.decisions import RequestAdmitted
+from events.decisions import EngineDirected, PreemptReason, RequestAdmitted, RequestPreempted
 from events.engine import Capability, EngineKind, EngineMeasured, EngineRegistered
 from events.log.base import Fence
 from events.log.memory import MemoryLog
@@ -102,6 +102,14 @@ def admitted(arrived: RequestArrived, engine_id: str = "e1") -> RequestAdmitted:
     )  # fmt: skip
 
 
+def preempted(arrived: RequestArrived, engine_id: str = "e1", output_tokens: int = 0) -> RequestPreempted:
+    """It makes room for another."""
+    return RequestPreempted(
+        request_id=arrived.request_id, engine_id=EngineId(engine_id), for_request=RequestId("urgent"),
+        reason=PreemptReason.MORE_URGENT, output_tokens=output_tokens, attempt=arrived.attempt,
+    )  # fmt: skip
+
+
 def admit_to(*engine_ids: str) -> Decide:
     """Admit each attempt to the engine of its number."""
 
@@ -120,12 +128,17 @@ class ScriptedEngine:
         self.calls: list[Call] = []
         self.closed_early = asyncio.Event()
         self.on_submit: Callable[[], None] = lambda: None
+        self.can_preempt = False
+        self.goes_on = asyncio.Event()
+        self.goes_on.set()
+        self.preempted = asyncio.Event()
+        self.told: list[str] = []
 
     def get_kv_schema(self) -> None:
         return None
 
     def get_capability(self) -> Capability:
-        return Capability(seqs_max=2)
+        return Capability(seqs_max=2, can_preempt=self.can_preempt)
 
     async def describe(self) -> EngineRegistered:
         return registered(self.engine_id)
@@ -141,6 +154,7 @@ class ScriptedEngine:
                 elif isinstance(step, Exception):
                     raise step
                 else:
+                    await self.goes_on.wait()
                     yield step
             ended = True
         finally:
@@ -149,6 +163,19 @@ class ScriptedEngine:
 
     async def abort(self, request_id: RequestId) -> None:
         return None
+
+    async def preempt(self, request_id: RequestId) -> bool:
+        self.goes_on.clear()
+        self.preempted.set()
+        self.told.append(f"preempt {request_id}")
+        return True
+
+    async def resume(self, request_id: RequestId) -> None:
+        self.told.append(f"resume {request_id}")
+        self.goes_on.set()
+
+    async def direct(self, directive: EngineDirected) -> None:
+        self.told.append(f"direct {directive.version}")
 
     async def metrics(self) -> EngineMeasured:
         return EngineMeasured(engine_id=self.engine_id, running=0, waiting=0, kv_used_ppm=0)

@@ -1,0 +1,85 @@
+"""Engines that a gateway hosts go by what the eviction actor directs, whenever it was said."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from events.base import EngineId, PoolId, Recorded
+from events.decisions import EngineDirected
+from events.engine import EngineKind
+from events.log.memory import MemoryLog
+from services.engines.open import Engines
+from services.gateway.hosted import HostedEngines
+from services.runtime.config import EngineConfig
+from services.runtime.facts import FactWriter
+from services.runtime.pool_clock import PoolClock
+from tests.services.gateway.rig import MODEL, ScriptedEngine, lost
+
+E1 = EngineId("e1")
+
+
+@asynccontextmanager
+async def hosting(*backends: ScriptedEngine) -> AsyncIterator[tuple[HostedEngines, Engines]]:
+    by_id = {backend.engine_id: backend for backend in backends}
+    engines = Engines(lambda config: by_id[EngineId(config.id)])
+    clock = PoolClock()
+    writer = FactWriter(MemoryLog(PoolId("p")), source="sensor", owner="g1", clock=clock)
+    hosted = HostedEngines(engines, writer=writer, clock=clock)
+    tasks = [asyncio.create_task(writer.run()), asyncio.create_task(hosted.direct())]
+    try:
+        yield hosted, engines
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def directed(version: int, engine_id: str = "e1") -> Recorded:
+    event = EngineDirected(engine_id=EngineId(engine_id), version=version, eviction="lru", protect_ppm=1)
+    return Recorded(seq=version, item=0, event=event, actor="eviction")
+
+
+def config(engine_id: str = "e1") -> EngineConfig:
+    return EngineConfig(id=engine_id, kind=EngineKind.SIMULATED, models=[MODEL])
+
+
+async def until_told(engine: ScriptedEngine, told: list[str]) -> None:
+    async with asyncio.timeout(5):
+        while engine.told != told:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+async def test_the_newest_directive_of_an_engine_counts_and_each_is_handed_on_once() -> None:
+    engine = ScriptedEngine("e1", [])
+    async with hosting(engine) as (hosted, engines):
+        await engines.reload([config()])
+        await hosted.start()
+        for version in (1, 3, 2, 3):
+            hosted.take(directed(version))
+        await until_told(engine, ["direct 3"])
+        hosted.take(directed(4))
+        await until_told(engine, ["direct 3", "direct 4"])
+
+
+async def test_an_engine_that_starts_anew_gets_what_was_said_before_it_was_there() -> None:
+    engine = ScriptedEngine("e1", [])
+    async with hosting(engine) as (hosted, engines):
+        hosted.take(directed(7))
+        hosted.take(directed(9, "elsewhere"))
+        await hosted.reloaded(await engines.reload([config()]))
+        await until_told(engine, ["direct 7"])
+
+
+async def test_an_engine_that_is_gone_keeps_no_other_from_its_directive() -> None:
+    gone, there = ScriptedEngine("e1", []), ScriptedEngine("e2", [])
+
+    async def fails(directive: EngineDirected) -> None:
+        raise lost()
+
+    gone.direct = fails  # type: ignore[method-assign]
+    async with hosting(gone, there) as (hosted, engines):
+        await engines.reload([config("e1"), config("e2")])
+        await hosted.start()
+        hosted.take(directed(1))
+        hosted.take(directed(2, "e2"))
+        await until_told(there, ["direct 2"])
