@@ -19,6 +19,9 @@ from events.log.base import Message
 from events.request import FirstTokenSeen, RequestAborted, RequestArrived, RequestExpired, RequestFinished
 
 WINDOW_MIN_NS = NS_PER_S
+PROMPT_CLASSES: tuple[tuple[str, int], ...] = (("<4K", 4_096), ("4-16K", 16_384), ("16-32K", 32_768))
+"""Prompt lengths that are told apart: name, and the first length that is no longer in it."""
+PROMPT_CLASS_LAST = ">=32K"
 EXPIRED = "expired"
 HOLDER_LOST = "aborted_holder_lost"
 
@@ -68,6 +71,7 @@ class Scores(msgspec.Struct, kw_only=True):
     cached_token_share: float = 0.0
     kinds: dict[str, Part] = msgspec.field(default_factory=dict)
     tenants: dict[str, Part] = msgspec.field(default_factory=dict)
+    prompts: dict[str, Part] = msgspec.field(default_factory=dict)
     fairness_jain: float = 1.0
     kv_tokens_error: Error = msgspec.field(default_factory=Error)
     ttft_error_ns: Error = msgspec.field(default_factory=Error)
@@ -230,15 +234,28 @@ def percentile(values: Sequence[int | None], percent: int) -> int | None:
     return ranked[max(0, -(-len(ranked) * percent // 100) - 1)]
 
 
+def prompt_class(prompt_tokens: int) -> str:
+    """The class of a prompt's length."""
+    return next((name for name, end in PROMPT_CLASSES if prompt_tokens < end), PROMPT_CLASS_LAST)
+
+
 def _parts(out: Scores, requests: Sequence[_Request]) -> None:
+    """By kind, by tenant, and by prompt length (answers only: an embedding job's length is that of many inputs)."""
+    out.prompts = {name: Part() for name in (*(name for name, _ in PROMPT_CLASSES), PROMPT_CLASS_LAST)}
     for one in requests:
-        for parts, name in ((out.kinds, one.arrived.kind.value), (out.tenants, one.arrived.tenant)):
-            part = parts.setdefault(name, Part())
-            part.requests += 1
-            part.slo_met += one.met()
-            part.slo_attainment = part.slo_met / part.requests
+        arrived, met = one.arrived, one.met()
+        _count(out.kinds.setdefault(arrived.kind.value, Part()), met=met)
+        _count(out.tenants.setdefault(arrived.tenant, Part()), met=met)
+        if arrived.kind is RequestKind.LLM:
+            _count(out.prompts[prompt_class(arrived.prompt_tokens)], met=met)
     out.kinds, out.tenants = dict(sorted(out.kinds.items())), dict(sorted(out.tenants.items()))
     out.fairness_jain = jain([part.slo_attainment for part in out.tenants.values()])
+
+
+def _count(part: Part, *, met: bool) -> None:
+    part.requests += 1
+    part.slo_met += met
+    part.slo_attainment = part.slo_met / part.requests
 
 
 def jain(shares: Sequence[float]) -> float:

@@ -20,6 +20,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "worker": ("services.commands.worker", "One or more workers by name, in this process."),
     "watch": ("services.commands.watch", "Follow the committed log, one line per event."),
     "replay": ("services.commands.replay", "Export, verify, import and simulate logs."),
+    "bench": ("services.commands.bench", "Measure policies and predictors, in virtual time and on traces."),
+    "explain": ("services.commands.explain", "Why a request or a decision went as it did, and what would change it."),
     "doctor": ("services.commands.doctor", "What is installed and reachable, and the mend for what is not."),
     "config": ("services.commands.config", "Show or check the settings."),
 }

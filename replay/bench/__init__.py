@@ -1,0 +1,1 @@
+"""replay/bench: what policies are worth, on the same arrivals in virtual time."""
