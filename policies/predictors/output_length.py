@@ -1,101 +1,152 @@
-"""How long an answer will be: a quantile of what this tenant's answers from this model have been of late.
+"""How long an answer will be: predictors by name, what is kept of their answers, and what happens when one fails.
 
-Lengths fall into buckets that grow with the length (8 per doubling, so a bucket is at most an eighth wide). Every
-answer weighs LENGTH_WEIGHT; when the whole weighs LENGTHS_MAX answers all is halved, so the old fades. As tokens
-arrive the question becomes "given that it is longer than so far". Too few answers yet: the client's own cap.
+The predictor that the settings name is asked. Where it knows nothing, or raises, or answers nonsense (not three whole
+numbers in order, none above what is there already, more than TOKENS_MAX), the constant one answers; for the one from
+outside the quantile is asked in between. What is longer than the client's cap is cut to it. A failure never stops
+admission: it is counted when the request is sent, and the decision names who answered.
 
-Example: of 100 answers 80 had at most 200 tokens. The 80 % quantile is about 207 (the top of the bucket of 200).
+Every predictor learns from every answer, so that another one can be picked at any time. Whether the one that answered
+keeps its word is its calibration.
 
 The idea of admitting by the history of output lengths is LightLLM's past-future scheduler (ASPLOS 2025).
 """
 
-from bisect import bisect_left
-from itertools import accumulate, chain
-from operator import sub
+from collections.abc import Callable
+from enum import StrEnum
 
 import msgspec
 
-from events.base import PPM
-
-LENGTH_WEIGHT = 64
-LENGTHS_MAX = 2_048
-LENGTHS_MIN = 8
-"""Fewer answers than this say nothing."""
-KEYS_MAX = 512
-"""Keys kept; the one that was silent longest goes first."""
-
-_EXACT = 16
-_PER_DOUBLING = 8
-_BUCKETS = _EXACT + 17 * _PER_DOUBLING
-
-
-class Lengths(msgspec.Struct):
-    """One key's decayed histogram: by bucket, the weight of the answers that fell into it or one before."""
-
-    weights: list[int] = msgspec.field(default_factory=lambda: [0] * _BUCKETS)
+from events.base import Event, RequestId
+from events.decisions import MiscoverageNoticed
+from events.request import OutputPredicted, RequestArrived
+from policies.predictors import constant, external, moving_average, quantile
+from policies.predictors.base import Interval
+from policies.predictors.calibration import Calibration, alarm, take_in, told
+from policies.predictors.external import External
+from policies.predictors.length_histogram import TOKENS_MAX
+from policies.predictors.moving_average import Averages
+from policies.predictors.output_question import Foretold, Question
+from policies.predictors.quantile import Quantiles
 
 
-Histograms = dict[str, Lengths]
-"""By key, the one heard of last at the end."""
+class OutputPredictor(StrEnum):
+    """Who is asked first."""
+
+    QUANTILE = "quantile"
+    MOVING_AVERAGE = "moving_average"
+    CONSTANT = "constant"
+    EXTERNAL = "external"
 
 
-def key_of(model: str, tenant: str) -> str:
-    """What answers are grouped by. Neither name can hold a line break that would confuse two keys."""
-    return f"{model}\n{tenant}"
+class Outputs(msgspec.Struct):
+    """What all predictors of output length know; `calibrations` by the name of who answered."""
+
+    quantiles: Quantiles = msgspec.field(default_factory=Quantiles)
+    averages: Averages = msgspec.field(default_factory=dict)
+    external: External = msgspec.field(default_factory=External)
+    calibrations: dict[str, Calibration] = msgspec.field(default_factory=dict)
 
 
-def bucket_of(tokens: int) -> int:
-    """The bucket of a length."""
-    if tokens < _EXACT:
-        return max(tokens, 0)
-    shift = tokens.bit_length() - 4
-    return min(_EXACT + (shift - 1) * _PER_DOUBLING + (tokens >> shift) - _PER_DOUBLING, _BUCKETS - 1)
+Predict = Callable[[Outputs, Question], Interval | None]
+"""Answers, or None where it knows nothing. Changes nothing."""
 
 
-def bucket_top(bucket: int) -> int:
-    """The longest length in a bucket."""
-    if bucket < _EXACT:
-        return bucket
-    shift, place = divmod(bucket - _EXACT, _PER_DOUBLING)
-    return ((place + _PER_DOUBLING + 1) << (shift + 1)) - 1
+def _average_key(question_key: str) -> str:
+    return "\n".join(question_key.split("\n", 2)[:2])
 
 
-def observe(histograms: Histograms, key: str, tokens: int) -> None:
-    """Take one finished answer in."""
-    lengths = histograms.pop(key, None) or Lengths()
-    histograms[key] = lengths
-    if len(histograms) > KEYS_MAX:
-        del histograms[next(iter(histograms))]
-    weights, bucket = lengths.weights, bucket_of(tokens)
-    weights[bucket:] = [weight + LENGTH_WEIGHT for weight in weights[bucket:]]
-    if weights[-1] >= LENGTHS_MAX * LENGTH_WEIGHT:
-        by_bucket = map(sub, weights, chain((0,), weights))
-        lengths.weights = list(accumulate(weight >> 1 for weight in by_bucket))
+KINDS: dict[str, Predict] = {
+    OutputPredictor.QUANTILE: lambda outputs, question: quantile.predict(outputs.quantiles, question),
+    OutputPredictor.MOVING_AVERAGE: lambda outputs, question: moving_average.predict(
+        outputs.averages, _average_key(question.key), question
+    ),
+    OutputPredictor.CONSTANT: lambda _outputs, question: constant.predict(question),
+    OutputPredictor.EXTERNAL: lambda outputs, question: external.predict(outputs.external, question),
+}
+"""The predictors by name."""
 
 
-def predict(
-    histograms: Histograms, key: str, *, quantile_ppm: int, tokens_max: int, default: int, so_far: int = 0
-) -> int:
-    """The length that `quantile_ppm` of the answers longer than `so_far` end within.
+def foretell(
+    outputs: Outputs, request: RequestArrived, *, kind: str, target_ppm: int, tokens_default: int, so_far: int = 0,
+    key: str = "",
+) -> Foretold:  # fmt: skip
+    """How long the answer will be, given that it is longer than `so_far`; always more than that. Changes nothing: what
+    failed is counted when it is `sent`. `key` is what it is grouped by where that was found before."""
+    key = key or quantile.key_of(outputs.quantiles, request)
+    who, interval, failed = _ask(outputs, Question(request, key, target_ppm, tokens_default, so_far), kind)
+    return Foretold(
+        predictor=who, low=interval.low, expected=interval.expected, high=interval.high, target_ppm=target_ppm,
+        key=key, conversation=quantile.conversation_of(request), failed=failed,
+    )  # fmt: skip
 
-    More than `so_far` always, at most `tokens_max` where that is given (0 = not) and not yet reached. Where nothing
-    is known it is `tokens_max`, or `default`, or twice `so_far`.
-    """  # fmt: skip
-    known = _quantile(histograms.get(key), quantile_ppm, so_far)
-    length = known or tokens_max or max(default, 2 * so_far)
-    if tokens_max:
-        length = min(length, tokens_max)
-    return max(length, so_far + 1)
+
+def _ask(outputs: Outputs, question: Question, kind: str) -> tuple[str, Interval, str]:
+    """Who answered, what, and who failed."""
+    failed = ""
+    for name in (kind, OutputPredictor.QUANTILE.value) if kind == OutputPredictor.EXTERNAL else (kind,):
+        try:
+            interval = KINDS[name](outputs, question)
+        except Exception:  # Whatever is wrong with a predictor must not stop admission.
+            failed = failed or name
+            continue
+        if interval is None:
+            continue
+        if _makes_sense(interval, question.so_far):
+            return name, _cut(interval, question), failed
+        failed = failed or name
+    return OutputPredictor.CONSTANT.value, constant.predict(question), failed
 
 
-def _quantile(lengths: Lengths | None, quantile_ppm: int, so_far: int) -> int:
-    """0 = not known."""
-    if lengths is None or lengths.weights[-1] < LENGTHS_MIN * LENGTH_WEIGHT:
-        return 0
-    weights = lengths.weights
-    start = bucket_of(so_far) + 1 if so_far else 0
-    shorter = weights[start - 1] if start else 0
-    longer = weights[-1] - shorter
-    if longer <= 0:
-        return 0
-    return bucket_top(bisect_left(weights, shorter - (-longer * quantile_ppm // PPM)))
+def _makes_sense(interval: object, so_far: int) -> bool:
+    match interval:
+        case (low, expected, high) if type(low) is type(expected) is type(high) is int:
+            return 0 <= low <= expected <= high <= TOKENS_MAX and high > so_far
+        case _:
+            return False
+
+
+def _cut(interval: Interval, question: Question) -> Interval:
+    """To the client's cap where one is given and not yet reached."""
+    cap = max(question.request.tokens_max, question.so_far + 1)
+    if not question.request.tokens_max or interval.high <= cap:
+        return interval
+    return Interval(min(interval.low, cap), min(interval.expected, cap), cap)
+
+
+def sent(outputs: Outputs, request_id: RequestId, foretold: Foretold) -> None:
+    """The request goes to an engine by that word: who failed is counted, and what was said from outside is used up."""
+    external.forget(outputs.external, request_id)
+    if foretold.failed:
+        _calibration(outputs, foretold.failed).failures += 1
+
+
+def ended(outputs: Outputs, request: RequestArrived, foretold: Foretold, tokens: int) -> None:
+    """The answer is complete: every predictor learns from it. An answer that the client's own cap bounds says nothing
+    about whether the prediction holds."""
+    judged = not request.tokens_max or foretold.high < request.tokens_max
+    by_quantile = foretold.predictor == OutputPredictor.QUANTILE
+    quantile.observe(outputs.quantiles, foretold, tokens, judged=judged and by_quantile)
+    moving_average.observe(outputs.averages, _average_key(foretold.key), tokens)
+    if judged:
+        take_in(_calibration(outputs, foretold.predictor), foretold, tokens)
+
+
+def heard(outputs: Outputs, event: OutputPredicted) -> None:
+    """A predictor outside of the house said something."""
+    external.take_in(outputs.external, event)
+
+
+def alarms(outputs: Outputs) -> list[Event]:
+    """What is to be said now of predictors that do not keep their word. Changes nothing; `noticed` follows when it
+    stands in the log."""
+    said = (alarm(name, calibration) for name, calibration in outputs.calibrations.items())
+    return [event for event in said if event is not None]
+
+
+def noticed(outputs: Outputs, event: MiscoverageNoticed) -> None:
+    """An alarm stands in the log."""
+    told(_calibration(outputs, event.predictor), event)
+
+
+def _calibration(outputs: Outputs, predictor: str) -> Calibration:
+    return outputs.calibrations.setdefault(predictor, Calibration())

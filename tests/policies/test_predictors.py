@@ -1,4 +1,4 @@
-"""Output length, peak memory, first token and pace: small numbers that a person can check."""
+"""Peak memory, first token and pace: small numbers that a person can check."""
 
 import math
 
@@ -7,85 +7,13 @@ import pytest
 from hypothesis import given, strategies
 
 from events.base import NS_PER_MS
-from policies.predictors import output_length, ttft
-from policies.predictors.output_length import KEYS_MAX, LENGTHS_MIN, Histograms, bucket_of, bucket_top
+from policies.predictors import ttft
 from policies.predictors.peak_memory import Growing, peak_blocks, peak_tokens
 from policies.predictors.step_time import prefill_ns, step_ns
 from policies.predictors.tpot import Decoding, Pace, breaks_pace
 from tests.policies.words import FS_PER_MS, STEP
 
 MS = NS_PER_MS
-
-# -------------------------------------------------------------------------------------------------- output length
-
-
-def seen(*lengths: int, key: str = "m\nt") -> Histograms:
-    histograms: Histograms = {}
-    for length in lengths:
-        output_length.observe(histograms, key, length)
-    return histograms
-
-
-def predicted(histograms: Histograms, *, q: int = 80, tokens_max: int = 0, so_far: int = 0, key: str = "m\nt") -> int:
-    return output_length.predict(
-        histograms, key, quantile_ppm=q * 10_000, tokens_max=tokens_max, default=512, so_far=so_far
-    )
-
-
-@given(strategies.integers(0, 2**20 - 1))
-def test_a_bucket_holds_its_length_and_is_at_most_an_eighth_wider(length: int) -> None:
-    top = bucket_top(bucket_of(length))
-    assert length <= top <= length + length // 8
-    assert bucket_of(top) == bucket_of(length)
-
-
-@given(strategies.integers(0, 2**22))
-def test_longer_never_falls_into_a_lower_bucket(length: int) -> None:
-    assert bucket_of(length) <= bucket_of(length + 1)
-
-
-@pytest.mark.parametrize(
-    ("tokens_max", "so_far", "expected"), [(300, 0, 300), (0, 0, 512), (0, 400, 800), (300, 300, 301)]
-)
-def test_without_history_it_is_the_cap_or_the_default(tokens_max: int, so_far: int, expected: int) -> None:
-    assert predicted({}, tokens_max=tokens_max, so_far=so_far) == expected
-    assert predicted(seen(*[10] * (LENGTHS_MIN - 1)), tokens_max=tokens_max, so_far=so_far) == expected
-
-
-@pytest.mark.parametrize(("q", "low"), [(10, 10), (50, 10), (80, 10), (81, 200), (100, 200)])
-def test_a_quantile_of_what_was_seen(q: int, low: int) -> None:
-    assert predicted(seen(*[10] * 80, *[200] * 20), q=q) == bucket_top(bucket_of(low))
-
-
-def test_as_tokens_arrive_only_longer_answers_count() -> None:
-    histograms = seen(*[10] * 80, *[200] * 20)
-    assert predicted(histograms, so_far=11) == 207
-    assert predicted(histograms, so_far=207) == 512, "nothing longer was seen"
-
-
-def test_the_clients_cap_holds() -> None:
-    assert predicted(seen(*[200] * 20), tokens_max=50) == 50
-
-
-def test_tenants_and_models_do_not_mix() -> None:
-    histograms = seen(*[10] * 20)
-    assert predicted(histograms, key=output_length.key_of("m", "other"), tokens_max=99) == 99
-
-
-def test_the_old_fades() -> None:
-    assert predicted(seen(*[1_000] * 3_000, *[10] * 6_000), q=80) == 10
-
-
-def test_the_number_of_keys_is_bounded_and_the_silent_go_first() -> None:
-    histograms = seen(5, key="first")
-    for n in range(KEYS_MAX - 1):
-        output_length.observe(histograms, f"k{n}", 5)
-    output_length.observe(histograms, "first", 5)
-    output_length.observe(histograms, "new", 5)
-    assert len(histograms) == KEYS_MAX
-    assert "first" in histograms
-    assert "k0" not in histograms
-
 
 # --------------------------------------------------------------------------------------------------- peak memory
 

@@ -1,0 +1,144 @@
+"""Output length as a quantile interval of what answers of this sort were of late; the default.
+
+Answers are grouped by a key of four parts: model, tenant, objective, and either what the last answer of the same
+conversation was like, or how long the prompt is (both in half doublings). Each key has a decayed histogram that leans
+on the next coarser one (`length_histogram`), so a sparse key says what its coarser one says. A conversation is known
+by its session, or by the last full slice of an earlier prompt that this prompt goes on with.
+
+The upper bound is to hold with the target. Whether it does is seen when answers end, and the level that is asked of
+the histogram follows, per model, tenant and objective (adaptive conformal inference: Gibbs and Candes, 2021):
+
+    too long:  level += target / STEPS        within:  level -= (1 - target) / STEPS
+
+which keeps the part that is within at the target whatever the distribution does. An answer that was cut to the
+client's cap says nothing about the level. As tokens arrive the question becomes "given that it is longer than so far".
+
+Example: of 100 answers 80 had 10 tokens and 20 had 200. At a target of 80 % the interval is 10 to 10; once 11 tokens
+are there, only the 20 count, and it is 192 to 207.
+"""
+
+import msgspec
+
+from events.base import PPM
+from events.request import RequestArrived
+from policies.predictors.base import Interval
+from policies.predictors.length_histogram import LENGTH_WEIGHT, Lengths, add, bucket_of, quantile
+from policies.predictors.output_question import Foretold, Question
+
+KEYS_MAX = 1_024
+"""Histograms kept, of all sorts of keys; the one that was silent longest goes first."""
+CONVERSATIONS_MAX = 4_096
+"""Conversations of which the last answer is remembered; the one that was silent longest goes first."""
+LOOK_BACK_SLICES_MAX = 64
+"""By how many slices a turn may be longer than the one before it."""
+ANSWERS_MIN = 8
+"""Fewer answers of a model than this say nothing."""
+STEPS = 1_024
+"""The inverse of Gibbs and Candes' step size: the level forgets in about so many answers."""
+
+_BUCKETS_TOGETHER = 4
+
+
+class Group(msgspec.Struct):
+    """By how much the level asked for is above the target, in ppm, and which target that is."""
+
+    target_ppm: int = 0
+    offset_ppm: int = 0
+
+
+class Quantiles(msgspec.Struct):
+    """Histograms by key, coarse and fine ones alike; levels by model, tenant and objective; and the output tokens of
+    the last answer by conversation. Each with the one heard of last at the end."""
+
+    lengths: dict[str, Lengths] = msgspec.field(default_factory=dict)
+    groups: dict[str, Group] = msgspec.field(default_factory=dict)
+    conversations: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+def key_of(quantiles: Quantiles, request: RequestArrived) -> str:
+    """What the answer to this request is grouped by, as it is known now."""
+    before = _answer_before(quantiles, request)
+    sort = f"p{bucket_of(request.prompt_tokens) // _BUCKETS_TOGETHER}"
+    if before is not None:
+        sort = f"a{bucket_of(before) // _BUCKETS_TOGETHER}"
+    return f"{request.model}\n{request.tenant}\n{request.objective}\n{sort}"
+
+
+def conversation_of(request: RequestArrived) -> str:
+    """What the next turn will find this one by; "" where it cannot."""
+    if request.session:
+        return f"{request.tenant}\n{request.session}"
+    return request.slices[-1] if request.slices else ""
+
+
+def _answer_before(quantiles: Quantiles, request: RequestArrived) -> int | None:
+    known = quantiles.conversations
+    if request.session:
+        return known.get(f"{request.tenant}\n{request.session}")
+    for slice_id in request.slices[: -LOOK_BACK_SLICES_MAX - 1 : -1]:
+        if slice_id in known:
+            return known[slice_id]
+    return None
+
+
+def coarser(key: str) -> str:
+    """The key without its last part; "" for a model's."""
+    return key.rpartition("\n")[0]
+
+
+def predict(quantiles: Quantiles, question: Question) -> Interval | None:
+    """The interval; None where too little is known, or nothing so long was seen."""
+    of_model = quantiles.lengths.get(question.key.partition("\n")[0])
+    if of_model is None or of_model.total < ANSWERS_MIN * LENGTH_WEIGHT:
+        return None
+    key, lengths = question.key, None
+    while lengths is None:
+        lengths, key = quantiles.lengths.get(key), coarser(key)
+    target, so_far = question.target_ppm, question.so_far
+    high = quantile(lengths, _level_ppm(quantiles, question), so_far=so_far)
+    if not high:
+        return None
+    expected = min(quantile(lengths, PPM // 2, so_far=so_far), high)
+    return Interval(min(quantile(lengths, PPM - target, so_far=so_far), expected), expected, high)
+
+
+def _level_ppm(quantiles: Quantiles, question: Question) -> int:
+    group, target = quantiles.groups.get(coarser(question.key)), question.target_ppm
+    if group is None or group.target_ppm != target:
+        return target
+    return min(max(target + group.offset_ppm, 0), PPM)
+
+
+def observe(quantiles: Quantiles, foretold: Foretold, tokens: int, *, judged: bool) -> None:
+    """Take one finished answer in. `judged`: its upper bound was of our making and not cut, so it moves the level."""
+    if judged:
+        _move_level(quantiles, foretold, late=tokens > foretold.high)
+    if foretold.conversation:
+        quantiles.conversations.pop(foretold.conversation, None)
+        quantiles.conversations[foretold.conversation] = tokens
+        _bound(quantiles.conversations, CONVERSATIONS_MAX)
+    parts = foretold.key.split("\n")
+    parent = None
+    for many in range(1, len(parts) + 1):
+        key = "\n".join(parts[:many])
+        lengths = quantiles.lengths.pop(key, None) or Lengths()
+        quantiles.lengths[key] = lengths
+        add(lengths, tokens, parent)
+        parent = lengths
+    _bound(quantiles.lengths, KEYS_MAX)
+
+
+def _move_level(quantiles: Quantiles, foretold: Foretold, *, late: bool) -> None:
+    key, target = coarser(foretold.key), foretold.target_ppm
+    group = quantiles.groups.pop(key, None)
+    if group is None or group.target_ppm != target:
+        group = Group(target_ppm=target)
+    quantiles.groups[key] = group
+    _bound(quantiles.groups, KEYS_MAX)
+    group.offset_ppm += target // STEPS if late else -((PPM - target) // STEPS)
+    group.offset_ppm = min(max(group.offset_ppm, -target), PPM - target)
+
+
+def _bound(by_key: dict[str, Lengths] | dict[str, Group] | dict[str, int], most: int) -> None:
+    while len(by_key) > most:
+        del by_key[next(iter(by_key))]
