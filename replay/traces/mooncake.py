@@ -5,36 +5,17 @@
 Source: kvcache-ai/Mooncake, FAST25 traces.
 """
 
-import gzip
-import zlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, BinaryIO, ClassVar, cast
+from typing import Annotated
 
 import msgspec
 
 from events.base import NS_PER_MS
+from replay.traces.base import OnProgress, TraceError, lines_of, microspeed
 from replay.workloads.base import Arrival
 
 BLOCK_TOKENS = 512
-LINE_BYTES_MAX = 1 << 20
-PROGRESS_EVERY = 256
-SPEED_MIN, SPEED_MAX = 0.001, 10_000
 _FIELDS = "timestamp, input_length, output_length, hash_ids"
-
-
-class TraceError(Exception):
-    """A trace cannot be read: file, line (0 = the file as a whole), what is wrong, and the mend."""
-
-    exit_code: ClassVar[int] = 2
-
-    def __init__(self, what: str, *, file: str, line: int, mend: str) -> None:
-        super().__init__(what)
-        self.what, self.file, self.line, self.mend = what, file, line, mend
-
-    def __str__(self) -> str:
-        where = f"{self.file}:{self.line}" if self.line else self.file
-        return f"{where}: {self.what}: {self.mend}"
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -56,20 +37,18 @@ def read_mooncake(
     speed: float = 1.0,
     tenant: str = "default",
     model: str = "llama-3-8b",
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[Arrival]:
     """The first `limit` rows (0 = all) as arrivals, `speed` times as fast as they were, counted from the first.
 
     `on_progress(bytes read, bytes in all)` is called now and then (bytes of the file as it is stored). Raises
     TraceError for whatever is not such a trace; nothing is skipped.
     """
-    if not SPEED_MIN <= speed <= SPEED_MAX:
-        mend = f"give a speed from {SPEED_MIN} to {SPEED_MAX}"
-        raise TraceError(f"speed {speed} cannot be", file=str(path), line=0, mend=mend)
-    microspeed = round(speed * 1_000_000)
+    millionths = microspeed(speed, path)
     arrivals: list[Arrival] = []
     start_ms = last_ms = -1
-    for number, row in _rows(path, on_progress):
+    for number, line in lines_of(path, of="a Mooncake", suffix=".jsonl", on_progress=on_progress):
+        row = _row(path, number, line)
         if start_ms < 0:
             start_ms = row.timestamp
         if row.timestamp < last_ms:
@@ -78,7 +57,7 @@ def read_mooncake(
         last_ms = row.timestamp
         arrivals.append(
             Arrival(
-                at_ns=(row.timestamp - start_ms) * NS_PER_MS * 1_000_000 // microspeed,
+                at_ns=(row.timestamp - start_ms) * NS_PER_MS * 1_000_000 // millionths,
                 request_id=f"t{number}",
                 tenant=tenant,
                 model=model,
@@ -95,37 +74,7 @@ def read_mooncake(
     return arrivals
 
 
-def _rows(path: Path, on_progress: Callable[[int, int], None] | None) -> Iterator[tuple[int, Row]]:
-    number = 0
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as stored, _unpacked(path, stored) as lines:
-            while line := lines.readline(LINE_BYTES_MAX):
-                number += 1
-                if line.strip():
-                    yield number, _row(path, number, line)
-                if on_progress is not None and number % PROGRESS_EVERY == 0:
-                    on_progress(stored.tell(), size)
-            if on_progress is not None:
-                on_progress(size, size)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        mend = "fetch the file again: it is cut short or no gzip file"
-        raise TraceError(str(error), file=str(path), line=number + 1, mend=mend) from error
-    except OSError as error:
-        what = error.strerror or str(error)
-        raise TraceError(what, file=str(path), line=0, mend="give the path of a trace (.jsonl or .jsonl.gz)") from error
-
-
-def _unpacked(path: Path, stored: BinaryIO) -> BinaryIO:
-    if path.suffix != ".gz":
-        return stored
-    return cast(BinaryIO, gzip.GzipFile(fileobj=stored))
-
-
 def _row(path: Path, number: int, line: bytes) -> Row:
-    if len(line) >= LINE_BYTES_MAX:
-        mend = f"a row has at most {LINE_BYTES_MAX} bytes; is this a Mooncake trace?"
-        raise TraceError("the line is too long", file=str(path), line=number, mend=mend)
     try:
         row = _decode(line)
     except msgspec.ValidationError as error:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from events.base import NS_PER_MS, NS_PER_S
-from replay.traces.mooncake import TraceError, read_mooncake
+from replay.traces.base import TraceError
+from replay.traces.mooncake import read_mooncake
 
 ROW: dict[str, Any] = {"timestamp": 5_000, "input_length": 1_300, "output_length": 7, "hash_ids": [1, 2, 3]}
 PUBLIC = Path(__file__).parents[2] / "../shared/traces/mooncake/conversation_trace.t0-1800000ms.jsonl.gz"

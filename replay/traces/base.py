@@ -1,0 +1,70 @@
+"""What all readers of traces share: how they fail, how files are opened, and how fast a trace can be played."""
+
+import gzip
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, ClassVar, cast
+
+LINE_BYTES_MAX = 1 << 20
+PROGRESS_EVERY = 256
+SPEED_MIN, SPEED_MAX = 0.001, 10_000
+
+OnProgress = Callable[[int, int], None]
+"""Called now and then with the bytes read and the bytes in all, of the file as it is stored."""
+
+
+class TraceError(Exception):
+    """A trace cannot be read: file, line (0 = the file as a whole), what is wrong, and the mend."""
+
+    exit_code: ClassVar[int] = 2
+
+    def __init__(self, what: str, *, file: str, line: int, mend: str) -> None:
+        super().__init__(what)
+        self.what, self.file, self.line, self.mend = what, file, line, mend
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{where}: {self.what}: {self.mend}"
+
+
+def microspeed(speed: float, path: Path) -> int:
+    """The speed in millionths. Raises TraceError for one that cannot be."""
+    if not SPEED_MIN <= speed <= SPEED_MAX:
+        mend = f"give a speed from {SPEED_MIN} to {SPEED_MAX}"
+        raise TraceError(f"speed {speed} cannot be", file=str(path), line=0, mend=mend)
+    return round(speed * 1_000_000)
+
+
+def lines_of(path: Path, *, of: str, suffix: str, on_progress: OnProgress | None) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, with their numbers from 1; unpacked where the file's name ends in .gz.
+
+    `of` is whose trace it is meant to be, `suffix` how such a file is named. Raises TraceError."""
+    number = 0
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stored, _unpacked(path, stored) as lines:
+            while line := lines.readline(LINE_BYTES_MAX):
+                number += 1
+                if len(line) >= LINE_BYTES_MAX:
+                    mend = f"a row has at most {LINE_BYTES_MAX} bytes; is this {of} trace?"
+                    raise TraceError("the line is too long", file=str(path), line=number, mend=mend)
+                if line.strip():
+                    yield number, line
+                if on_progress is not None and number % PROGRESS_EVERY == 0:
+                    on_progress(stored.tell(), size)
+            if on_progress is not None:
+                on_progress(size, size)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        mend = "fetch the file again: it is cut short or no gzip file"
+        raise TraceError(str(error), file=str(path), line=number + 1, mend=mend) from error
+    except OSError as error:
+        what = error.strerror or str(error)
+        mend = f"give the path of a trace ({suffix} or {suffix}.gz)"
+        raise TraceError(what, file=str(path), line=0, mend=mend) from error
+
+
+def _unpacked(path: Path, stored: BinaryIO) -> BinaryIO:
+    if path.suffix != ".gz":
+        return stored
+    return cast(BinaryIO, gzip.GzipFile(fileobj=stored))
