@@ -11,7 +11,7 @@ from events.request import RequestArrived
 from policies import waiting
 from policies.accounts import Account
 from policies.admission_inputs import asking
-from policies.admission_state import State
+from policies.admission_state import State, desk_of
 from policies.forecast import (
     Prospect,
     alone_ns,
@@ -44,7 +44,7 @@ def explain(state: State, event: Event, now_ns: int) -> dict[str, Any]:
         looked_at = [state.fresh] if state.fresh is not None else []
     else:
         looked_at = [next(iter(line.entries.values())) for line in state.lines.by_group.values()]
-    desk = Desk(state.accounts, state.histograms, state.turns, state.settings, now_ns)
+    desk = desk_of(state, now_ns)
     return {
         "now_ns": now_ns,
         "settings": msgspec.to_builtins(state.settings),
@@ -59,7 +59,7 @@ def knew(state: State, event: Event, now_ns: int, decision: Event, before: Seque
     one = asking(state, decision)
     if one is None:
         return explain(state, event, now_ns)
-    desk = Desk(state.accounts, state.histograms, state.turns, state.settings, now_ns)
+    desk = desk_of(state, now_ns)
     for earlier in before:
         sent = asking(state, earlier)
         if isinstance(earlier, RequestAdmitted) and sent is not None:

@@ -14,12 +14,11 @@ from events.decisions import RequestPreempted, WakeAsked
 from events.request import RequestArrived
 from policies import waiting
 from policies.accounts import Account
-from policies.admission_state import State
-from policies.judgement import Desk, holding
-from policies.levers import Lever
+from policies.admission_state import State, desk_of
+from policies.judgement import holding
+from policies.levers import ENGINE, REQUEST, Lever
 from policies.waiting import Waiting
 
-REQUEST, ENGINE = "request", "engine"
 TOKENS_MAX = 10_000_000
 LIMIT_MAX_NS = 86_400 * NS_PER_S
 PRIORITY_MAX = 1_000
@@ -133,8 +132,7 @@ def _shifted(one: Waiting, later_ns: int) -> Waiting:
 
 
 def _of_engines(state: State, event: Event, now_ns: int, one: Waiting) -> list[Lever]:
-    desk = Desk(state.accounts, state.histograms, state.turns, state.settings, now_ns)
-    found = holding(desk, one.request, one.avoid)
+    found = holding(desk_of(state, now_ns), one.request, one.avoid)
     # Where nobody can hold it, all come into question.
     accounts = found if isinstance(found, list) else list(state.accounts.values())
     levers = []

@@ -18,13 +18,14 @@ S = TypeVar("S", bound=msgspec.Struct)
 Put = Callable[[Any], tuple[Any, Event]]
 """A value in, state and event with it out. What it gives is good until it is called again."""
 
-SETTING = "setting"
+SETTING, REQUEST, ENGINE = KINDS = ("setting", "request", "engine")
+"""Whose value a lever changes. In this order flips of one size are preferred."""
 
 
 @dataclass(slots=True, frozen=True)
 class Lever:
-    """A value that could have been another. `kind`: setting, request or engine; `of`: whose (an actor, a request, an
-    engine). Numbers have bounds (`low`, `high`); picks have `picks`, every value that they may take."""
+    """A value that could have been another. `kind` is one of KINDS; `of`: whose (an actor, a request, an engine).
+    Numbers have bounds (`low`, `high`); picks have `picks`, every value that they may take."""
 
     kind: str
     of: str

@@ -11,6 +11,7 @@ point, decides the same.
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -22,10 +23,11 @@ from policies.admission import ACTOR as ADMISSION
 from policies.catalog import ACTORS
 from policies.decider import Decider
 from policies.inquiry import Inquiry
-from policies.levers import Lever, of_settings, settings_read
-from replay.flip import Flip, nearest
+from policies.levers import KINDS, SETTING, Lever, of_settings, settings_read
+from replay.flip import Flip, nearest, size
 from replay.outcome import Subject, Word, outcome, subject_of
 from replay.replayer import ActorReplay, Epoch, Source, foresee, position_of
+from replay.rule_words import Rule, rule_of
 
 T = TypeVar("T")
 
@@ -43,7 +45,8 @@ class Explained(msgspec.Struct, kw_only=True):
 
     `recomputed`: `as recorded`, or `differs` (then `computed` is what this code says of the same subject). `outcome`
     is all that the step said of the subject. `flip_status`: found, none in bounds, or not sought (this code does not
-    decide the same, or nobody asked for one); `flip_outcome` is what the flip would have led to.
+    decide the same, or nobody asked for one). `flips` are the
+    nearest ones of every kind of lever (setting, request, engine), where they were asked for; `flip` is the nearest.
     """
 
     at: str
@@ -55,12 +58,21 @@ class Explained(msgspec.Struct, kw_only=True):
     other_version: bool
     decision: dict[str, Any]
     outcome: tuple[Word, ...]
+    rule: Rule
     recomputed: str
     computed: tuple[dict[str, Any], ...]
     knew: dict[str, Any]
     flip_status: str = NOT_SOUGHT
     flip: Flip | None = None
-    flip_outcome: tuple[Word, ...] = ()
+    flips: tuple[Flip, ...] = ()
+
+
+class Wanted(StrEnum):
+    """Which flips are looked for: none, the nearest one, or the nearest of every kind of lever."""
+
+    NONE = "none"
+    NEAREST = "nearest"
+    EVERY_KIND = "every_kind"
 
 
 class Tried(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,12 +113,15 @@ class _Moment:
         return outcome(self.decider.decide(state, event, self.now_ns), subject)
 
     def levers(self, decision: Event) -> list[Lever]:
-        """What could have been otherwise, settings first; those that this step does not read are left out."""
+        """What could have been otherwise, settings first."""
         inquiry = INQUIRIES.get(self.decider.name)
         found = of_settings(self.decider.name, self.state, self.event)
-        read = settings_read(self.state, lambda state: self.decider.decide(state, self.event, self.now_ns))
-        found = [lever for lever in found if lever.name in read]
         return found + (inquiry.inputs(self.state, self.event, self.now_ns, decision) if inquiry is not None else [])
+
+    def levers_read(self, decision: Event) -> list[Lever]:
+        """The same without the settings that this step never reads: alone, they can change nothing."""
+        read = settings_read(self.state, lambda state: self.decider.decide(state, self.event, self.now_ns))
+        return [lever for lever in self.levers(decision) if lever.kind != SETTING or lever.name in read]
 
     def knew(self, decision: Event, before: Sequence[Event]) -> dict[str, Any]:
         """What the decision was made from."""
@@ -122,18 +137,18 @@ def explain_many(
     *,
     deciders: Mapping[str, Decider[Any]] = ACTORS,
     code_version: str = "",
-    flips: bool = True,
+    flips: Wanted = Wanted.NEAREST,
 ) -> Iterator[Explained]:
     """The decisions at these places (`seq.item`), in the order of their causes, in one replay of the log. Places that
     hold no decision of a known actor are passed over, and so are those whose cause the log does not lead to.
 
-    `code_version` is this program's, as in `ActorReplay`; `flips`: whether the nearest flip is looked for.
+    `code_version` is this program's, as in `ActorReplay`.
     """
 
     def look(moment: _Moment, asked: _Asked) -> Explained:
         one = _explained(moment, asked)
-        if flips and one.recomputed == SAME:
-            _find_flip(one, moment, asked.recorded.event)
+        if flips is not Wanted.NONE and one.recomputed == SAME:
+            _find_flips(one, moment, asked.recorded.event, each=flips is Wanted.EVERY_KIND)
         return one
 
     return _look(source, places, deciders, code_version, look)
@@ -157,13 +172,20 @@ def try_flips(
     return _look(source, flips, deciders, code_version, look)
 
 
-def _find_flip(one: Explained, moment: _Moment, decision: Event) -> None:
-    subject, levers = subject_of(decision), moment.levers(decision)
+def _find_flips(one: Explained, moment: _Moment, decision: Event, *, each: bool) -> None:
+    subject, levers = subject_of(decision), moment.levers_read(decision)
     was = moment.outcome(subject)
-    one.flip = nearest(levers, lambda lever, value: moment.outcome_with(lever, value, subject) != was)
-    one.flip_status = NONE if one.flip is None else FOUND
-    if one.flip is not None:
-        one.flip_outcome = moment.outcome_with(_lever_of(one.flip, levers), one.flip.to, subject)
+    groups = [[lever for lever in levers if lever.kind == kind] for kind in KINDS] if each else [levers]
+    found = [
+        flip for group in groups
+        if (flip := nearest(group, lambda lever, value: moment.outcome_with(lever, value, subject) != was)) is not None
+    ]  # fmt: skip
+    flips = [
+        msgspec.structs.replace(flip, outcome=moment.outcome_with(_lever_of(flip, levers), flip.to, subject))
+        for flip in found
+    ]  # fmt: skip
+    one.flip = min(flips, key=size, default=None)
+    one.flip_status, one.flips = (FOUND if flips else NONE), tuple(flips)
 
 
 def _lever_of(flip: Flip, levers: Iterable[Lever]) -> Lever:
@@ -181,7 +203,8 @@ def _explained(moment: _Moment, asked: _Asked) -> Explained:
     return Explained(
         at=str(recorded.at), cause=recorded.cause, actor=recorded.actor, owner=recorded.owner, ts_ns=recorded.ts_ns,
         code_version=moment.epoch.code_version, other_version=moment.other_version,
-        decision=said, outcome=words, recomputed=SAME if same else DIFFERS, computed=() if same else tuple(ours),
+        decision=said, outcome=words, rule=rule_of(decision, asked.fellows),
+        recomputed=SAME if same else DIFFERS, computed=() if same else tuple(ours),
         knew=moment.knew(decision, moment.said[: computed.index(said)] if same else ()),
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ import msgspec
 
 from events.base import PPM
 from policies.levers import Lever
+from replay.outcome import Word
 
 FINENESS = 1_024
 """The first distance is this part of the value; each further one is twice the one before."""
@@ -30,8 +31,8 @@ Flips = Callable[[Lever, Any], bool]
 
 
 class Flip(msgspec.Struct, frozen=True, kw_only=True):
-    """With `to` in place of `value` the outcome is another; with `before` it is still the same. `relative_ppm` is the
-    size of the change."""
+    """With `to` in place of `value` the outcome is another (`outcome`); with `before` it is still the same.
+    `relative_ppm` is the size of the change."""
 
     kind: str
     of: str
@@ -40,6 +41,7 @@ class Flip(msgspec.Struct, frozen=True, kw_only=True):
     to: Any
     before: Any
     relative_ppm: int
+    outcome: tuple[Word, ...] = ()
 
 
 @dataclass(slots=True)
@@ -84,25 +86,27 @@ def nearest(levers: Sequence[Lever], flips: Flips) -> Flip | None:
         for sign, span in ((1, lever.high - lever.value), (-1, lever.value - lever.low)) if span > 0
     ]  # fmt: skip
     for number in range(ROUNDS_MAX):
-        found: list[tuple[Fraction, Flip]] = []
+        found: list[Flip] = []
         for way in ways:
             distance = way.distance(number)
             if distance and flips(way.lever, way.at(distance)):
-                flip = way.flip(flips, distance)
-                found.append((_size(flip), flip))
+                found.append(way.flip(flips, distance))
             else:
                 way.reach = max(way.reach, distance)
         if number == WHOLE:
-            found += [(Fraction(1), other) for lever in picks if (other := _picked(lever, flips)) is not None]
+            found += [other for lever in picks if (other := _picked(lever, flips)) is not None]
         if found:
-            return min(found, key=lambda one: one[0])[1]
+            return min(found, key=size)
         ways = [way for way in ways if way.reach < way.span]
         if not ways and number >= WHOLE:
             break
     return None
 
 
-def _size(flip: Flip) -> Fraction:
+def size(flip: Flip) -> Fraction:
+    """How big the change is: relative to the value, and for picks a whole."""
+    if not isinstance(flip.to, int):
+        return Fraction(1)
     return Fraction(abs(flip.to - flip.value), abs(flip.value) or 1)
 
 

@@ -1,0 +1,112 @@
+"""The rule that a decision came from, in plain words.
+
+A code names the rule and stays the same for ever; the words may get better. The code is the kind of the decision, and
+its reason where it has one: `request_rejected:rejected_too_long`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from events.base import Event
+from events.decisions import (
+    DeferReason,
+    EngineDirected,
+    HolderLost,
+    MiscoverageNoticed,
+    PreemptReason,
+    RejectReason,
+    RequestAdmitted,
+    RequestDeferred,
+    RequestPreempted,
+    RequestRejected,
+    SharesSet,
+    TenantQuotaSet,
+    WakeAsked,
+)
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True):
+    """Which rule fired, and what it says."""
+
+    code: str
+    text: str
+
+
+_REJECT: dict[RejectReason, str] = {
+    RejectReason.NO_ENGINE: "No engine that is ready serves this model.",
+    RejectReason.TOO_LONG: "It fits the context, or the KV, of no engine that serves its model.",
+    RejectReason.QUEUE_FULL: "It would have to wait, and as many wait already as may (queue_max).",
+    RejectReason.SLO_INFEASIBLE: (
+        "It would miss its SLO on every engine, behind the work that goes before it: work that cannot meet its "
+        "deadline is not started."
+    ),
+    RejectReason.KV_BUDGET: "Its KV cannot be found within its slack.",
+    RejectReason.DEADLINE_PASSED: "It waited until the latest start that could still meet its deadline, and past it.",
+    RejectReason.TENANT_QUOTA: "Its tenant holds as many bytes of KV as it may, and not enough will be free in time.",
+    RejectReason.EVICTED_DEADLINE_PASSED: (
+        "It was preempted, and its latest start passed before there was room for it again."
+    ),
+}  # fmt: skip
+_DEFER: dict[DeferReason, str] = {
+    DeferReason.KV_BUDGET: "it fits none: with it, the predicted peak of KV blocks would be above the budget.",
+    DeferReason.SEQS_MAX: "they run as many sequences as they can.",
+    DeferReason.PREFILL_BACKLOG: "their prefill backlog is long; it loses nothing by waiting here (backlog_max_ns).",
+    DeferReason.TPOT_GUARD: "it would break the pace of what runs there, or its own.",
+    DeferReason.BEHIND_OTHERS: "others were there before it, and have been passed as often as they may be.",
+    DeferReason.SHARE: "the share of KV memory that its kind of work has there is used up.",
+    DeferReason.TENANT_QUOTA: "its tenant holds as many bytes of KV as it may.",
+    DeferReason.SESSION_SLOT: "as many sessions are active as the tiers can hold; one has to pause first.",
+    DeferReason.SET_ASIDE: "not all that waits can be in time: the longest prefills are set aside first.",
+}
+_PREEMPT: dict[PreemptReason, str] = {
+    PreemptReason.MORE_URGENT: "A strictly more urgent request needs the room, and this one is the one to give way.",
+}
+_OTHERS: dict[type[Event], str] = {
+    HolderLost: "It was silent for holder_timeout_ns of pool time, or started anew: clients and payloads are gone.",
+    WakeAsked: "The latest start of something that waits comes before the next tick, so a tick is asked for then.",
+    SharesSet: "The division of KV memory between LLM and embedding work follows the urgency of both.",
+    TenantQuotaSet: "An operator asked for it.",
+    EngineDirected: "What an engine goes by within its steps changed.",
+    MiscoverageNoticed: "A predictor's answers ended within what it said less often, or more often, than they should.",
+}
+
+
+def rule_of(decision: Event, fellows: Sequence[Event] = ()) -> Rule:
+    """The rule that a decision came from; `fellows` are all that the actor said for the same cause."""
+    reason: Any = getattr(decision, "reason", "")
+    name = str(getattr(reason, "value", reason))
+    code = decision.event_kind() + (f":{name}" if name and not isinstance(decision, RequestAdmitted) else "")
+    return Rule(code=code, text=_text(decision, fellows))
+
+
+def _text(decision: Event, fellows: Sequence[Event]) -> str:
+    match decision:
+        case RequestAdmitted():
+            return _admitted(decision, fellows)
+        case RequestDeferred():
+            why = _DEFER[decision.reason]
+            return f"It would be in time after a wait, but on the engines where it would be in time now, {why}"
+        case RequestRejected():
+            return _REJECT[decision.reason]
+        case RequestPreempted():
+            return _PREEMPT[decision.reason]
+        case _:
+            return _OTHERS.get(type(decision), "")
+
+
+def _admitted(decision: RequestAdmitted, fellows: Sequence[Event]) -> str:
+    where = decision.engine_id
+    gave_way = [
+        one.request_id for one in fellows
+        if isinstance(one, RequestPreempted) and one.for_request == decision.request_id
+    ]  # fmt: skip
+    if gave_way:
+        return f"It fits nowhere, and it is urgent: {', '.join(gave_way)} gives way on {where}."
+    if decision.would is not None:
+        would = f"{decision.would.value}{' (' + decision.reason + ')' if decision.reason else ''}"
+        return f"Mode observe: everything goes on at once, to where the placement says. Enforced: {would}."
+    if decision.resumed:
+        return f"There is room again on {where}, which kept its place and its stream."
+    return f"{where} is the first engine, in the placement's order, where it fits now and would be in time."

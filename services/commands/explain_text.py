@@ -1,0 +1,150 @@
+"""An explanation as a person reads it: the story, then each decision with what was known, the rule, and the flip."""
+
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from events.base import NS_PER_MS, NS_PER_S, PPM
+from replay.explain import NONE, SAME
+from replay.outcome import NOTHING
+from replay.outcome import text as outcome_text
+from services.runtime.output import table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from replay.flip import Flip
+    from replay.story import Beside, Step, Story
+    from services.commands.explain import Answer, Told
+
+LINE_MAX = 80
+SAID: dict[str, tuple[str, ...]] = {
+    "request_arrived.v1": ("kind", "model", "tenant", "prompt_tokens", "tokens_max", "slo_ttft_ns", "slo_tpot_ns"),
+    "request_admitted.v1": ("engine_id", "output_tokens_predicted", "cached_tokens_predicted", "slo_slack_ns", "would"),
+    "request_deferred.v1": ("reason", "until_ns"),
+    "request_rejected.v1": ("reason", "retry_after_ns"),
+    "request_preempted.v1": ("engine_id", "for_request", "reason"),
+    "first_token_seen.v1": ("engine_id", "ttft_ns"),
+    "request_finished.v1": ("engine_id", "output_tokens", "cached_tokens", "ttft_ns", "tpot_ns"),
+    "request_aborted.v1": ("reason", "engine_id", "final"),
+}
+"""The fields of a step that a line has room for; of other kinds, all that fit."""
+
+
+def show(answer: "Answer", console: "Console") -> None:
+    """Print all of it."""
+    if answer.request is not None:
+        _show_story(answer.request, console)
+    for told in answer.decisions:
+        console.print()
+        _show_decision(told, console)
+    if answer.request is not None and not answer.request.decisions:
+        console.print("nothing was decided about it before the log ended")
+
+
+def _show_story(story: "Story", console: "Console") -> None:
+    last = story.steps[-1]
+    end = _name(last.event) if story.ended else "still open when the log ended"
+    console.print(Text(f"request {story.request_id}: {end}", style="bold"))
+    for step in story.steps:
+        _line(console, f"{step.since_ns / NS_PER_S:+10.3f} s {step.at:>9}  ", f"{_name(step.event)} {_fields(step)}")
+    if story.beside:
+        rows = [(_label(one.name), _predicted(one), _amount(one.name, one.actual)) for one in story.beside]
+        console.print(table(("", "predicted", "actual"), rows))
+
+
+def _show_decision(told: "Told", console: "Console") -> None:
+    one = told.explained
+    console.print(Text(f"decision {one.at} of {one.actor}: {outcome_text(one.outcome)}", style="bold"))
+    if one.other_version:
+        _line(console, "  ", f"decided by another version of the code ({one.code_version}); told as recorded")
+    if one.recomputed != SAME:
+        words = ", ".join(str(said.get("type", "")) for said in one.computed) or "nothing"
+        _line(console, "  ", f"this code decides otherwise here: {words}")
+    _line(console, "  rule    ", one.rule.text)
+    for number, link in enumerate(told.chain):
+        said = f"{link.at} {link.owner or '-'}: {_name(link.event)} {link.event.get('request_id', '')}"
+        _line(console, "  because " if number else "  record  ", said)
+    for request in one.knew.get("requests", ()):
+        _show_known(request, console)
+    for flip in one.flips:
+        nearest = "nearest " if flip == one.flip and len(one.flips) > 1 else ""
+        _line(console, "  flip    ", nearest + _flip(flip))
+    if not one.flips:
+        why = "none in bounds" if one.flip_status == NONE else "not sought: this code does not decide the same here"
+        _line(console, "  flip    ", why)
+
+
+def _show_known(request: dict[str, Any], console: "Console") -> None:
+    parts = [
+        f"{_label(name)} {_amount(name, value)}" for name, value in request.items()
+        if isinstance(value, int) and not isinstance(value, bool) and not name.endswith("deadline_ns")
+    ]  # fmt: skip
+    _line(console, "  knew    ", f"{request['request_id']}: " + ", ".join(parts))
+    for engine in request["engines"]:
+        _line(console, "          ", _engine(engine))
+
+
+def _engine(engine: dict[str, Any]) -> str:
+    name = engine["engine_id"]
+    if not engine["candidate"]:
+        return f"{name}: no candidate ({engine['health']})"
+    return (
+        f"{name}: rank {engine['rank'] + 1}, TTFT {_amount('ttft_ns', engine['ttft_ns'])}, slack "
+        f"{_amount('slack_ns', engine['slack_ns'])}, cached {engine['cached_tokens']:,}, peak "
+        f"{engine['peak_blocks']:,} of {engine['budget_blocks']:,} blocks, {engine['seqs']} of {engine['seqs_max']} "
+        f"sequences{', blocked: ' + engine['blocked'] if engine['blocked'] else ''}"
+    )
+
+
+def _flip(flip: "Flip") -> str:
+    size = f" ({_sign(flip)}{flip.relative_ppm * 100 / PPM:.2f} %)" if isinstance(flip.to, int) else ""
+    change = f"{_amount(flip.name, flip.value)} -> {_amount(flip.name, flip.to)}{size}"
+    then = outcome_text(flip.outcome).replace(NOTHING, "nothing is said")
+    return f"{flip.kind} {flip.of}.{flip.name} {change}: then {then}"
+
+
+def _sign(flip: "Flip") -> str:
+    return "+" if flip.to > flip.value else "-"
+
+
+def _predicted(one: "Beside") -> str:
+    predicted = _amount(one.name, one.predicted)
+    return predicted if one.low is None else f"{_amount(one.name, one.low)} to {predicted}"
+
+
+def _fields(step: "Step") -> str:
+    names = SAID.get(str(step.event.get("type", "")))
+    shown = step.event if names is None else {name: step.event[name] for name in names if name in step.event}
+    if "until_ns" in shown:  # Pool time says nothing to people: counted from the arrival, as the lines are.
+        shown = shown | {"until_ns": shown["until_ns"] - step.ts_ns + step.since_ns}
+    return ", ".join(
+        f"{_label(name)} {_amount(name, value)}" for name, value in shown.items()
+        if name not in ("type", "request_id") and not isinstance(value, list)
+    )  # fmt: skip
+
+
+def _name(event: dict[str, Any]) -> str:
+    return str(event.get("type", "")).rpartition(".")[0]
+
+
+def _label(name: str) -> str:
+    return name.removesuffix("_ns").replace("_", " ")
+
+
+def _amount(name: str, value: Any) -> str:
+    """A value with its unit, as its name says."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return str(value)
+    if name.endswith("_ns"):
+        return f"{value / NS_PER_MS:,.3f} ms".replace(".000 ms", " ms")
+    if name.endswith("_ppm"):
+        return f"{value * 100 / PPM:g} %"
+    return f"{value:,}"
+
+
+def _line(console: "Console", head: str, body: str) -> None:
+    """One entry, its further lines under its first."""
+    wrapped = Text(body).wrap(console, max(20, min(console.width, LINE_MAX) - len(head)))
+    for number, line in enumerate(wrapped):
+        console.print(Text(head if number == 0 else " " * len(head)).append_text(line))
