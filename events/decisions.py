@@ -40,11 +40,13 @@ class PreemptReason(StrEnum):
 
 
 class ShareReason(StrEnum):
-    """Why shares were set: facts are fresh for the first time, load moved, or an operator changed the bounds."""
+    """Why shares were set: facts are fresh for the first time, load moved, an operator changed the bounds; or the
+    engine is not divided any more (`lifted`): from then on no cap holds there."""
 
     ARMED = "armed"
     LOAD_MOVED = "load_moved"
     BOUNDS_ASKED = "bounds_asked"
+    LIFTED = "lifted"
 
 
 class Would(StrEnum):
@@ -156,6 +158,7 @@ class EngineDirected(Event, frozen=True, kw_only=True, tag="engine_directed.v1")
 
     `eviction` is the kind of slice eviction; `protect_ppm` of an answer's expected length protects it from being
     preempted; `pinned` and `needed` slices (those that waiting requests begin with) are not evicted, `hot` ones last.
+    A reuse counts within `horizon_ns` (0 = as the engine likes).
     """
 
     engine_id: EngineId
@@ -165,6 +168,7 @@ class EngineDirected(Event, frozen=True, kw_only=True, tag="engine_directed.v1")
     pinned: tuple[SliceId, ...] = ()
     needed: tuple[SliceId, ...] = ()
     hot: tuple[SliceId, ...] = ()
+    horizon_ns: int = 0
 
 
 class HolderLost(Event, frozen=True, kw_only=True, tag="holder_lost.v1"):

@@ -161,11 +161,13 @@ class _Compared:
                 self._hear(recorded)
 
     def finish(self) -> int:
-        """How many decisions were not yet written when the log ended; the others that are left are missing."""
+        """How many decisions were not yet written when the log ended; the others that are left are missing. Where the
+        actor never said a word, nobody ran it: nothing is owed."""
         while self._computed and Cause.parse(self._computed[0][0]) <= self._answered:
             cause, event = self._computed.popleft()
             self._miss(cause, event, at=cause)
-        return 0 if self._broken else len(self._computed)
+        silent = self._present < 0 and not self.decisions
+        return 0 if self._broken or silent else len(self._computed)
 
     def _decide(self, recorded: Recorded) -> None:
         try:

@@ -19,6 +19,7 @@ from events.log.journal import JournalWriter
 from events.request import AbortReason, HolderStopped
 from policies.catalog import ACTORS
 from replay.virtual_log import VirtualLog
+from tests.policies.quota_words import both, bounds, quota, tenant
 from tests.policies.words import (
     FS_PER_MS,
     MS,
@@ -108,6 +109,18 @@ OBSERVE: Day = [
     (1_300 * MS, finished("r0", out=200)), *seconds(2, 3, beat()),
 ]  # fmt: skip
 
+QUOTA: Day = [
+    (0, both("e1")), (0, both("e2")), (0, engine("e3")), (0, tick(0)), (0, tenant("t", 500_000)),
+    *seconds(1, 1, measured("e1"), measured("e2"), measured("e3"), beat()),
+    *((1_100 * MS + n, embedding(f"v{n}", 300, now=1_100 * MS, inputs=4)) for n in range(6)),
+    (1_150 * MS, arrived("a", 400, out=300, now=1_150 * MS)),
+    *seconds(2, 3, measured("e1"), measured("e2"), measured("e3"), beat()),
+    *((3_100 * MS + n, finished(f"v{n}", f"e{n % 2 + 1}", out=0)) for n in range(6)),
+    *seconds(4, 9, beat()), *seconds(10, 16, measured("e1"), measured("e2"), measured("e3"), beat()),
+    (16_100 * MS, bounds(30, 40, "e2")), (16_200 * MS, finished("a", out=200)), (16_300 * MS, bounds(10, 10)),
+    (16_400 * MS, quota(enabled="off")), *seconds(17, 17, beat()), (17_500 * MS, tenant("t", 0)),
+]  # fmt: skip
+
 DAYS: dict[str, tuple[dict[str, Any], Day]] = {
     "admit": ({}, ADMIT),
     "defer": ({}, DEFER),
@@ -115,6 +128,7 @@ DAYS: dict[str, tuple[dict[str, Any], Day]] = {
     "reject": ({}, REJECT),
     "holder_lost": ({}, HOLDER_LOST),
     "observe": ({"mode": "observe", "placement": "round_robin"}, OBSERVE),
+    "quota": ({}, QUOTA),
 }
 LONG_DAY = "long_day"
 LONG_DAY_VERBS, LONG_DAY_SEED = 1_200, 11

@@ -14,7 +14,15 @@ import pytest
 
 from events import codec
 from events.base import Event
-from events.decisions import DeferReason, RejectReason, RequestAdmitted, RequestDeferred, RequestRejected
+from events.decisions import (
+    DeferReason,
+    RejectReason,
+    RequestAdmitted,
+    RequestDeferred,
+    RequestRejected,
+    ShareReason,
+    SharesSet,
+)
 from replay.journal_source import JournalSource
 from tests.golden.scenarios import DAYS, FOLDER, LONG_DAY, file_of
 
@@ -71,6 +79,7 @@ def decisions_of(path: Path) -> list[Event]:
         ("reject", {"RequestRejected"}),
         ("holder_lost", {"HolderLost"}),
         ("observe", {"RequestAdmitted"}),
+        ("quota", {"SharesSet", "TenantQuotaSet"}),
         (LONG_DAY, {"RequestAdmitted", "RequestDeferred", "RequestRejected", "HolderLost", "WakeAsked"}),
     ],
 )
@@ -91,3 +100,8 @@ def test_the_journals_show_every_reason_that_admission_gives() -> None:
     deferred = {event.reason for event in decisions if isinstance(event, RequestDeferred)}
     assert rejected == {*RejectReason} - {RejectReason.KV_BUDGET}
     assert deferred == {*DeferReason}
+
+
+def test_the_journal_of_quota_shows_every_reason_that_it_gives() -> None:
+    said = {event.reason for event in decisions_of(file_of("quota")) if isinstance(event, SharesSet)}
+    assert said == {*ShareReason}

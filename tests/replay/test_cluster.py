@@ -69,7 +69,7 @@ def test_a_run_is_a_journal_that_verify_accepts(settings: dict[str, dict[str, An
 
 def test_a_changed_decision_is_noticed() -> None:
     run = simulate(plain(20), one_engine())
-    at = next(n for n, m in enumerate(run.messages) if b"request_admitted" in m.body)
+    at = next(n for n, m in enumerate(run.messages) if b'"type":"request_admitted' in m.body)
     message = run.messages[at]
     run.messages[at] = message._replace(body=message.body.replace(b'"e1"', b'"e2"'))
     assert not verify(run.messages, run.pool, ACTORS).identical

@@ -7,7 +7,9 @@ import msgspec
 import pytest
 
 from policies.admission_settings import AdmissionSettings
-from policies.settings import choices, ranges
+from policies.catalog import ACTORS
+from policies.quota_settings import QuotaSettings
+from policies.settings import Settings, choices, ranges
 from services.runtime.config import (
     Config,
     EngineConfig,
@@ -27,6 +29,7 @@ SECTIONS = {
     "## `[[models]]`": (ModelConfig, set()),
     "## `[[engines]]`": (EngineConfig, set()),
     "## `[policies.admission]`": (AdmissionSettings, set()),
+    "## `[policies.quota]`": (QuotaSettings, set()),
 }
 
 
@@ -41,11 +44,20 @@ def test_a_section_names_its_settings(title: str) -> None:
     assert named == known
 
 
-def test_defaults_and_ranges_of_admission_are_the_policy_s() -> None:
-    for field in msgspec.structs.fields(AdmissionSettings):
-        if field.name in ranges(AdmissionSettings):
-            low, high = ranges(AdmissionSettings)[field.name]
-            assert f"| `{field.name}` | {field.default} | {low} to {high} |" in PAGE
+POLICIES = [title for title, (schema, _) in SECTIONS.items() if issubclass(schema, Settings)]
+
+
+def test_every_actor_has_its_section() -> None:
+    assert sorted(f"## `[policies.{actor}]`" for actor in ACTORS) == sorted(POLICIES)
+
+
+@pytest.mark.parametrize("title", POLICIES)
+def test_defaults_and_ranges_of_a_policy_are_its_own(title: str) -> None:
+    schema, section = SECTIONS[title][0], PAGE.split(title)[1].split("\n## ")[0]
+    for field in msgspec.structs.fields(schema):
+        if field.name in ranges(schema):
+            low, high = ranges(schema)[field.name]
+            assert f"| `{field.name}` | {field.default} | {low} to {high} |" in section
         else:
-            allowed = ", ".join(f"`{choice.value}`" for choice in choices(AdmissionSettings)[field.name])
-            assert f"| `{field.name}` | `{field.default.value}` | {allowed} |" in PAGE
+            allowed = ", ".join(f"`{choice.value}`" for choice in choices(schema)[field.name])
+            assert f"| `{field.name}` | `{field.default.value}` | {allowed} |" in section
