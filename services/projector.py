@@ -8,10 +8,10 @@ from redis.asyncio import Redis
 from events.log.base import Log
 from services.runtime.config import Config, without_password
 from services.runtime.health import served
-from services.runtime.metrics import ViewsCollector
 from services.runtime.projection import Projection
 from services.runtime.servers import redis_url
 from services.runtime.side_by_side import run_until
+from services.runtime.view_metrics import ViewsCollector
 from services.runtime.view_store import ViewStore
 from services.runtime.views import Views
 

@@ -1,18 +1,12 @@
 """What the workers count. Names begin with `tidegate_`; every label is bounded (actors, kinds, reasons, engines)."""
 
-from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
-from events.base import PPM, Event
-from services.runtime.views import EngineRow, TenantRow, View, Views
+from events.base import Event
 
 LATENCY_BUCKETS_S: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0, 10.0)
-
-OUTCOMES: Final = ("finished", "rejected", "aborted")
 
 
 class ActorMetrics:
@@ -97,51 +91,3 @@ class AuditMetrics:
     def holds(self, actor: str, *, verified: bool) -> None:
         """Whether an actor's decisions are held against its decider."""
         self._unheld.labels(actor).set(not verified)
-
-
-class ViewsCollector(Collector):
-    """The projector's views as metrics, read when somebody asks: events by reason, requests by outcome, engines."""
-
-    def __init__(self, views: Views) -> None:
-        self._views = views
-
-    def collect(self) -> Iterable[Metric]:
-        tables = self._views.tables
-        yield _total(
-            "tidegate_events", "Events in the log.", ("kind", "reason"),
-            [(_kind_and_reason(name), count) for name, count in list(tables[View.COUNTERS].items())],
-        )  # fmt: skip
-        tenants: list[TenantRow] = list(tables[View.TENANTS].values())
-        outcomes = [((name,), sum(getattr(row, name) for row in tenants)) for name in OUTCOMES]
-        yield _total("tidegate_requests", "Requests by how they ended.", ("outcome",), outcomes)
-        engines: dict[str, EngineRow] = dict(tables[View.ENGINES])
-        for name, help_text, read in _ENGINE_GAUGES:
-            gauge = GaugeMetricFamily(name, help_text, labels=("engine",))
-            for engine_id, row in engines.items():
-                gauge.add_metric((engine_id,), read(row))
-            yield gauge
-        for word, help_text in (("predicted", "Output tokens predicted for"), ("actual", "Output tokens of")):
-            counts = [((each,), getattr(row, f"output_tokens_{word}")) for each, row in engines.items()]
-            yield _total(f"tidegate_{word}_output_tokens", f"{help_text} finished requests.", ("engine",), counts)
-
-
-_ENGINE_GAUGES: tuple[tuple[str, str, Callable[[EngineRow], float]], ...] = (
-    ("tidegate_engine_kv_used_ratio", "KV blocks in use, as the engine says.", lambda row: row.kv_used_ppm / PPM),
-    ("tidegate_engine_kv_reserved_ratio", "KV bytes promised to requests, of all.",
-     lambda row: row.kv_bytes_reserved / row.kv_bytes if row.kv_bytes else 0.0),
-    ("tidegate_engine_running", "Requests being served, as the engine says.", lambda row: row.running),
-    ("tidegate_engine_waiting", "Requests waiting inside, as the engine says.", lambda row: row.waiting),
-    ("tidegate_engine_admitted", "Requests admitted to it that have not ended.", lambda row: row.admitted),
-)  # fmt: skip
-
-
-def _kind_and_reason(name: str) -> tuple[str, str]:
-    kind, _, reason = name.partition(".")
-    return kind, reason
-
-
-def _total(name: str, help_text: str, labels: Sequence[str], counts: Iterable[tuple[tuple[str, ...], int]]) -> Metric:
-    family = CounterMetricFamily(name, help_text, labels=labels)
-    for values, count in counts:
-        family.add_metric(values, count)
-    return family

@@ -8,8 +8,9 @@ from typing import ClassVar, Final, Protocol, assert_never
 from events import codec
 from events.base import LogDamaged, LogError
 from events.log.base import Log
+from services.runtime.view_rows import View
 from services.runtime.view_store import StoreError, Written
-from services.runtime.views import View, Views
+from services.runtime.views import Views
 
 WRITE_EVERY_S: Final = 0.05
 RETRY_S: Final = 0.5

@@ -13,7 +13,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from events.base import PoolId
-from services.runtime.views import View, Views
+from services.runtime.view_rows import View
+from services.runtime.views import Views
 
 POSITION: Final = "position"
 

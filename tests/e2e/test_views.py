@@ -11,8 +11,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from services.runtime.embedded import EmbeddedNats, EmbeddedValkey
+from services.runtime.view_rows import View
 from services.runtime.view_store import POSITION, key
-from services.runtime.views import View
 from tests.e2e.client import SteadyLoad, steady_load
 from tests.e2e.house import House, running, until
 from tests.e2e.settings import house_settings

@@ -14,8 +14,9 @@ from events.log.memory import MemoryLog
 from services.runtime import projection
 from services.runtime.projection import Projection, Replaced
 from services.runtime.side_by_side import run_until
+from services.runtime.view_rows import View
 from services.runtime.view_store import StoreError, ViewStore, Written, key
-from services.runtime.views import View, Views
+from services.runtime.views import Views
 from tests.services.runtime import toy
 
 

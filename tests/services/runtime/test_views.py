@@ -24,8 +24,9 @@ from events.request import (
     RequestFinished,
 )
 from services.runtime import views as views_module
-from services.runtime.metrics import ViewsCollector
-from services.runtime.views import Stage, TenantRow, View, Views
+from services.runtime.view_metrics import ViewsCollector
+from services.runtime.view_rows import Stage, TenantRow, View
+from services.runtime.views import Views
 from tests.services.runtime import toy
 
 E1, R1 = EngineId("e1"), RequestId("r1")
