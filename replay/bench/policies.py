@@ -19,7 +19,7 @@ from statistics import fmean, stdev
 import msgspec
 
 from policies.catalog import PRESETS, Preset
-from replay.bench.offered import BATCH_TOKENS_SHIPPED, SWEEPS, Extent, Offer, Workload
+from replay.bench.offered import BATCH_TOKENS_SHIPPED, SWEEPS, Extent, Offer, Workload, arrivals
 from replay.bench.runs import Player, Task, players
 from replay.score import Part, Scores
 
@@ -132,6 +132,8 @@ def compare(plan: Plan, *, on_progress: Callable[[int], None] = lambda _done: No
         done += 1
         on_progress(done)
 
+    for workload in plan.workloads:
+        arrivals(_offer(plan, workload, plan.sweeps[workload][0], plan.seeds[0]))  # A bad trace is said here, at once.
     with players(plan.jobs) as play_all:
         knees = _knees(plan, play_all, advance)
         rivals = _rivals(plan, knees, play_all, advance)
@@ -145,6 +147,12 @@ def knee_of(sweep: Sequence[Swept]) -> Knee:
     scales = [one.scale for one in sweep]
     at_edge = peak.scale in (min(scales), max(scales))
     return Knee(scale=peak.scale, goodput_per_s=peak.goodput_per_s, at_edge=at_edge, sweep=tuple(sweep))
+
+
+def chunk_for(settings: Preset, tuned: int) -> int:
+    """What passes everything through runs engines as shipped; what decides runs them as tuned."""
+    observes = settings.get("admission", {}).get("mode") == "observe"
+    return BATCH_TOKENS_SHIPPED if observes else tuned
 
 
 def summed(variant: str, load: float, scale: float, batch_tokens: int, runs: Sequence[Scores]) -> Cell:
@@ -165,6 +173,15 @@ def summed(variant: str, load: float, scale: float, batch_tokens: int, runs: Seq
         rejected=_added([run.rejected for run in runs]), aborted=_added([run.aborted for run in runs]),
         ttft_error_p99_ns=max(run.ttft_error_ns.error_p99 for run in runs),
     )  # fmt: skip
+
+
+def best_chunk(rival: Mapping[int, Sequence[Cell]]) -> tuple[int, dict[int, float]]:
+    """The chunk budget at which the rival has most goodput under load, and the mean goodput at each."""
+    means = {}
+    for chunk, cells in rival.items():
+        loaded = [cell for cell in cells if cell.load >= CHUNK_LOAD_MIN] or cells
+        means[chunk] = fmean(cell.goodput_per_s for cell in loaded)
+    return max(means, key=lambda chunk: (means[chunk], chunk)), means
 
 
 def beside(cell: Cell, baseline: Cell | None, rival: Cell | None) -> Cell:
@@ -210,15 +227,6 @@ def _rivals(
     return cells
 
 
-def best_chunk(rival: Mapping[int, Sequence[Cell]]) -> tuple[int, dict[int, float]]:
-    """The chunk budget at which the rival has most goodput under load, and the mean goodput at each."""
-    means = {}
-    for chunk, cells in rival.items():
-        loaded = [cell for cell in cells if cell.load >= CHUNK_LOAD_MIN] or cells
-        means[chunk] = fmean(cell.goodput_per_s for cell in loaded)
-    return max(means, key=lambda chunk: (means[chunk], chunk)), means
-
-
 def _all(
     plan: Plan, knees: Mapping[Workload, Knee], rivals: Mapping[Workload, Mapping[int, Sequence[Cell]]],
     play_all: Player, advance: Callable[[], None],
@@ -259,15 +267,12 @@ def _found(
     )
 
 
-def chunk_for(settings: Preset, tuned: int) -> int:
-    """What passes everything through runs engines as shipped; what decides runs them as tuned."""
-    observes = settings.get("admission", {}).get("mode") == "observe"
-    return BATCH_TOKENS_SHIPPED if observes else tuned
-
-
 def _task(plan: Plan, workload: Workload, scale: float, seed: int, settings: Preset, batch_tokens: int) -> Task:
-    offer = Offer(workload=workload, seed=seed, scale=scale, extent=plan.extent, trace=plan.trace)
-    return Task(offer=offer, settings=settings, batch_tokens=batch_tokens)
+    return Task(offer=_offer(plan, workload, scale, seed), settings=settings, batch_tokens=batch_tokens)
+
+
+def _offer(plan: Plan, workload: Workload, scale: float, seed: int) -> Offer:
+    return Offer(workload=workload, seed=seed, scale=scale, extent=plan.extent, trace=plan.trace)
 
 
 def _by_seed(plan: Plan, scores: Sequence[Scores]) -> list[Sequence[Scores]]:
