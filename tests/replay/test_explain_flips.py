@@ -55,8 +55,7 @@ def test_the_stated_flip_flips_and_one_step_before_does_not(speed: float) -> Non
         assert one.before == one.was, f"one step before the flip of {one.at} is still the same"
         assert one.flipped != one.was, f"the flip of {one.at} flips"
     none = len(places) - len(flips)
-    print(
-        f"\n{len(places)} decisions of {len(known)} at speed {speed}: {len(places) / seconds:.0f}/s, {none} without a flip"
-    )
+    rate = len(places) / seconds
+    print(f"\n{len(places)} of {len(known)} decisions at speed {speed}: {rate:.0f}/s, {none} none in bounds")
     assert none <= NONE_SHARE_MAX * len(places)
     assert seconds <= SECONDS_PER_DECISION_MAX * len(places)
