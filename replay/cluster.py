@@ -32,7 +32,8 @@ from events.request import (
     RequestFinished,
 )
 from policies.catalog import ACTORS
-from replay.engines.light import Finished, FirstToken, LightEngine, Outcome, Refused, SimRequest, Tokens
+from replay.engines.job import Finished, FirstToken, Outcome, Refused, SimRequest, Tokens
+from replay.engines.light import LightEngine
 from replay.faults import Fault, FaultKind
 from replay.score import Scores, score
 from replay.virtual_log import VirtualLog

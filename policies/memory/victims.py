@@ -46,9 +46,9 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     """A request that runs on the engine in question.
 
     `priority`: higher is more important. `slack_ns`: how much longer it could take and still be on time (below 0: it
-    is late). `tokens_done` of `tokens_expected` output tokens are there. `blocks_freed` is what its leaving frees:
-    blocks that others hold too are not counted. `lost_ns`: what it takes to be where it is now, by recomputing or by
-    reloading, whichever is less. `preempted` times it has given way.
+    is late). `tokens_done` of `tokens_expected` output tokens are there (0 expected: nobody knows how many).
+    `blocks_freed` is what its leaving frees: blocks that others hold too are not counted. `lost_ns`: what it takes to
+    be where it is now, by recomputing or by reloading, whichever is less. `preempted` times it has given way.
     """
 
     request_id: RequestId
@@ -56,7 +56,7 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     slack_ns: int = 0
     tokens_done: int = 0
-    tokens_expected: int = 1
+    tokens_expected: int = 0
     blocks_freed: int = 0
     lost_ns: int = 0
     first_token: bool = False
@@ -147,8 +147,11 @@ def may_give_way(
 
 
 def is_protected(one: Running, protect_ppm: int) -> bool:
-    """Whether its answer has begun and is nearly complete. `protect_ppm` 0 protects every answer that has begun."""
-    return one.first_token and one.tokens_done * PPM >= protect_ppm * max(one.tokens_expected, 1)
+    """Whether its answer has begun and is nearly complete. `protect_ppm` 0 protects every answer that has begun, as
+    far as its length is expected at all."""
+    if not one.first_token or not one.tokens_expected:
+        return False
+    return one.tokens_done * PPM >= protect_ppm * one.tokens_expected
 
 
 def less_urgent(one: Running, urgent: Urgent) -> bool:

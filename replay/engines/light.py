@@ -6,7 +6,9 @@ It behaves as a vLLM v1 engine with first-come-first-served scheduling does, wit
   those begun first, then waiting ones while `seqs_max` and free blocks allow. A prompt enters only if its blocks
   fit as a whole.
 - When decoding runs out of blocks the newest running request is preempted: its blocks are freed, it goes back to
-  the head of the queue and recomputes prompt and output so far. No prompt enters in that step.
+  the head of the queue and recomputes prompt and output so far. No prompt enters in that step. Under a directive
+  (`direct`) the rule of `policies.memory.victims` chooses who; the newest only where that rule finds nobody.
+- A request that is preempted by order (`preempt`) is parked: it holds nothing and is in no queue until it is resumed.
 - Full units of a prompt stay in the prefix cache when computed. Blocks that nobody holds are evicted oldest first.
   At least the last token of a prompt is computed. Output is not cached, and two requests that compute the same unit
   at the same time keep one of the two (vLLM keeps both until they end).
@@ -19,106 +21,21 @@ stepping one by one. Nothing here reads a clock: who owns the engine says what t
 """
 
 from collections import deque
-from collections.abc import Hashable
-from enum import StrEnum
-from typing import NamedTuple
-
-import msgspec
 
 from events.base import PPM, EngineId, RequestId, RequestKind
+from events.decisions import EngineDirected
 from events.engine import EngineMeasured, EngineRegistered
-from policies.predictors.step_time import FS_PER_NS, step_fs
+from policies.memory.victims import Chosen, choose
+from policies.predictors.step_time import FS_PER_NS, prefill_ns, step_fs, step_ns
 from replay.engines.decode_clock import DecodeClock
+from replay.engines.job import Finished, FirstToken, Job, Outcome, Refused, SimRequest, Tokens, refused
 from replay.engines.prefix_cache import PrefixCache, Unit
+from replay.engines.pressure import weigh
 from replay.engines.stride import Stride
-
-
-class SimRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine is asked to do. `output_tokens` is the true length, which nobody else knows.
-
-    `prefix` names the prompt's leading units of `unit_tokens` tokens (ids under their parents); only full units are
-    cached, and only if a unit is a whole number of blocks.
-    """
-
-    request_id: RequestId
-    prompt_tokens: int
-    output_tokens: int
-    kind: RequestKind = RequestKind.LLM
-    prefix: tuple[Hashable, ...] = ()
-    unit_tokens: int = 256
-    inputs: int = 1
-
-
-class RefuseReason(StrEnum):
-    """Why an engine does not take a request at all."""
-
-    TOO_LONG = "too_long"
-    NOT_SERVED = "not_served"
-
-
-class FirstToken(NamedTuple):
-    """The first output token is there."""
-
-    request_id: RequestId
-    at_ns: int
-
-
-class Tokens(NamedTuple):
-    """So many output tokens after the first have come since this was last said; the newest at `at_ns`."""
-
-    request_id: RequestId
-    tokens: int
-    at_ns: int
-
-
-class Finished(NamedTuple):
-    """All output is there (for an embedding: the vectors). `kv_tokens` is what it held at its end."""
-
-    request_id: RequestId
-    at_ns: int
-    output_tokens: int
-    cached_tokens: int
-    preemptions: int
-    kv_tokens: int
-
-
-class Refused(NamedTuple):
-    """The engine does not take it; nothing was computed."""
-
-    request_id: RequestId
-    at_ns: int
-    reason: RefuseReason
-
-
-Outcome = FirstToken | Tokens | Finished | Refused
-
-
-class _Job:
-    """A request inside the engine. `emitted` and `told` count output tokens made and said; `serial` is its place in
-    the decode clock (0 = not decoding), `joined` the clock's step then."""
-
-    __slots__ = (
-        "cached", "computed", "emitted", "gone", "joined", "preemptions", "request", "serial", "target", "told",
-        "unit_blocks", "units", "window",
-    )  # fmt: skip
-
-    def __init__(self, request: SimRequest, block_tokens: int, batch_tokens: int) -> None:
-        self.request = request
-        self.units: list[Unit] = []
-        self.emitted = self.told = self.computed = self.preemptions = self.serial = self.joined = 0
-        self.cached = -1
-        self.target = request.prompt_tokens
-        self.gone = False
-        self.unit_blocks, odd = divmod(request.unit_tokens, block_tokens)
-        if odd or request.kind is RequestKind.EMBEDDING:
-            self.unit_blocks = 0
-        # Inputs of an embedding pass through: what is held at once is a step's worth, or the longest input.
-        self.window = max(-(-request.prompt_tokens // request.inputs), min(request.prompt_tokens, batch_tokens))
 
 
 class LightEngine:
     """See the module. `batch_tokens` and `seqs_max` are the engine's own; decodes always fit a step.
-
     `tell_tokens` = False leaves `Tokens` outcomes out, for owners that need first and last only.
     """
 
@@ -128,19 +45,22 @@ class LightEngine:
         self.engine_id: EngineId = registered.engine_id
         self._model = registered.step
         self._capability = registered.capability
-        self._block_tokens = registered.block_tokens
+        self._block_tokens, self._block_bytes = registered.block_tokens, registered.block_bytes
         self._blocks = self._free = registered.kv_blocks
         self._batch_tokens = registered.capability.batch_tokens_max
         self._seqs_max = min(registered.capability.seqs_max, self._batch_tokens)
         self._tell_tokens = tell_tokens
-        self._cache = PrefixCache()
-        self._clock: DecodeClock[_Job] = DecodeClock(registered.block_tokens)
-        self._jobs: dict[RequestId, _Job] = {}
-        self._waiting: deque[_Job] = deque()
-        self._running: dict[RequestId, _Job] = {}
-        self._prefilling: dict[RequestId, _Job] = {}
-        self._gone: list[_Job] = []
-        self._stride: Stride[_Job] | None = None
+        self._cache = PrefixCache(self._unit_cost_ns)
+        self._clock: DecodeClock[Job] = DecodeClock(registered.block_tokens)
+        self._jobs: dict[RequestId, Job] = {}
+        self._waiting: deque[Job] = deque()
+        self._running: dict[RequestId, Job] = {}
+        self._prefilling: dict[RequestId, Job] = {}
+        self._parked: dict[RequestId, Job] = {}
+        self._gone: list[Job] = []
+        self._leaving: list[Job] = []
+        self._directive: EngineDirected | None = None
+        self._stride: Stride[Job] | None = None
         self._at_fs = now_ns * FS_PER_NS
         self._now_ns = now_ns
         self._outcomes: list[Outcome] = []
@@ -155,11 +75,11 @@ class LightEngine:
         assert request.request_id not in self._jobs, "a request is submitted once"
         assert request.prompt_tokens > 0, "a prompt has tokens"
         self._arrive_at(now_ns)
-        refusal = self._refusal(request)
+        refusal = refused(request, self._capability, kv_tokens=self._blocks * self._block_tokens)
         if refusal is not None:
             self._outcomes.append(Refused(request.request_id, now_ns, refusal))
             return
-        job = _Job(request, self._block_tokens, self._batch_tokens)
+        job = Job(request, self._block_tokens, self._batch_tokens)
         self._jobs[request.request_id] = job
         self._waiting.append(job)
 
@@ -172,13 +92,53 @@ class LightEngine:
             return False
         job.gone = True
         if request_id not in self._running:
-            self._waiting.remove(job)
             self._output_tokens += job.emitted
+            if self._parked.pop(request_id, None) is None:
+                self._waiting.remove(job)
         elif self._stride is None:
             self._drop(job)
         else:
             self._gone.append(job)
         return True
+
+    def preempt(self, request_id: RequestId, now_ns: int) -> bool:
+        """Park a request until it is resumed; False if it is not here, or is parked already. What it holds is free
+        when the step in flight is over; what that step still makes of it comes out."""
+        self._arrive_at(now_ns)
+        job = self._jobs.get(request_id)
+        if job is None or job.leaving or request_id in self._parked:
+            return False
+        if request_id not in self._running:
+            self._waiting.remove(job)
+            self._parked[request_id] = job
+        elif self._stride is None:
+            self._park(job)
+        else:
+            job.leaving = True
+            self._leaving.append(job)
+        return True
+
+    def resume(self, request_id: RequestId, now_ns: int) -> bool:
+        """Put a parked request at the end of the queue: it computes its prompt and its output so far anew, as far as
+        the prefix cache does not have it. One that has not left yet stays. False if it is neither."""
+        self._arrive_at(now_ns)
+        job = self._parked.pop(request_id, None)
+        if job is not None:
+            self._waiting.append(job)
+            return True
+        job = self._jobs.get(request_id)
+        if job is None or not job.leaving:
+            return False
+        job.leaving = False
+        self._leaving.remove(job)
+        return True
+
+    def direct(self, directive: EngineDirected) -> None:
+        """From the next step on, choose by this; an older one than it goes by already changes nothing."""
+        if self._directive is not None and directive.version <= self._directive.version:
+            return
+        self._directive = directive
+        self._cache.direct(directive)
 
     def next_ns(self) -> int | None:
         """When something can next come out if nothing more goes in; None when there is nothing to do."""
@@ -203,13 +163,14 @@ class LightEngine:
         return outcomes
 
     def progress(self) -> list[tuple[RequestId, int]]:
-        """Output tokens so far of every request that is in the engine, those that wait last."""
-        inside = (*self._running.values(), *self._waiting)
+        """Output tokens so far of every request that is in the engine; those that wait, then the parked, last."""
+        inside = (*self._running.values(), *self._waiting, *self._parked.values())
         return [(job.request.request_id, self._emitted(job)) for job in inside if not job.gone]
 
     def measured(self) -> EngineMeasured:
-        """What the engine says of itself, as of the last `run_until`."""
-        inside = (*self._running.values(), *self._waiting)
+        """What the engine says of itself, as of the last `run_until`. What is parked neither runs nor waits."""
+        inside = (*self._running.values(), *self._waiting, *self._parked.values())
+        embedding = (job for job in self._running.values() if job.request.kind is RequestKind.EMBEDDING)
         used = self._blocks - self._free - self._cache.evictable
         return EngineMeasured(
             engine_id=self.engine_id,
@@ -221,6 +182,9 @@ class LightEngine:
             prefix_hits_total=self._prefix_hits,
             prompt_tokens_total=self._prompt_tokens,
             output_tokens_total=self._output_tokens + sum(self._emitted(job) for job in inside),
+            evictions_total=self._cache.evictions,
+            embedding_bytes=sum(self._held(job) for job in embedding) * self._block_bytes,
+            directive_version=self._directive.version if self._directive is not None else 0,
         )
 
     def check_integrity(self) -> None:
@@ -232,8 +196,11 @@ class LightEngine:
         assert self._free + self._cache.blocks + private + in_flight == self._blocks, "no block is lost"
         assert self._clock.seqs + len(self._prefilling) == len(self._running), "running is prefill or decode"
         assert len(self._running) <= self._seqs_max, "sequences keep to their limit"
-        assert len(self._jobs) == len(self._waiting) + len(self._running) - len(self._gone), "no request is lost"
-        assert all(not job.units for job in self._waiting), "what waits holds nothing"
+        inside = len(self._waiting) + len(self._running) + len(self._parked)
+        assert len(self._jobs) == inside - len(self._gone), "no request is lost"
+        outside = (*self._waiting, *self._parked.values())
+        assert all(not job.units and not job.serial for job in outside), "what waits or is parked holds nothing"
+        assert all(job.request.request_id in self._running for job in self._leaving), "what leaves still runs"
 
     # Time.
 
@@ -271,8 +238,9 @@ class LightEngine:
 
     # One step.
 
-    def _begin(self) -> Stride[_Job]:
+    def _begin(self) -> Stride[Job]:
         """Choose what the next step (or steps) work on, and take the blocks of the first."""
+        self._cache.now_ns = self._at_fs // FS_PER_NS
         preempted = self._make_room()
         clock = self._clock
         self._take(clock.blocks_needed(1))
@@ -289,8 +257,9 @@ class LightEngine:
         first_fs = step_fs(self._model, tokens=tokens, qk=pairs // 2, context=clock.context, seqs=clock.seqs)
         return Stride(self._at_fs, first_fs, self._model.context_fs * clock.seqs, steps, chunks)
 
-    def _end(self, chunks: list[tuple[_Job, int]]) -> None:
+    def _end(self, chunks: list[tuple[Job, int]]) -> None:
         """A step is over: those whose last token came end, prompts move on."""
+        self._cache.now_ns = self._at_fs // FS_PER_NS
         for job in self._clock.pop_ended():
             self._stop_decoding(job)
             self._finish(job)
@@ -303,19 +272,40 @@ class LightEngine:
         for job in self._gone:
             self._drop(job)
         self._gone.clear()
+        for job in self._leaving:
+            self._park(job)
+        self._leaving.clear()
 
     def _make_room(self) -> bool:
-        """Preempt the newest until every decoding sequence has its next block; whether any was."""
+        """Preempt until every decoding sequence has its next block; whether any was."""
         preempted = False
-        while self._clock.blocks_needed(1) > self._free + self._cache.evictable:
-            self._preempt(next(reversed(self._running.values())))
+        while (short := self._clock.blocks_needed(1) - self._free - self._cache.evictable) > 0:
+            for job in self._give_way(short):
+                self._preempt(job)
             preempted = True
         return preempted
 
-    def _choose_chunks(self, *, admit: bool) -> list[tuple[_Job, int]]:
+    def _give_way(self, short: int) -> list[Job]:
+        """Who is preempted so that `short` blocks more are free: by the rule under a directive, else the newest."""
+        if self._directive is not None:
+            now_ns, clock = self._at_fs // FS_PER_NS, self._clock
+            pace_ns = step_ns(self._model, tokens=clock.seqs, context=clock.context, seqs=clock.seqs)
+            weighed = [
+                weigh(
+                    job, self._model, now_ns=now_ns, pace_ns=pace_ns, batch_tokens=self._batch_tokens,
+                    emitted=self._emitted(job), stored=self._stored(job), held=self._held(job),
+                )
+                for job in self._running.values()
+            ]  # fmt: skip
+            found = choose(weighed, need_blocks=short, urgent=None, protect_ppm=self._directive.protect_ppm)
+            if isinstance(found, Chosen):
+                return [self._running[one.request_id] for one in found.victims]
+        return [next(reversed(self._running.values()))]
+
+    def _choose_chunks(self, *, admit: bool) -> list[tuple[Job, int]]:
         """Prompt tokens of this step, per request; the head of the queue enters while it fits."""
         left = self._batch_tokens - self._clock.seqs
-        chunks: list[tuple[_Job, int]] = []
+        chunks: list[tuple[Job, int]] = []
         for job in self._prefilling.values():
             count = min(left, job.target - job.computed)
             if not count:
@@ -331,13 +321,13 @@ class LightEngine:
             left -= count
         return chunks
 
-    def _enter(self, job: _Job) -> bool:
+    def _enter(self, job: Job) -> bool:
         """Take the head of the queue into the batch if its blocks fit."""
         job.target = job.request.prompt_tokens + job.emitted
         units = self._match(job)
         need = self._held(job) - len(units) * job.unit_blocks
-        free = self._free + self._cache.evictable - self._cache.evictable_of(units)
-        if need > free:
+        # What a directive keeps makes no room for a newcomer, unless nothing else could go on.
+        if need > self._free + self._cache.evictable_beside(units, kept=not self._running):
             return False
         self._waiting.popleft()
         self._cache.hold(units)
@@ -354,13 +344,15 @@ class LightEngine:
 
     # One request.
 
-    def _prompt_done(self, job: _Job) -> None:
+    def _prompt_done(self, job: Job) -> None:
         request = job.request
         del self._prefilling[request.request_id]
         if request.kind is RequestKind.EMBEDDING:
             self._finish(job)
             return
         job.emitted += 1
+        if job.emitted == 1:
+            job.first_ns = _ceil_ns(self._at_fs)
         if job.emitted == 1 and not job.gone:
             self._outcomes.append(FirstToken(request.request_id, _ceil_ns(self._at_fs)))
         if job.emitted == request.output_tokens:
@@ -369,17 +361,19 @@ class LightEngine:
         job.joined = self._clock.step
         job.serial = self._clock.join(job, stored=job.target, left=request.output_tokens - job.emitted)
 
-    def _stop_decoding(self, job: _Job) -> None:
+    def _stop_decoding(self, job: Job) -> None:
         self._clock.leave(job.serial, stored=self._stored(job))
         job.emitted = self._emitted(job)
         job.serial = 0
 
-    def _finish(self, job: _Job) -> None:
+    def _finish(self, job: Job) -> None:
         request = job.request
         # What it held: output tokens are stored one step after they are made, the last one never is.
         kv_tokens = request.prompt_tokens + max(0, job.emitted - 1)
         self._output_tokens += job.emitted
         self._leave(job, kv_blocks=self._blocks_of(kv_tokens) if job.emitted else self._held(job))
+        if job.leaving:
+            self._leaving.remove(job)
         if job.gone:
             self._gone.remove(job)
             return
@@ -392,26 +386,38 @@ class LightEngine:
             )
         )
 
-    def _preempt(self, job: _Job) -> None:
-        kv_blocks = self._held(job)
-        if job.serial:
-            self._stop_decoding(job)
-        self._prefilling.pop(job.request.request_id, None)
-        self._leave(job, kv_blocks=kv_blocks)
-        job.preemptions += 1
-        self._preemptions += 1
+    def _preempt(self, job: Job) -> None:
+        """It gives way within the engine: back to the head of the queue."""
+        self._give_up(job)
         self._waiting.appendleft(job)
 
-    def _drop(self, job: _Job) -> None:
-        """An aborted request leaves the batch."""
+    def _park(self, job: Job) -> None:
+        """It gives way by order: nowhere until it is resumed."""
+        job.leaving = False
+        self._give_up(job)
+        self._parked[job.request.request_id] = job
+
+    def _give_up(self, job: Job) -> None:
+        """A running request leaves the batch, to come back."""
+        self._take_out(job)
+        job.preemptions += 1
+        self._preemptions += 1
+
+    def _drop(self, job: Job) -> None:
+        """An aborted request leaves the batch for good."""
+        if job.leaving:
+            self._leaving.remove(job)
+        self._take_out(job)
+        self._output_tokens += job.emitted
+
+    def _take_out(self, job: Job) -> None:
         kv_blocks = self._held(job)
         if job.serial:
             self._stop_decoding(job)
         self._prefilling.pop(job.request.request_id, None)
-        self._output_tokens += job.emitted
         self._leave(job, kv_blocks=kv_blocks)
 
-    def _leave(self, job: _Job, *, kv_blocks: int) -> None:
+    def _leave(self, job: Job, *, kv_blocks: int) -> None:
         """Give back the `kv_blocks` blocks that a running request holds."""
         self._free += kv_blocks - self._shared(job)
         self._cache.release(job.units)
@@ -419,33 +425,24 @@ class LightEngine:
         job.computed = 0
         del self._running[job.request.request_id]
 
-    def _tell(self, job: _Job, emitted: int, at_fs: int) -> None:
+    def _tell(self, job: Job, emitted: int, at_fs: int) -> None:
         count = emitted - max(1, job.told)
         if count > 0:
             self._outcomes.append(Tokens(job.request.request_id, count, _ceil_ns(at_fs)))
             job.told = emitted
 
-    def _refusal(self, request: SimRequest) -> RefuseReason | None:
-        capability = self._capability
-        embedding = request.kind is RequestKind.EMBEDDING
-        if not (capability.embedding if embedding else capability.llm):
-            return RefuseReason.NOT_SERVED
-        longest = -(-request.prompt_tokens // request.inputs) if embedding else request.prompt_tokens
-        most = longest + request.output_tokens
-        if most > min(capability.context_tokens_max, self._blocks * self._block_tokens):
-            return RefuseReason.TOO_LONG
-        return None
-
     # Amounts.
 
-    def _emitted(self, job: _Job) -> int:
+    def _emitted(self, job: Job) -> int:
         return job.emitted + (self._clock.step - job.joined if job.serial else 0)
 
-    def _stored(self, job: _Job) -> int:
-        """Tokens of KV of a decoding request between two steps."""
+    def _stored(self, job: Job) -> int:
+        """Tokens of KV of a running request between two steps."""
+        if not job.serial:
+            return job.computed
         return job.request.prompt_tokens + self._emitted(job) - 1
 
-    def _held(self, job: _Job) -> int:
+    def _held(self, job: Job) -> int:
         """Blocks that a request holds between two steps, or would if it entered now; shared ones included."""
         if job.serial:
             return self._blocks_of(self._stored(job))
@@ -453,13 +450,18 @@ class LightEngine:
             return min(self._blocks_of(job.window), self._blocks)
         return self._blocks_of(job.target)
 
-    def _shared(self, job: _Job) -> int:
+    def _shared(self, job: Job) -> int:
         return len(job.units) * job.unit_blocks
+
+    def _unit_cost_ns(self, unit_blocks: int, depth: int) -> int:
+        tokens = unit_blocks * self._block_tokens
+        prompt, cached = (depth + 1) * tokens, depth * tokens
+        return prefill_ns(self._model, prompt=prompt, cached=cached, batch_tokens=self._batch_tokens)
 
     def _blocks_of(self, tokens: int) -> int:
         return -(-tokens // self._block_tokens)
 
-    def _pairs(self, job: _Job, count: int) -> int:
+    def _pairs(self, job: Job, count: int) -> int:
         """Twice the query-key pairs of a chunk."""
         if job.request.kind is RequestKind.EMBEDDING:
             return count * (job.request.prompt_tokens // job.request.inputs)
@@ -473,20 +475,18 @@ class LightEngine:
             self._free += self._cache.evict(blocks - self._free)
         self._free -= blocks
 
-    def _match(self, job: _Job) -> list[Unit]:
+    def _match(self, job: Job) -> list[Unit]:
         if not job.unit_blocks or not job.request.prefix:
             return []
         full = min(job.target - 1, job.request.prompt_tokens) // job.request.unit_tokens
         return self._cache.match(job.unit_blocks, job.request.prefix[:full])
 
-    def _cache_units(self, job: _Job) -> None:
+    def _cache_units(self, job: Job) -> None:
         """Put the units that are now complete into the cache; one that is there already is shared instead."""
-        if not job.unit_blocks:
-            return
         request = job.request
         full = min(job.computed, request.prompt_tokens) // request.unit_tokens
         keys = request.prefix[len(job.units) : full]
-        if not keys:
+        if not keys or not job.unit_blocks:
             return
         parent = job.units[-1] if job.units else self._cache.root(job.unit_blocks)
         for key in keys:

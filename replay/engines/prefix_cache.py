@@ -3,30 +3,54 @@
 A unit is a run of `unit_tokens` tokens of a prompt, named by an id under the unit before it. A running request
 holds the whole chain that leads to its last unit, so a unit's parent is held at least as often, and was released
 no earlier: first released, first evicted takes children before their parents by itself.
+
+That is how it goes until a directive comes. Then the kind of `policies.memory.kinds` that it names ranks what nobody
+holds; hot units go after all others, and kept ones (pinned, or needed by a request that waits) last of all, with the
+units above them. Only units without children can be evicted.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+
+from events.decisions import EngineDirected
+from policies.memory import reuse
+from policies.memory.evictable import Evictable, Shield
+from policies.memory.kinds import EvictionKind, kind_of, rank_of
+from policies.memory.reuse import Past, Use
+
+HORIZON_NS = 300_000_000_000
+"""Within this time a reuse counts, and over it heat fades, where a directive does not say."""
 
 
 class Unit:
-    """One cached unit; `refs` requests hold it."""
+    """One cached unit; `refs` requests hold it. `depth` units stand above it."""
 
-    __slots__ = ("blocks", "children", "key", "parent", "refs")
+    __slots__ = ("blocks", "children", "depth", "key", "parent", "rank", "refs", "shield", "use")
 
     def __init__(self, key: Hashable, parent: "Unit | None", blocks: int) -> None:
         self.key, self.parent, self.blocks = key, parent, blocks
-        self.refs = 0
+        self.depth: int = 0 if parent is None or parent.parent is None else parent.depth + 1
+        self.refs = self.rank = 0
+        self.shield = Shield.NONE
+        self.use: Use | None = None
         self.children: dict[Hashable, Unit] = {}
 
 
 class PrefixCache:
-    """All cached units. `blocks` is what they take in all, `evictable` the part that nobody holds."""
+    """All cached units. `blocks` is what they take in all, `evictable` the part that nobody holds, `kept` the part of
+    that which a directive keeps; `evictions` counts units. `cost_ns(unit blocks, depth)` is what a unit costs to
+    compute."""
 
-    def __init__(self) -> None:
+    def __init__(self, cost_ns: Callable[[int, int], int] = lambda blocks, depth: blocks) -> None:  # noqa: ARG005
         self._roots: dict[int, Unit] = {}
         self._released: dict[Unit, None] = {}
-        self.blocks = 0
-        self.evictable = 0
+        self._cost_ns = cost_ns
+        self._kind: EvictionKind | None = None
+        self._queue: Evictable[Unit] = Evictable()
+        self._past = Past()
+        self._horizon_ns = HORIZON_NS
+        self._shields: dict[Hashable, Shield] = {}
+        self.now_ns = 0
+        self.blocks = self.evictable = self.kept = self.evictions = 0
 
     def root(self, unit_blocks: int) -> Unit:
         """Where chains of units of this size begin; holds nothing itself."""
@@ -44,16 +68,26 @@ class PrefixCache:
             at = unit
         return found
 
-    def evictable_of(self, units: Sequence[Unit]) -> int:
-        """Blocks of these units that count as evictable now and would not once they are held."""
-        return sum(unit.blocks for unit in units if not unit.refs)
+    def evictable_beside(self, units: Sequence[Unit], *, kept: bool) -> int:
+        """Blocks that can be evicted once these units are held; with those that a directive keeps, or without."""
+        held = [unit for unit in units if not unit.refs]
+        beside = self.evictable - sum(unit.blocks for unit in held)
+        if kept or not self.kept:
+            return beside
+        return beside - self.kept + sum(unit.blocks for unit in held if unit.shield is Shield.KEPT)
 
     def hold(self, units: Sequence[Unit]) -> None:
         """One more request holds these units."""
         for unit in units:
+            if unit.use is not None:
+                reuse.used(self._past, unit.use, self.now_ns, let_go=not unit.refs, horizon_ns=self._horizon_ns)
             if not unit.refs:
                 del self._released[unit]
                 self.evictable -= unit.blocks
+                if self._kind is not None:
+                    self._queue.drop(unit)
+                    if unit.shield is Shield.KEPT:
+                        self.kept -= unit.blocks
             unit.refs += 1
 
     def release(self, units: Sequence[Unit]) -> None:
@@ -64,6 +98,8 @@ class PrefixCache:
             if not unit.refs:
                 self._released[unit] = None
                 self.evictable += unit.blocks
+                if self._kind is not None:
+                    self._let_go(unit, self._kind, from_end=len(units) - 1 - unit.depth, length=len(units))
 
     def add(self, parent: Unit, key: Hashable) -> tuple[Unit, bool]:
         """The unit `key` under `parent`, held by one more; whether it is new (its blocks are then the caller's)."""
@@ -75,34 +111,105 @@ class PrefixCache:
         unit.refs = 1
         parent.children[key] = unit
         self.blocks += unit.blocks
+        if self._kind is not None:
+            self._describe(unit)
+            self._shield(unit)
         return unit, True
 
     def evict(self, blocks: int) -> int:
-        """Evict the units released first until at least `blocks` blocks are free; how many are."""
+        """Evict units until at least `blocks` blocks are free; how many are."""
         freed = 0
         while freed < blocks:
-            unit = next(iter(self._released))
+            unit = next(iter(self._released)) if self._kind is None else self._queue.pop()
             assert not unit.children, "children are evicted before their parents"
             assert unit.parent is not None, "a root is never evicted"
             del self._released[unit]
             del unit.parent.children[unit.key]
             freed += unit.blocks
+            self.evictions += 1
+            if self._kind is not None:
+                self._evicted(unit, unit.parent)
         self.blocks -= freed
         self.evictable -= freed
         return freed
 
+    def direct(self, directive: EngineDirected) -> None:
+        """Evict by this from now on. Costs a walk over all units."""
+        before, self._kind = self._kind, kind_of(directive.eviction)
+        self._horizon_ns = directive.horizon_ns or HORIZON_NS
+        self._shields = dict.fromkeys(directive.hot, Shield.HOT)
+        self._shields.update(dict.fromkeys((*directive.needed, *directive.pinned), Shield.KEPT))
+        self._queue = Evictable()
+        units = self._units()
+        for unit in units:
+            unit.shield = Shield.NONE
+        for unit in units:
+            if unit.use is None:
+                self._describe(unit)
+            self._shield(unit)
+        self.kept = sum(unit.blocks for unit in self._released if unit.shield is Shield.KEPT)
+        for unit in self._released:
+            if self._kind is not before:
+                unit.rank = rank_of(self._kind, _known(unit), self._past)
+            if not unit.children:
+                self._queue.put(unit, unit.shield, unit.rank)
+
     def check_integrity(self) -> None:
         """Assert that counts are what the chains say."""
+        units = self._units()
+        free = [unit for unit in units if not unit.refs]
+        assert self.blocks == sum(unit.blocks for unit in units), "blocks are those of the units"
+        assert self.evictable == sum(unit.blocks for unit in free), "evictable is what nobody holds"
+        assert len(self._released) == len(free), "what nobody holds is in the queue"
+        for unit in units:
+            children = unit.children.values()
+            assert unit.refs >= max((child.refs for child in children), default=0), "chains are held whole"
+            assert unit.shield >= max((child.shield for child in children), default=0), "chains are kept whole"
+        assert self.kept == sum(unit.blocks for unit in free if unit.shield is Shield.KEPT), "kept is counted"
+        if self._kind is not None:
+            assert len(self._queue) == sum(not unit.children for unit in free), "every end of a chain can be evicted"
+
+    def _units(self) -> list[Unit]:
         units: list[Unit] = []
         stack = list(self._roots.values())
         while stack:
             children = list(stack.pop().children.values())
             units += children
             stack += children
-        assert self.blocks == sum(unit.blocks for unit in units), "blocks are those of the units"
-        assert self.evictable == sum(unit.blocks for unit in units if not unit.refs), "evictable is what nobody holds"
-        assert len(self._released) == sum(not unit.refs for unit in units), "what nobody holds is in the queue"
-        for unit in units:
-            assert unit.refs >= max((child.refs for child in unit.children.values()), default=0), (
-                "chains are held whole"
-            )
+        return units
+
+    def _describe(self, unit: Unit) -> None:
+        unit.use = reuse.stored(
+            self._past, unit.key, self.now_ns, cost_ns=self._cost_ns(unit.blocks, unit.depth), size=unit.blocks,
+            horizon_ns=self._horizon_ns,
+        )  # fmt: skip
+
+    def _shield(self, unit: Unit) -> None:
+        """Give a unit its shield, and the units above it at least as much."""
+        shield = self._shields.get(unit.key, Shield.NONE)
+        at: Unit | None = unit
+        while at is not None and at.shield < shield:
+            at.shield = shield
+            at = at.parent
+
+    def _let_go(self, unit: Unit, kind: EvictionKind, *, from_end: int, length: int) -> None:
+        use = _known(unit)
+        reuse.let_go(self._past, use, self.now_ns, from_end=max(0, from_end), length=length)
+        unit.rank = rank_of(kind, use, self._past)
+        if unit.shield is Shield.KEPT:
+            self.kept += unit.blocks
+        if not unit.children:
+            self._queue.put(unit, unit.shield, unit.rank)
+
+    def _evicted(self, unit: Unit, parent: Unit) -> None:
+        reuse.evicted(self._past, unit.key, _known(unit))
+        self._past.floor = max(self._past.floor, unit.rank)
+        if unit.shield is Shield.KEPT:
+            self.kept -= unit.blocks
+        if parent.parent is not None and not parent.children and not parent.refs:
+            self._queue.put(parent, parent.shield, parent.rank)
+
+
+def _known(unit: Unit) -> Use:
+    assert unit.use is not None, "under a directive every unit's use is known"
+    return unit.use

@@ -1,0 +1,50 @@
+"""Slices that may be evicted, in order: those that nobody protects, then hot ones, then those that are kept.
+
+A slice is put in when nobody uses it and none is cached under it (children go before their parents); it is dropped
+when it is used again. Each costs O(log n).
+"""
+
+from enum import IntEnum
+from heapq import heappop, heappush
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Shield(IntEnum):
+    """What stands before a slice: nothing; it is hot; it is pinned or a waiting request begins with it."""
+
+    NONE = 0
+    HOT = 1
+    KEPT = 2
+
+
+class Evictable(Generic[T]):
+    """Slices by (shield, rank), the first put in first among equals."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, int, T]] = []
+        self._place: dict[T, int] = {}
+        self._serial = 0
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def put(self, slice_: T, shield: Shield, rank: int) -> None:
+        """It may be evicted from now on."""
+        assert slice_ not in self._place, "a slice is put in once"
+        self._serial += 1
+        self._place[slice_] = self._serial
+        heappush(self._heap, (shield, rank, self._serial, slice_))
+
+    def drop(self, slice_: T) -> None:
+        """It may not, any more; nothing happens if it could not."""
+        self._place.pop(slice_, None)
+
+    def pop(self) -> T:
+        """The one to evict now. IndexError when there is none."""
+        while True:
+            _, _, serial, slice_ = heappop(self._heap)
+            if self._place.get(slice_) == serial:
+                del self._place[slice_]
+                return slice_

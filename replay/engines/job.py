@@ -1,0 +1,113 @@
+"""What goes into a simulated engine, what comes out of it, and a request while it is inside."""
+
+from collections.abc import Hashable
+from enum import StrEnum
+from typing import NamedTuple
+
+import msgspec
+
+from events.base import RequestId, RequestKind, TenantId
+from events.engine import Capability
+from replay.engines.prefix_cache import Unit
+
+
+class SimRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine is asked to do. `output_tokens` is the true length, which nobody else knows.
+
+    `prefix` names the prompt's leading units of `unit_tokens` tokens (ids under their parents); only full units are
+    cached, and only if a unit is a whole number of blocks.
+
+    What an engine may weigh when it must choose a victim within a step: `tenant`, `priority`, when the first token is
+    due (`deadline_ns`, in the engine's time), the pace, and the output length that is expected (0 = not known).
+    """
+
+    request_id: RequestId
+    prompt_tokens: int
+    output_tokens: int
+    kind: RequestKind = RequestKind.LLM
+    prefix: tuple[Hashable, ...] = ()
+    unit_tokens: int = 256
+    inputs: int = 1
+    tenant: TenantId = TenantId("")
+    priority: int = 0
+    deadline_ns: int = 0
+    slo_tpot_ns: int = 0
+    output_expected: int = 0
+
+
+class RefuseReason(StrEnum):
+    """Why an engine does not take a request at all."""
+
+    TOO_LONG = "too_long"
+    NOT_SERVED = "not_served"
+
+
+class FirstToken(NamedTuple):
+    """The first output token is there."""
+
+    request_id: RequestId
+    at_ns: int
+
+
+class Tokens(NamedTuple):
+    """So many output tokens after the first have come since this was last said; the newest at `at_ns`."""
+
+    request_id: RequestId
+    tokens: int
+    at_ns: int
+
+
+class Finished(NamedTuple):
+    """All output is there (for an embedding: the vectors). `kv_tokens` is what it held at its end."""
+
+    request_id: RequestId
+    at_ns: int
+    output_tokens: int
+    cached_tokens: int
+    preemptions: int
+    kv_tokens: int
+
+
+class Refused(NamedTuple):
+    """The engine does not take it; nothing was computed."""
+
+    request_id: RequestId
+    at_ns: int
+    reason: RefuseReason
+
+
+Outcome = FirstToken | Tokens | Finished | Refused
+
+
+class Job:
+    """A request inside the engine. `emitted` and `told` count output tokens made and said; `serial` is its place in
+    the decode clock (0 = not decoding), `joined` the clock's step then. `gone`: it was aborted; `leaving`: it is to
+    give way when the step in flight is over."""
+
+    __slots__ = (
+        "cached", "computed", "emitted", "first_ns", "gone", "joined", "leaving", "preemptions", "request", "serial",
+        "target", "told", "unit_blocks", "units", "window",
+    )  # fmt: skip
+
+    def __init__(self, request: SimRequest, block_tokens: int, batch_tokens: int) -> None:
+        self.request = request
+        self.units: list[Unit] = []
+        self.first_ns = self.emitted = self.told = self.computed = self.preemptions = self.serial = self.joined = 0
+        self.cached = -1
+        self.target = request.prompt_tokens
+        self.gone = self.leaving = False
+        self.unit_blocks, odd = divmod(request.unit_tokens, block_tokens)
+        if odd or request.kind is RequestKind.EMBEDDING:
+            self.unit_blocks = 0
+        # Inputs of an embedding pass through: what is held at once is a step's worth, or the longest input.
+        self.window = max(-(-request.prompt_tokens // request.inputs), min(request.prompt_tokens, batch_tokens))
+
+
+def refused(request: SimRequest, capability: Capability, *, kv_tokens: int) -> RefuseReason | None:
+    """Why an engine with this much KV does not take it at all; None = it does."""
+    embedding = request.kind is RequestKind.EMBEDDING
+    if not (capability.embedding if embedding else capability.llm):
+        return RefuseReason.NOT_SERVED
+    longest = -(-request.prompt_tokens // request.inputs) if embedding else request.prompt_tokens
+    most = longest + request.output_tokens
+    return RefuseReason.TOO_LONG if most > min(capability.context_tokens_max, kv_tokens) else None
