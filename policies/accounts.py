@@ -6,11 +6,15 @@ is taken out of the sums, changed, and put back: no sum can drift.
 
 import msgspec
 
-from events.base import EngineId, HolderId, ModelId, RequestId, RequestKind
+from events.base import PPM, EngineId, ModelId, RequestId, RequestKind
+from events.decisions import ShareReason, SharesSet
 from events.engine import EngineMeasured, EngineRegistered, Health, StepModel
+from events.request import RequestArrived
 from policies import prefix_index
+from policies.predictors.output_question import Foretold
 from policies.predictors.ttft import Correction, take_in
 from policies.prefix_index import PrefixIndex
+from policies.waiting import Waiting
 
 BEAT_TOKENS = 64
 """Tokens that a decode may have made since its holder last said so: no sign of somebody else's use."""
@@ -19,28 +23,34 @@ KV_TOKENS_DEFAULT = 1_000_000
 
 
 class Resident(msgspec.Struct, kw_only=True):
-    """One request that was sent to an engine. `output_reserved` is what memory is promised for, `output_expected`
-    the median; `first_ns` is 0 until its first token; `seen_ns` is when `output_tokens` was last told."""
+    """One request that was sent to an engine, as it arrived (without its slices once the first token is there).
+    `output_reserved` is what memory is promised for, `output_expected` the median; `first_ns` is 0 until its first
+    token; `seen_ns` is when `output_tokens` was last told.
 
-    history: str
-    holder: HolderId
+    One that was preempted before has `preemptions` (how often) and `preempted_on` (where last). If it had its first
+    token by then, that was at `token_ns`: it now computes its prompt and `output_tokens` anew."""
+
+    request: RequestArrived
+    foretold: Foretold
     decodes: bool
     prompt_tokens: int
     uncached_tokens: int
     pairs: int
     output_reserved: int
     output_expected: int
-    tokens_max: int
-    slo_tpot_ns: int
     admitted_ns: int
     ttft_raw_ns: int
     due_ns: int = 0
     """When its prefill is presumed to be over, where nobody tells: its answer comes in one piece. 0 = it is told."""
     presumed: bool = False
-    attempt: int = 0
     output_tokens: int = 0
     first_ns: int = 0
     seen_ns: int = 0
+    preemptions: int = 0
+    preempted_on: EngineId = EngineId("")
+    token_ns: int = 0
+    bytes_charged: int = 0
+    """What stands for it in its tenant's book."""
 
     @property
     def prefilling(self) -> bool:
@@ -49,7 +59,8 @@ class Resident(msgspec.Struct, kw_only=True):
 
 
 class Load(msgspec.Struct, kw_only=True):
-    """Sums over the residents of an engine. `blocks_final` is what all would hold at their reserved length."""
+    """Sums over the residents of an engine. `blocks_final` is what all would hold at their reserved length, and
+    `embedding_blocks` the part of it that is workspace of embedding jobs: all held at once, until they end."""
 
     seqs: int = 0
     prefill_tokens: int = 0
@@ -60,11 +71,16 @@ class Load(msgspec.Struct, kw_only=True):
     decode_context: int = 0
     blocks_held: int = 0
     blocks_final: int = 0
+    embedding_blocks: int = 0
 
 
 class Account(msgspec.Struct, kw_only=True):
     """One engine. `suspect`: a holder lost it, and nothing was heard of it since. `removed`: it left the pool, and
-    stays here only until its residents end. `foreign_blocks` are in use there, and not by ours."""
+    stays here only until its residents end. `foreign_blocks` are in use there, and not by ours.
+
+    `llm_ppm` and `embedding_ppm` of its usable blocks are what each kind may hold (-1 = no cap), `own_shares` says that
+    they were set for this engine and not for the pool. `parked` are its preempted requests that can go on only there;
+    `priorities` counts the residents by priority."""
 
     engine_id: EngineId
     models: tuple[ModelId, ...] = ()
@@ -76,6 +92,11 @@ class Account(msgspec.Struct, kw_only=True):
     context_tokens_max: int = 0
     llm: bool = True
     embedding: bool = False
+    can_preempt: bool = False
+    can_abort: bool = True
+    llm_ppm: int = -1
+    embedding_ppm: int = -1
+    own_shares: bool = False
     step: StepModel | None = None
     health: Health = Health.READY
     suspect: bool = False
@@ -83,6 +104,8 @@ class Account(msgspec.Struct, kw_only=True):
     residents: dict[RequestId, Resident] = msgspec.field(default_factory=dict)
     prefilling: dict[RequestId, int] = msgspec.field(default_factory=dict)
     """Who waits for a first token there, in order, with its uncached tokens."""
+    parked: dict[RequestId, Waiting] = msgspec.field(default_factory=dict)
+    priorities: dict[int, int] = msgspec.field(default_factory=dict)
     head_since_ns: int = 0
     """When the first of `prefilling` came to its turn."""
     load: Load = msgspec.field(default_factory=Load)
@@ -107,6 +130,13 @@ def blocks(account: Account, tokens: int) -> int:
     return -(-tokens // account.block_tokens)
 
 
+def divide(account: Account, event: SharesSet) -> None:
+    """Its memory is shared by kind from now on, or no longer."""
+    lifted = event.reason is ShareReason.LIFTED
+    account.llm_ppm = -1 if lifted else event.llm_ppm
+    account.embedding_ppm = -1 if lifted else event.embedding_ppm
+
+
 def describe(account: Account, event: EngineRegistered) -> None:
     """Take over what the engine is; what runs there stays, counted anew."""
     capability = event.capability
@@ -116,6 +146,7 @@ def describe(account: Account, event: EngineRegistered) -> None:
     account.seqs_max, account.batch_tokens = capability.seqs_max, capability.batch_tokens_max
     account.context_tokens_max = capability.context_tokens_max
     account.llm, account.embedding = capability.llm, capability.embedding
+    account.can_preempt, account.can_abort = capability.can_preempt, capability.can_abort
     account.step = event.step
     account.suspect = account.removed = False
     account.load = Load()
@@ -131,29 +162,41 @@ def count(load: Load, account: Account, resident: Resident, sign: int) -> None:
         load.prefill_tokens += sign * resident.uncached_tokens
         load.prefill_pairs += sign * resident.pairs
         if resident.decodes:
-            load.prefill_context += sign * prompt
+            load.prefill_context += sign * (prompt + resident.output_tokens)
             load.prefill_decodes += sign
     elif resident.decodes:
         load.decode_seqs += sign
         load.decode_context += sign * (prompt + resident.output_tokens)
     size = account.block_tokens
     load.blocks_held += sign * -(-(prompt + resident.output_tokens) // size)
-    load.blocks_final += sign * -(-(prompt + max(resident.output_reserved, resident.output_tokens)) // size)
+    final = -(-(prompt + max(resident.output_reserved, resident.output_tokens)) // size)
+    load.blocks_final += sign * final
+    if not resident.decodes:
+        load.embedding_blocks += sign * final
+
+
+def bytes_of(account: Account, resident: Resident) -> int:
+    """What it holds there at its reserved length: what it costs its tenant."""
+    tokens = resident.prompt_tokens + max(resident.output_reserved, resident.output_tokens)
+    return blocks(account, tokens) * account.block_bytes
 
 
 def hold(account: Account, request_id: RequestId, resident: Resident) -> None:
     """A request was sent there."""
-    if not account.prefilling:
-        account.head_since_ns = resident.admitted_ns
     account.residents[request_id] = resident
-    account.prefilling[request_id] = resident.uncached_tokens
+    priority = resident.request.priority
+    account.priorities[priority] = account.priorities.get(priority, 0) + 1
+    if resident.prefilling:
+        if not account.prefilling:
+            account.head_since_ns = resident.admitted_ns
+        account.prefilling[request_id] = resident.uncached_tokens
     count(account.load, account, resident, 1)
 
 
 def first_token(account: Account, request_id: RequestId, now_ns: int) -> None:
     """Its first token came: what was predicted is held against it."""
     resident = account.residents[request_id]
-    if not resident.prefilling and not resident.presumed:
+    if resident.token_ns or not (resident.prefilling or resident.presumed):
         return
     take_in(
         account.correction, seen_ns=max(0, now_ns - resident.admitted_ns), predicted_ns=resident.ttft_raw_ns,
@@ -181,8 +224,12 @@ def _begin_decode(account: Account, request_id: RequestId, now_ns: int) -> None:
     """Its prefill is over: it decodes from now on, and the next in line is at its turn."""
     resident = account.residents[request_id]
     count(account.load, account, resident, -1)
-    resident.first_ns = resident.seen_ns = max(now_ns, 1)
-    resident.output_tokens = 1 if resident.decodes else 0
+    resident.seen_ns = max(now_ns, 1)
+    resident.first_ns = resident.token_ns or resident.seen_ns
+    if resident.decodes and not resident.output_tokens:
+        resident.output_tokens = 1
+    if resident.request.slices:
+        resident.request = msgspec.structs.replace(resident.request, slices=())  # Long, and wanted no more.
     count(account.load, account, resident, 1)
     del account.prefilling[request_id]
     account.head_since_ns = now_ns
@@ -195,7 +242,9 @@ def progressed(account: Account, request_id: RequestId, output_tokens: int, now_
     output_tokens = min(output_tokens, kv_tokens(account))
     if output_tokens <= resident.output_tokens or not resident.decodes:
         return
-    if resident.prefilling:
+    if resident.prefilling and resident.token_ns:
+        _begin_decode(account, request_id, now_ns)
+    elif resident.prefilling:
         first_token(account, request_id, now_ns)
     # The same as taking it out and putting it back, but this is said of every running request every second.
     load, size, before = account.load, account.block_tokens, resident.prompt_tokens + resident.output_tokens
@@ -220,6 +269,10 @@ def release(account: Account, request_id: RequestId, now_ns: int) -> Resident:
     """It ended: all it held is free."""
     resident = account.residents.pop(request_id)
     count(account.load, account, resident, -1)
+    priority = resident.request.priority
+    account.priorities[priority] -= 1
+    if not account.priorities[priority]:
+        del account.priorities[priority]
     if request_id in account.prefilling:
         if next(iter(account.prefilling)) == request_id:
             account.head_since_ns = now_ns
@@ -233,7 +286,7 @@ def measure(account: Account, event: EngineMeasured) -> None:
     account.suspect = False
     load = account.load
     ours = min(load.blocks_final, load.blocks_held + load.decode_seqs * blocks(account, BEAT_TOKENS))
-    excess_blocks = max(0, event.kv_used_ppm * account.kv_blocks // 1_000_000 - ours)
+    excess_blocks = max(0, event.kv_used_ppm * account.kv_blocks // PPM - ours)
     excess_seqs = max(0, event.running + event.waiting - load.seqs)
     account.foreign_blocks = min(excess_blocks, account.excess_blocks)
     account.foreign_seqs = min(excess_seqs, account.excess_seqs)
@@ -251,3 +304,8 @@ def change_health(account: Account, health: Health) -> None:
 def kv_tokens(account: Account) -> int:
     """How many tokens its KV can hold."""
     return account.kv_blocks * account.block_tokens or KV_TOKENS_DEFAULT
+
+
+def has_begun(resident: Resident) -> bool:
+    """Whether its first token is, or is presumed to be, there: also of one that computes anew after a preemption."""
+    return resident.first_ns > 0 or resident.token_ns > 0

@@ -3,9 +3,10 @@
 The rules for one request stand in `policies.judgement`. Around them:
 
 - Deferred requests are looked at again whenever something may have changed: for one engine when a request there ends
-  or gives its first token or the engine is measured, for all with every tick. Each line goes in order of arrival;
-  while its head does not fit, at most `passes_max` later ones go before it.
-- One whose latest start has passed is refused (deadline passed).
+  or gives its first token or the engine is measured, for all with every tick. Each line goes in the order of
+  the strategy (`policies.lineup`); while its head does not fit, at most `passes_max` later ones go before it.
+- One whose latest start has passed is refused (deadline passed; evicted, if it was preempted).
+- One that has its first token and was preempted goes on before all that: see `policies.parking`.
 - In mode `observe` everything is admitted at once where the placement says, with what would have been decided; only
   what no engine can serve is refused.
 - A holder that is silent too long is lost: its requests end. An engine that is lost gets nothing new; what runs there
@@ -16,16 +17,22 @@ Example: engine with 100 free blocks; a prompt of 80 blocks with an answer of 30
 prompt of 20 blocks behind it is admitted, and the first goes as soon as enough has ended.
 """
 
+from functools import partial
 from itertools import islice
 
-from events.base import NS_PER_MS, NS_PER_S, EngineId, Event, RequestId
+from events.base import NS_PER_MS, NS_PER_S, EngineId, Event, RequestId, RequestKind
 from events.control import Ticked
 from events.decisions import (
+    DeferReason,
     HolderLost,
+    PreemptReason,
     RejectReason,
     RequestAdmitted,
     RequestDeferred,
+    RequestPreempted,
     RequestRejected,
+    SharesSet,
+    TenantQuotaSet,
     WakeAsked,
     Would,
 )
@@ -34,32 +41,40 @@ from events.request import (
     FirstTokenSeen,
     HolderBeat,
     HolderStopped,
+    OutputPredicted,
     RequestAborted,
     RequestArrived,
     RequestExpired,
     RequestFinished,
 )
-from policies import holders, waiting
-from policies.accounts import blocks
+from policies import holders, parking, preemption, waiting
+from policies.accounts import Account, Resident, blocks, bytes_of
 from policies.admission_explain import explain
 from policies.admission_settings import AdmissionSettings, Mode
-from policies.admission_state import State, configure, evolve, initial, requests_of
+from policies.admission_state import State, configure, desk_of, evolve, initial, requests_of
 from policies.decider import Decider
-from policies.forecast import Prospect, held_tokens, is_full, reserved_tokens
+from policies.forecast import Prospect, bytes_wanted, is_full, promise, reserved_tokens
 from policies.judgement import (
     RETRY_AFTER_MIN_NS,
     Admit,
     Defer,
     Desk,
+    Preempt,
     Reject,
+    Ruling,
     Verdict,
+    clear,
     holding,
     judge,
+    longer_output,
+    output_of,
     ranked,
     retry_after_ns,
     settle,
     slack_ns,
 )
+from policies.lineup import first_ruling, is_backed_up, keeps_out, line_key, lineup
+from policies.predictors import output_length
 from policies.waiting import Line, Waiting
 
 ACTOR = "admission"
@@ -81,29 +96,29 @@ def decide(state: State, event: Event, now_ns: int) -> list[Event]:
             return _decide_tick(state, now_ns)
         case HolderBeat():
             return _decide_beat(state, event)
-        case FirstTokenSeen() | RequestFinished() | EngineMeasured() | EngineRegistered():
+        case RequestFinished():
+            alarms = output_length.alarms(state.histograms)
+            return [*alarms, *_drain(state, now_ns, only=event.engine_id)]
+        case FirstTokenSeen() | EngineMeasured() | EngineRegistered():
             return _drain(state, now_ns, only=event.engine_id)
         case EngineHealthChanged() | EngineRemoved() | RequestAborted() | RequestExpired() | HolderStopped():
+            return _drain(state, now_ns)
+        case SharesSet() | TenantQuotaSet():
             return _drain(state, now_ns)
         case _:
             return []
 
 
-def desk_of(state: State, now_ns: int) -> Desk:
-    """What the decision of now looks at."""
-    return Desk(state.accounts, state.histograms, state.turns, state.settings, now_ns)
-
-
 def _decide_fresh(state: State, fresh: Waiting, now_ns: int) -> list[Event]:
     """One request that just arrived."""
-    desk, request = desk_of(state, now_ns), fresh.request
+    desk = desk_of(state, now_ns)
     if state.settings.mode is Mode.OBSERVE:
         return [_observed(desk, fresh)]
     verdict = _first_verdict(state, desk, fresh)
-    said = _said(state.settings, verdict, request)
+    said = _said(desk, verdict, fresh)
     if isinstance(verdict, Defer):
-        return [said, *_wake(state, verdict.until_ns, now_ns)]
-    return [said]
+        return [*said, *_wake(state, verdict.until_ns, now_ns)]
+    return said
 
 
 def _first_verdict(state: State, desk: Desk, fresh: Waiting) -> Verdict:
@@ -113,13 +128,8 @@ def _first_verdict(state: State, desk: Desk, fresh: Waiting) -> Verdict:
         return found
     prospects = ranked(desk, fresh.request, found, group)
     line = state.lines.by_group.get(group)
-    if line is None:
-        verdict = judge(desk, prospects)
-    else:
-        # All before it were looked at when something last changed, so it may pass if a pass is left.
-        head = next(iter(line.entries.values()))
-        may_go = len(line.entries) < settings.scan_max and head.passed < settings.passes_max
-        verdict = judge(desk, prospects, ahead_ns=line.work_ns, may_go=may_go)
+    ruling = first_ruling(desk, fresh, prospects, line)
+    verdict = preemption.or_room(desk, fresh, ruling, found)
     if isinstance(verdict, Defer) and len(state.lines.group_of) >= settings.queue_max:
         return Reject(RejectReason.QUEUE_FULL, retry_after_ns(line.work_ns if line else 0, settings))
     return verdict
@@ -129,7 +139,7 @@ def _observed(desk: Desk, one: Waiting) -> Event:
     """Admitted where the placement says, whatever the verdict; but what nobody can serve is refused."""
     found = holding(desk, one.request, one.avoid)
     if isinstance(found, Reject):
-        return _said(desk.settings, found, one.request)
+        return _rejected(found, one)
     prospects = ranked(desk, one.request, found, waiting.group(one.request))
     verdict = judge(desk, prospects)
     match verdict:
@@ -143,21 +153,43 @@ def _observed(desk: Desk, one: Waiting) -> Event:
     return _admitted(desk.settings, prospects[0], slack_ns(prospects[0], desk.now_ns), would=would, reason=reason)
 
 
-def _said(settings: AdmissionSettings, verdict: Verdict, request: RequestArrived) -> Event:
-    """The verdict as it stands in the log."""
+def _said(desk: Desk, verdict: Verdict, one: Waiting) -> list[Event]:
+    """The verdict as it stands in the log; what is decided next counts it."""
     match verdict:
         case Admit():
-            return _admitted(settings, verdict.prospect, verdict.slack_ns)
+            settle(desk, verdict.prospect)
+            return [_admitted(desk.settings, verdict.prospect, verdict.slack_ns)]
+        case Preempt(victims, admit):
+            account = admit.prospect.trial.account
+            clear(desk, admit.prospect, victims)
+            orders = [_preempted(account, sent, for_request=one.request.request_id) for sent in victims.values()]
+            return [*orders, *_said(desk, admit, one)]
         case Defer():
-            return RequestDeferred(
-                request_id=request.request_id, until_ns=verdict.until_ns, reason=verdict.reason,
-                work_ns=verdict.work_ns, attempt=request.attempt,
-            )  # fmt: skip
+            return [RequestDeferred(
+                request_id=one.request.request_id, until_ns=verdict.until_ns, reason=verdict.reason,
+                work_ns=verdict.work_ns, attempt=one.request.attempt,
+            )]  # fmt: skip
         case Reject():
-            return RequestRejected(
-                request_id=request.request_id, reason=verdict.reason,
-                retry_after_ns=verdict.retry_after_ns, attempt=request.attempt,
-            )  # fmt: skip
+            return [_rejected(verdict, one)]
+
+
+def _preempted(account: Account, sent: Resident, *, for_request: RequestId) -> RequestPreempted:
+    return RequestPreempted(
+        request_id=sent.request.request_id, engine_id=account.engine_id, for_request=for_request,
+        reason=PreemptReason.MORE_URGENT, output_tokens=sent.output_tokens,
+        kv_bytes_freed=blocks(account, sent.prompt_tokens + sent.output_tokens) * account.block_bytes,
+        attempt=sent.request.attempt,
+    )  # fmt: skip
+
+
+def _rejected(verdict: Reject, one: Waiting) -> RequestRejected:
+    """One that was preempted is not as if it had never been served: it was evicted."""
+    evicted = one.preemptions and verdict.reason in (RejectReason.SLO_INFEASIBLE, RejectReason.DEADLINE_PASSED)
+    return RequestRejected(
+        request_id=one.request.request_id,
+        reason=RejectReason.EVICTED_DEADLINE_PASSED if evicted else verdict.reason,
+        retry_after_ns=verdict.retry_after_ns, attempt=one.request.attempt,
+    )  # fmt: skip
 
 
 def _admitted(
@@ -169,9 +201,11 @@ def _admitted(
         request_id=request.request_id, engine_id=account.engine_id,
         output_tokens_predicted=reserved, cached_tokens_predicted=one.cached_tokens,
         kv_cache_tokens=request.prompt_tokens + reserved,
-        kv_bytes_reserved=blocks(account, held_tokens(account, request) + reserved) * account.block_bytes,
+        kv_bytes_reserved=bytes_wanted(one, settings),
         ttft_predicted_ns=one.ttft_ns if one.judged else 0, slo_slack_ns=slack,
         attempt=request.attempt, would=would, reason=reason,
+        output_tokens_low=min(one.foretold.low, reserved), predictor=one.foretold.predictor,
+        embedding_workspace_bytes=bytes_wanted(one, settings) if request.kind is RequestKind.EMBEDDING else 0,
     )  # fmt: skip
 
 
@@ -193,7 +227,7 @@ def _decide_tick(state: State, now_ns: int) -> list[Event]:
             break
         decisions.append(HolderLost(holder=holder, requests=requests))
         gone.update(dict.fromkeys(requests))
-    if not state.lines.by_group:
+    if not state.lines.by_group and not state.parked_on:
         return decisions
     drained = _drain(state, now_ns, gone=gone, expire=True)
     left = [
@@ -207,15 +241,16 @@ def _drain(
     state: State, now_ns: int, *, only: EngineId | None = None, gone: dict[RequestId, None] | None = None,
     expire: bool = False,
 ) -> list[Event]:  # fmt: skip
-    """Look again at what waits, in order of arrival. `only`: nothing changed but on that engine. `gone` is left out,
+    """Look again at what waits, in the order of the strategy. `only`: nothing changed but on that engine. `gone` is left out,
     and what is decided here is added to it. `expire`: look for passed deadlines beyond `scan_max`, too."""
     lines = list(state.lines.by_group.values())
-    if not lines:
+    if not lines and not state.parked_on:
         return []
     gone = {} if gone is None else gone
     desk = desk_of(state, now_ns)
-    lines.sort(key=lambda line: next(iter(line.entries.values())).arrived_ns)
-    decisions: list[Event] = _expire(lines, now_ns, gone) if expire else []
+    resumed = _go_on(state, desk, only=only, gone=gone) if state.parked_on else []
+    lines.sort(key=partial(line_key, desk))
+    decisions: list[Event] = [*resumed, *(_expire(lines, now_ns, gone) if expire else ())]
     for line in lines:
         decisions += _drain_line(desk, line, only=only, gone=gone)
     return decisions
@@ -232,11 +267,7 @@ def _expire(lines: list[Line], now_ns: int, gone: dict[RequestId, None]) -> list
 
 
 def _too_late(one: Waiting) -> RequestRejected:
-    request = one.request
-    return RequestRejected(
-        request_id=request.request_id, reason=RejectReason.DEADLINE_PASSED,
-        retry_after_ns=RETRY_AFTER_MIN_NS, attempt=request.attempt,
-    )  # fmt: skip
+    return _rejected(Reject(RejectReason.DEADLINE_PASSED, RETRY_AFTER_MIN_NS), one)
 
 
 def _drain_line(desk: Desk, line: Line, *, only: EngineId | None, gone: dict[RequestId, None]) -> list[Event]:
@@ -244,42 +275,97 @@ def _drain_line(desk: Desk, line: Line, *, only: EngineId | None, gone: dict[Req
     decisions: list[Event] = []
     settings, passes = desk.settings, 0
     head: Waiting | None = None
-    left = ((request_id, one) for request_id, one in line.entries.items() if request_id not in gone)
-    for request_id, one in islice(left, settings.scan_max):
+    if only is not None and settings.mode is Mode.ENFORCE:
+        account = desk.accounts.get(only)
+        if account is None or is_backed_up(desk, account):
+            return []
+    for one in islice(lineup(desk, line, gone=gone), settings.scan_max):
         if head is not None and passes <= 0:
             break
-        said = _again(desk, one, only=only)
-        if said is None:
+        if one.until_ns > desk.now_ns and keeps_out(desk, one):
+            continue
+        request_id, said = one.request.request_id, _again(desk, one, only=only)
+        if not said:
             if head is None:
                 head, passes = one, settings.passes_max - one.passed
             continue
-        decisions.append(said)
+        decisions += said
         gone[request_id] = None
-        if head is not None and isinstance(said, RequestAdmitted):
+        if head is not None and isinstance(said[-1], RequestAdmitted):
             passes -= 1
     return decisions
 
 
-def _again(desk: Desk, one: Waiting, *, only: EngineId | None) -> Event | None:
-    """What is said now to a request that waits; None = it waits on."""
+def _again(desk: Desk, one: Waiting, *, only: EngineId | None) -> list[Event]:
+    """What is said now to a request that waits; nothing = it waits on."""
     if desk.settings.mode is Mode.OBSERVE:
-        return _observed(desk, one)
+        return [_observed(desk, one)]
     if one.until_ns <= desk.now_ns:
-        return _too_late(one)
+        return [_too_late(one)]
     holds = holding(desk, one.request, one.avoid)
     if isinstance(holds, Reject):
-        return _said(desk.settings, holds, one.request)
+        return [_rejected(holds, one)]
     there = [account for account in holds if only is None or account.engine_id == only]
     # Too late on one engine is not too late on all: the next tick looks at them all.
     elsewhere = len(there) < len(holds)
+    ruling: Ruling
     if elsewhere and all(is_full(desk.trial(account), one.request, desk.settings) for account in there):
-        return None
-    verdict = judge(desk, ranked(desk, one.request, there, waiting.group(one.request)))
+        ruling = Defer(DeferReason.KV_BUDGET, one.until_ns, one.work_ns)
+    else:
+        ruling = judge(desk, ranked(desk, one.request, there, waiting.group(one.request)))
+    verdict = preemption.or_room(desk, one, ruling, there)
     if isinstance(verdict, Defer) or (isinstance(verdict, Reject) and elsewhere):
+        return []
+    return _said(desk, verdict, one)
+
+
+def _go_on(state: State, desk: Desk, *, only: EngineId | None, gone: dict[RequestId, None]) -> list[Event]:
+    """Those that are parked and can go on now, or have to. On each engine the most important goes first, then who
+    was parked first; the next does not pass it."""
+    engines = [only] if only is not None else list(dict.fromkeys(state.parked_on.values()))
+    decisions: list[Event] = []
+    for engine_id in engines:
+        account = state.accounts.get(engine_id)
+        parked = account.parked.items() if account is not None else ()
+        in_order = sorted((item for item in parked if item[0] not in gone), key=lambda item: -item[1].request.priority)
+        for request_id, one in in_order[: state.settings.scan_max]:
+            said = _resumed(state, desk, state.accounts[engine_id], one)
+            if said is None:
+                break
+            decisions.append(said)
+            gone[request_id] = None
+    return decisions
+
+
+def _resumed(state: State, desk: Desk, account: Account, one: Waiting) -> RequestAdmitted | None:
+    """It goes on where its stream is; None = not yet."""
+    settings, trial, request = desk.settings, desk.trial(account), one.request
+    made = one.output_tokens
+    foretold = output_of(desk.histograms, settings, request, so_far=made, key=one.foretold.key)
+    reserved = longer_output(desk.histograms, settings, account, request, one.foretold, so_far=made)
+    prospect = parking.going_on(trial, one, foretold=foretold, now_ns=desk.now_ns)
+    must = settings.mode is Mode.OBSERVE or desk.now_ns >= one.arrived_ns + settings.resume_max_ns
+    if not must and (not account.takes_work() or _urgent_waits(state, one) or not parking.fits(prospect, settings)):
         return None
-    if isinstance(verdict, Admit):
-        settle(desk, verdict.prospect)
-    return _said(desk.settings, verdict, one.request)
+    sent = parking.resident_again(trial, one, reserved=reserved, cached=prospect.cached_tokens, now_ns=desk.now_ns)
+    promise(trial, sent)
+    trial.resumed[request.request_id] = None
+    return RequestAdmitted(
+        request_id=request.request_id, engine_id=account.engine_id, resumed=True, attempt=request.attempt,
+        output_tokens_predicted=reserved, output_tokens_low=min(foretold.low, reserved), predictor=foretold.predictor,
+        cached_tokens_predicted=prospect.cached_tokens, kv_cache_tokens=request.prompt_tokens + reserved,
+        kv_bytes_reserved=bytes_of(account, sent), ttft_predicted_ns=prospect.ttft_ns if prospect.judged else 0,
+        slo_slack_ns=0,
+    )  # fmt: skip
+
+
+def _urgent_waits(state: State, parked: Waiting) -> bool:
+    """Whether a request of a higher priority waits for an engine like this one: it goes first."""
+    line = state.lines.by_group.get(waiting.group(parked.request))
+    if line is None:
+        return False
+    some = islice(line.entries.values(), state.settings.scan_max)
+    return any(one.request.priority > parked.request.priority for one in some)
 
 
 def _wake(state: State, until_ns: int, now_ns: int) -> list[Event]:
@@ -300,7 +386,8 @@ ADMISSION: Decider[State] = Decider(
     explain=explain,
     takes=frozenset({
         RequestArrived, FirstTokenSeen, RequestFinished, RequestAborted, RequestExpired, HolderBeat, HolderStopped,
-        EngineRegistered, EngineRemoved, EngineHealthChanged, EngineMeasured, Ticked,
+        OutputPredicted, EngineRegistered, EngineRemoved, EngineHealthChanged, EngineMeasured, Ticked,
+        SharesSet, TenantQuotaSet,
     }),
 )  # fmt: skip
 """Admission with its default settings."""

@@ -26,7 +26,7 @@ from policies.judgement import (
     Defer,
     Desk,
     Reject,
-    Verdict,
+    Ruling,
     holding,
     judge,
     lateness_ns,
@@ -94,7 +94,7 @@ def _request(state: State, desk: Desk, one: Waiting) -> dict[str, Any]:
     }
 
 
-def _rule(verdict: Verdict) -> dict[str, Any]:
+def _rule(verdict: Ruling) -> dict[str, Any]:
     """The verdict if nobody stood before it."""
     match verdict:
         case Admit():

@@ -6,6 +6,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from events.base import NS_PER_MS, NS_PER_S, PPM
+from policies.predictors.output_length import OutputPredictor
 from policies.settings import Settings, Switch
 
 
@@ -14,6 +15,15 @@ class Mode(StrEnum):
 
     ENFORCE = "enforce"
     OBSERVE = "observe"
+
+
+class Preemption(StrEnum):
+    """Who may be preempted: nobody, who has a lower priority, or also who waits in an engine for its first token and
+    has more slack. See `policies.preemption`."""
+
+    OFF = "off"
+    PRIORITY = "priority"
+    SLACK = "slack"
 
 
 class Placement(StrEnum):
@@ -25,18 +35,37 @@ class Placement(StrEnum):
     PREFIX_AFFINITY = "prefix_affinity"
 
 
+class Strategy(StrEnum):
+    """In which order those that wait are looked at. See `policies.ordering`."""
+
+    FIFO = "fifo"
+    PRIORITY = "priority"
+    SLO_AWARE = "slo_aware"
+    COST_OPTIMIZED = "cost_optimized"
+    ADAPTIVE = "adaptive"
+    HYBRID = "hybrid"
+
+
 class AdmissionSettings(Settings, kw_only=True):
     """What can be changed about admission, live.
 
-    `safety_ppm` of an engine's KV blocks are never promised. `output_quantile_ppm` of a tenant's outputs are
-    expected to end within the reserved length; `output_tokens_default` stands in where nothing is known.
+    `safety_ppm` of an engine's KV blocks are never promised. `output_predictor` says how long answers will be;
+    `output_quantile_ppm` of them are to end within the reserved length, and its calibration keeps that.
+    `output_tokens_default` stands in where nothing is known.
     A predicted TTFT is multiplied by `ttft_margin_ppm` before it is held against the slack; TPOT limits by
     `tpot_margin_ppm` (0 = no TPOT guard). A request waits here, not in an engine, while that engine's prefill
     backlog is above `backlog_max_ns` (0 = no such limit). `deferral` off: nothing waits here; what would be in time
     goes on at once, whatever the engine's memory (early rejection alone).
 
-    At most `queue_max` requests are deferred. The oldest of a queue is passed by at most `passes_max` later ones,
-    and at most `scan_max` are looked at per record.
+    At most `queue_max` requests are deferred. They are looked at in the order of `strategy`; the first is passed by at
+    most `passes_max` later ones, and at most `scan_max` are looked at per record. A prefill of `long_prefill_ns` or
+    more (0 = none is long) begins only while fewer than `long_lane_ppm` of the engines have that much before them. A
+    class of prompts (or a tenant) of which less than `fairness_ppm` of the overall share is served comes first (0 = no
+    such floor).
+
+    `preemption` says who may be preempted for a more urgent request, at most `preempt_victims_max` for one, none whose
+    answer is past `protect_ppm` of its expected length, and each at most `preemptions_max` times. One that was
+    preempted after its first token goes on after at most `resume_max_ns`, whatever else waits.
 
     A holder is lost after `holder_timeout_ns` without a word; a request holds its place at most
     `request_max_ns`. `retry_after_max_ns` bounds the advice given with a refusal.
@@ -48,15 +77,25 @@ class AdmissionSettings(Settings, kw_only=True):
     mode: Mode = Mode.ENFORCE
     deferral: Switch = Switch.ON
     placement: Placement = Placement.SLO_AWARE
+    strategy: Strategy = Strategy.SLO_AWARE
     safety_ppm: Annotated[int, Meta(ge=0, le=500_000)] = 50_000
+    output_predictor: OutputPredictor = OutputPredictor.QUANTILE
     output_quantile_ppm: Annotated[int, Meta(ge=1, le=PPM)] = 800_000
     output_tokens_default: Annotated[int, Meta(ge=1, le=1_000_000)] = 512
     ttft_margin_ppm: Annotated[int, Meta(ge=100_000, le=10 * PPM)] = 1_100_000
     tpot_margin_ppm: Annotated[int, Meta(ge=0, le=10 * PPM)] = PPM
-    backlog_max_ns: Annotated[int, Meta(ge=0, le=600 * NS_PER_S)] = 500 * NS_PER_MS
+    backlog_max_ns: Annotated[int, Meta(ge=0, le=600 * NS_PER_S)] = 20 * NS_PER_MS
     queue_max: Annotated[int, Meta(ge=0, le=100_000)] = 1_024
     passes_max: Annotated[int, Meta(ge=0, le=10_000)] = 8
     scan_max: Annotated[int, Meta(ge=1, le=1_000)] = 16
+    long_prefill_ns: Annotated[int, Meta(ge=0, le=600 * NS_PER_S)] = 1_500 * NS_PER_MS
+    long_lane_ppm: Annotated[int, Meta(ge=1, le=PPM)] = 250_000
+    fairness_ppm: Annotated[int, Meta(ge=0, le=PPM)] = 600_000
+    preemption: Preemption = Preemption.PRIORITY
+    preempt_victims_max: Annotated[int, Meta(ge=1, le=64)] = 4
+    protect_ppm: Annotated[int, Meta(ge=0, le=PPM)] = 800_000
+    preemptions_max: Annotated[int, Meta(ge=0, le=100)] = 2
+    resume_max_ns: Annotated[int, Meta(ge=0, le=600 * NS_PER_S)] = 3 * NS_PER_S
     holder_timeout_ns: Annotated[int, Meta(ge=2 * NS_PER_S, le=3_600 * NS_PER_S)] = 5 * NS_PER_S
     request_max_ns: Annotated[int, Meta(ge=60 * NS_PER_S, le=86_400 * NS_PER_S)] = 3_600 * NS_PER_S
     retry_after_max_ns: Annotated[int, Meta(ge=NS_PER_S, le=3_600 * NS_PER_S)] = 60 * NS_PER_S

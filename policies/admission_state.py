@@ -12,39 +12,57 @@ import msgspec
 
 from events.base import EngineId, Event, HolderId, RequestId
 from events.control import Ticked
-from events.decisions import HolderLost, RequestAdmitted, RequestDeferred, RequestRejected, WakeAsked
+from events.decisions import (
+    HolderLost,
+    MiscoverageNoticed,
+    RequestAdmitted,
+    RequestDeferred,
+    RequestPreempted,
+    RejectReason,
+    RequestRejected,
+    ShareReason,
+    SharesSet,
+    TenantQuotaSet,
+    WakeAsked,
+)
 from events.engine import EngineHealthChanged, EngineMeasured, EngineRegistered, EngineRemoved
 from events.request import (
     AbortReason,
     FirstTokenSeen,
     HolderBeat,
     HolderStopped,
+    OutputPredicted,
     RequestAborted,
     RequestArrived,
     RequestExpired,
     RequestFinished,
 )
-from policies import accounts, holders, prefix_index, settings, waiting
+from policies import accounts, holders, ordering, parking, prefix_index, settings, tenancy, waiting
 from policies.accounts import Account, Resident
 from policies.admission_settings import AdmissionSettings
-from policies.forecast import longest_output, trial_of
+from policies.forecast import trial_of
 from policies.holders import Holders
-from policies.judgement import resident
+from policies.judgement import Desk, longer_output, output_of, resident
+from policies.ordering import Ordering
 from policies.predictors import output_length
-from policies.predictors.output_length import Histograms
+from policies.predictors.output_length import Outputs
+from policies.tenancy import Tenants
 from policies.waiting import Lines, Waiting
 
 LOST_MAX = 1_024
 """Requests remembered as lost on an engine until they are offered again."""
 OVERDUE_MAX = 16
 """Requests per engine and tick that are dropped for being there too long."""
+IMPOSSIBLE = (RejectReason.NO_ENGINE, RejectReason.TOO_LONG, RejectReason.TENANT_QUOTA)
+"""Refusals that no order would have spared anybody."""
 
 
 class State(msgspec.Struct, kw_only=True):
     """All that admission knows. Bounded by engines x sequences, `queue_max`, and the limits of its parts; in mode
     `observe` by what the holders let in.
 
-    `running` says where each admitted request is. `fresh` is the request that just arrived and is not decided yet.
+    `running` says where each admitted request is, `parked_on` where each preempted one is that goes on only there.
+    `fresh` is the request that just arrived and is not decided yet.
     `lost_on` is the engine that a request was lost on, until it is offered again. `turns` counts placements by line.
     `woken_ns` is the last wake asked for.
     """
@@ -52,10 +70,14 @@ class State(msgspec.Struct, kw_only=True):
     settings: AdmissionSettings = msgspec.field(default_factory=AdmissionSettings)
     accounts: dict[EngineId, Account] = msgspec.field(default_factory=dict)
     running: dict[RequestId, EngineId] = msgspec.field(default_factory=dict)
+    parked_on: dict[RequestId, EngineId] = msgspec.field(default_factory=dict)
+    tenants: Tenants = msgspec.field(default_factory=Tenants)
+    pool_shares: SharesSet | None = None
     lines: Lines = msgspec.field(default_factory=Lines)
+    ordering: Ordering = msgspec.field(default_factory=Ordering)
     fresh: Waiting | None = None
     lost_on: dict[RequestId, EngineId] = msgspec.field(default_factory=dict)
-    histograms: Histograms = msgspec.field(default_factory=dict)
+    histograms: Outputs = msgspec.field(default_factory=Outputs)
     holders: Holders = msgspec.field(default_factory=Holders)
     turns: dict[str, int] = msgspec.field(default_factory=dict)
     woken_ns: int = 0
@@ -66,9 +88,17 @@ def initial() -> State:
     return State()
 
 
+def desk_of(state: State, now_ns: int) -> Desk:
+    """What a decision of now looks at."""
+    return Desk(
+        state.accounts, state.histograms, state.turns, state.settings, state.tenants, now_ns, ordering=state.ordering
+    )
+
+
 def configure(state: State, changes: Mapping[str, Any]) -> None:
     """Change the named settings, all or none. ValueError names key, value and what is allowed."""
     settings.apply("admission", state.settings, changes)
+    _keep_order(state)
 
 
 def evolve(state: State, event: Event, now_ns: int) -> None:  # noqa: C901
@@ -80,7 +110,10 @@ def evolve(state: State, event: Event, now_ns: int) -> None:  # noqa: C901
             _admitted(state, event, now_ns)
         case RequestDeferred():
             _deferred(state, event)
+        case RequestPreempted():
+            _preempted(state, event, now_ns)
         case RequestRejected() | RequestExpired():
+            _refused(state, event)
             _forget(state, event.request_id, now_ns)
         case FirstTokenSeen():
             _first_token(state, event, now_ns)
@@ -95,8 +128,7 @@ def evolve(state: State, event: Event, now_ns: int) -> None:  # noqa: C901
         case HolderLost():
             _end_holder(state, event.holder, event.requests, now_ns)
         case EngineRegistered():
-            account = state.accounts.setdefault(event.engine_id, Account(engine_id=event.engine_id))
-            accounts.describe(account, event)
+            _registered(state, event)
         case EngineRemoved() if event.engine_id in state.accounts:
             state.accounts[event.engine_id].removed = True
             _drop_if_gone(state, event.engine_id)
@@ -106,6 +138,14 @@ def evolve(state: State, event: Event, now_ns: int) -> None:  # noqa: C901
             accounts.measure(state.accounts[event.engine_id], event)
         case Ticked():
             _ticked(state, now_ns)
+        case OutputPredicted():
+            output_length.heard(state.histograms, event)
+        case MiscoverageNoticed():
+            output_length.noticed(state.histograms, event)
+        case SharesSet():
+            _shares(state, event)
+        case TenantQuotaSet():
+            tenancy.set_quota(state.tenants, event.tenant, event.kv_bytes_max)
         case WakeAsked():
             state.woken_ns = event.at_ns
         case _:
@@ -117,13 +157,17 @@ def _arrived(state: State, event: RequestArrived, now_ns: int) -> None:
         accounts.presume_first_tokens(account, now_ns)
     holders.hear(state.holders, event.holder)
     state.fresh = None
-    if event.request_id in state.running or event.request_id in state.lines.group_of:
+    known = (state.running, state.lines.group_of, state.parked_on)
+    if any(event.request_id in where for where in known):
         return  # Said twice.
     avoid = state.lost_on.pop(event.request_id, EngineId(""))
     state.fresh = Waiting(request=event, avoid=avoid, arrived_ns=now_ns)
 
 
 def _admitted(state: State, event: RequestAdmitted, now_ns: int) -> None:
+    if event.resumed:
+        _resumed(state, event, now_ns)
+        return
     one, account = _undecided(state, event.request_id), state.accounts.get(event.engine_id)
     if one is None or account is None:
         return
@@ -132,24 +176,135 @@ def _admitted(state: State, event: RequestAdmitted, now_ns: int) -> None:
     if waiting.take(state.lines, request.request_id) is None:
         state.fresh = None
     state.turns[group] = state.turns.get(group, 0) + 1
+    foretold = output_of(state.histograms, state.settings, request)
+    output_length.sent(state.histograms, request.request_id, foretold)
     sent = resident(
-        state.histograms, state.settings, trial_of(account), request,
-        event.cached_tokens_predicted, event.output_tokens_predicted, now_ns,
-    )  # fmt: skip
-    accounts.hold(account, request.request_id, sent)
-    state.running[request.request_id] = event.engine_id
+        foretold, trial_of(account), request, event.cached_tokens_predicted, event.output_tokens_predicted, now_ns
+    )
+    sent.preemptions, sent.preempted_on = one.preemptions, one.preempted_on
+    if not one.preemptions:
+        ordering.decided(state.ordering, request, served=True, tokens=sent.uncached_tokens)
+        _keep_order(state)
+    _hold(state, account, request.request_id, sent)
     prefix_index.touch(
         account.prefix, request.slices[: request.prompt_tokens // request.slice_tokens],
         slice_tokens=request.slice_tokens, tokens_max=accounts.kv_tokens(account),
     )  # fmt: skip
 
 
+def _resumed(state: State, event: RequestAdmitted, now_ns: int) -> None:
+    """A parked request goes on where it is."""
+    if state.parked_on.get(event.request_id) != event.engine_id:
+        return
+    account = state.accounts[event.engine_id]
+    one = _unpark(state, event.request_id)
+    sent = parking.resident_again(
+        trial_of(account), one, reserved=event.output_tokens_predicted, cached=event.cached_tokens_predicted,
+        now_ns=now_ns,
+    )  # fmt: skip
+    _hold(state, account, event.request_id, sent)
+
+
+def _hold(state: State, account: Account, request_id: RequestId, sent: Resident) -> None:
+    """It runs there from now on, at its tenant's cost."""
+    accounts.hold(account, request_id, sent)
+    state.running[request_id] = account.engine_id
+    _charge(state, account, sent)
+
+
+def _charge(state: State, account: Account, sent: Resident) -> None:
+    """Its tenant's book says what it is promised now."""
+    wanted = accounts.bytes_of(account, sent)
+    tenancy.charge(state.tenants, sent.request.tenant, wanted - sent.bytes_charged)
+    sent.bytes_charged = wanted
+
+
+def _release(state: State, request_id: RequestId, now_ns: int) -> tuple[Account, Resident]:
+    """It holds nothing any more on the engine where it was, and its tenant is refunded."""
+    account = state.accounts[state.running.pop(request_id)]
+    sent = accounts.release(account, request_id, now_ns)
+    tenancy.charge(state.tenants, sent.request.tenant, -sent.bytes_charged)
+    sent.bytes_charged = 0
+    return account, sent
+
+
+def _preempted(state: State, event: RequestPreempted, now_ns: int) -> None:
+    """It gave way: it waits again, or is parked where its stream is."""
+    if state.running.get(event.request_id) != event.engine_id:
+        return
+    account, sent = _release(state, event.request_id, now_ns)
+    one = parking.put_back(account, sent, state.settings, output_tokens=event.output_tokens, now_ns=now_ns)
+    if one.resume_on:
+        _park(state, account, one)
+    else:
+        _line_up(state, one)
+
+
+def _park(state: State, account: Account, one: Waiting) -> None:
+    account.parked[one.request.request_id] = one
+    state.parked_on[one.request.request_id] = account.engine_id
+
+
+def _unpark(state: State, request_id: RequestId) -> Waiting:
+    return state.accounts[state.parked_on.pop(request_id)].parked.pop(request_id)
+
+
+def _registered(state: State, event: EngineRegistered) -> None:
+    account = state.accounts.get(event.engine_id)
+    if account is None:
+        account = state.accounts[event.engine_id] = Account(engine_id=event.engine_id)
+        if state.pool_shares is not None:
+            accounts.divide(account, state.pool_shares)
+    accounts.describe(account, event)
+    for sent in account.residents.values():
+        _charge(state, account, sent)  # A block may be of another size now.
+
+
+def _shares(state: State, event: SharesSet) -> None:
+    """An engine's memory is divided, or that of all engines that have no division of their own."""
+    ordering.shares_set(state.ordering, event)
+    if event.engine_id:
+        account = state.accounts.get(event.engine_id)
+        if account is not None:
+            account.own_shares = event.reason is not ShareReason.LIFTED
+            accounts.divide(account, event)
+        return
+    state.pool_shares = None if event.reason is ShareReason.LIFTED else event
+    for account in state.accounts.values():
+        if not account.own_shares:
+            accounts.divide(account, event)
+
+
 def _deferred(state: State, event: RequestDeferred) -> None:
     one = _undecided(state, event.request_id)
     if one is not None and one is state.fresh:
         one.until_ns, one.work_ns = event.until_ns, event.work_ns
-        waiting.put(state.lines, one)
+        one.foretold = output_of(state.histograms, state.settings, one.request)
+        _line_up(state, one)
         state.fresh = None
+
+
+def _line_up(state: State, one: Waiting) -> None:
+    """It waits, at the place that the strategy gives it."""
+    one.key = ordering.rule_of(state.ordering, state.settings).key(one)
+    waiting.put(state.lines, one)
+
+
+def _keep_order(state: State) -> None:
+    """Sort the lines anew if another strategy is in force than before."""
+    name = ordering.name_of(state.ordering, state.settings)
+    if state.ordering.ordered_by != name:
+        state.ordering.ordered_by = name
+        waiting.reorder(state.lines, ordering.rule_of(state.ordering, state.settings).key)
+
+
+def _refused(state: State, event: RequestRejected | RequestExpired) -> None:
+    """One more that was not served, where serving it was possible at all."""
+    one = _undecided(state, event.request_id)
+    if one is None or isinstance(event, RequestRejected) and event.reason in IMPOSSIBLE:
+        return
+    ordering.decided(state.ordering, one.request, served=False)
+    _keep_order(state)
 
 
 def _undecided(state: State, request_id: RequestId) -> Waiting | None:
@@ -161,12 +316,46 @@ def _undecided(state: State, request_id: RequestId) -> Waiting | None:
     return None if group is None else state.lines.by_group[group].entries[request_id]
 
 
+def _preempted_from(state: State, request_id: RequestId, engine_id: EngineId) -> Waiting | None:
+    """The request as it waits, or waited before it went elsewhere, if it was taken off that engine without a token."""
+    group = state.lines.group_of.get(request_id)
+    if group is not None:
+        one = state.lines.by_group[group].entries[request_id]
+        return one if one.preempted_on == engine_id else None
+    account = _account_of(state, request_id)
+    if account is None or account.engine_id == engine_id:
+        return None
+    sent = account.residents[request_id]
+    return parking.as_waiting(sent) if sent.preempted_on == engine_id and not accounts.has_begun(sent) else None
+
+
 def _first_token(state: State, event: FirstTokenSeen, now_ns: int) -> None:
+    _unpreempt(state, event, now_ns)
     account = _account_of(state, event.request_id)
-    if account is not None:
-        holders.hear(state.holders, account.residents[event.request_id].holder)
+    if account is not None and account.engine_id == event.engine_id:
+        holders.hear(state.holders, account.residents[event.request_id].request.holder)
         accounts.first_token(account, event.request_id, now_ns)
         accounts.presume_first_tokens(account, now_ns)
+
+
+def _unpreempt(state: State, event: FirstTokenSeen, now_ns: int) -> None:
+    """The first token of a request came from an engine that it was taken off without one: the order came too late.
+    Where the engine can preempt, the stream is held there; where it cannot, the order was not carried out."""
+    account = state.accounts.get(event.engine_id)
+    one = _preempted_from(state, event.request_id, event.engine_id)
+    if account is None or one is None:
+        return
+    if event.request_id in state.running:
+        left, _ = _release(state, event.request_id, now_ns)
+        _drop_if_gone(state, left.engine_id)
+    else:
+        waiting.take(state.lines, event.request_id)
+    one = parking.begun_after_all(one, account, now_ns=now_ns)
+    if account.can_preempt:
+        _park(state, account, one)
+    else:
+        reserved = longer_output(state.histograms, state.settings, account, one.request, one.foretold, so_far=1)
+        _hold(state, account, event.request_id, parking.back_in_place(trial_of(account), one, reserved, now_ns=now_ns))
 
 
 def _finished(state: State, event: RequestFinished, now_ns: int) -> None:
@@ -174,10 +363,10 @@ def _finished(state: State, event: RequestFinished, now_ns: int) -> None:
     if account is not None:
         sent = account.residents[event.request_id]
         if sent.decodes:
-            output_length.observe(state.histograms, sent.history, event.output_tokens)
+            output_length.ended(state.histograms, sent.request, sent.foretold, event.output_tokens)
         else:
             accounts.first_token(account, event.request_id, now_ns)
-        holders.hear(state.holders, sent.holder)
+        holders.hear(state.holders, sent.request.holder)
     _forget(state, event.request_id, now_ns)
 
 
@@ -202,10 +391,12 @@ def _account_of(state: State, request_id: RequestId) -> Account | None:
 
 def _forget(state: State, request_id: RequestId, now_ns: int) -> None:
     """It ended, wherever it was."""
-    engine_id = state.running.pop(request_id, None)
-    if engine_id is not None:
-        accounts.release(state.accounts[engine_id], request_id, now_ns)
-        _drop_if_gone(state, engine_id)
+    if request_id in state.running:
+        account, _ = _release(state, request_id, now_ns)
+        _drop_if_gone(state, account.engine_id)
+    elif request_id in state.parked_on:
+        one = _unpark(state, request_id)
+        _drop_if_gone(state, one.resume_on)
     elif waiting.take(state.lines, request_id) is None:
         fresh = state.fresh
         if fresh is not None and fresh.request.request_id == request_id:
@@ -214,7 +405,7 @@ def _forget(state: State, request_id: RequestId, now_ns: int) -> None:
 
 def _drop_if_gone(state: State, engine_id: EngineId) -> None:
     account = state.accounts[engine_id]
-    if account.removed and not account.residents:
+    if account.removed and not account.residents and not account.parked:
         del state.accounts[engine_id]
 
 
@@ -229,16 +420,11 @@ def _beat(state: State, event: HolderBeat, now_ns: int) -> None:
         accounts.progressed(account, one.request_id, one.output_tokens, now_ns)
         sent = account.residents[one.request_id]
         if sent.decodes and sent.output_tokens >= sent.output_reserved:
-            accounts.reserve(account, one.request_id, _longer(state, account, sent))
-
-
-def _longer(state: State, account: Account, sent: Resident) -> int:
-    """What to promise a request that reached its reserved length and still runs: no more than the engine can hold."""
-    longer = output_length.predict(
-        state.histograms, sent.history, quantile_ppm=state.settings.output_quantile_ppm, tokens_max=sent.tokens_max,
-        default=state.settings.output_tokens_default, so_far=sent.output_tokens,
-    )  # fmt: skip
-    return max(sent.output_tokens + 1, min(longer, longest_output(account, sent.prompt_tokens, state.settings)))
+            longer = longer_output(
+                state.histograms, state.settings, account, sent.request, sent.foretold, so_far=sent.output_tokens
+            )
+            accounts.reserve(account, one.request_id, longer)
+            _charge(state, account, sent)
 
 
 def _end_holder(state: State, holder: HolderId, ended: Sequence[RequestId], now_ns: int) -> None:
@@ -250,16 +436,20 @@ def _end_holder(state: State, holder: HolderId, ended: Sequence[RequestId], now_
 
 
 def requests_of(state: State, holder: HolderId) -> list[RequestId]:
-    """What a holder holds: running first, then waiting, each in order."""
+    """What a holder holds: running first, then parked, then waiting, each in order."""
     running = [
         request_id for request_id, engine_id in state.running.items()
-        if state.accounts[engine_id].residents[request_id].holder == holder
+        if state.accounts[engine_id].residents[request_id].request.holder == holder
+    ]  # fmt: skip
+    parked = [
+        request_id for request_id, engine_id in state.parked_on.items()
+        if state.accounts[engine_id].parked[request_id].request.holder == holder
     ]  # fmt: skip
     deferred = [
         request_id for line in state.lines.by_group.values() for request_id, one in line.entries.items()
         if one.request.holder == holder
     ]  # fmt: skip
-    return running + deferred
+    return running + parked + deferred
 
 
 def _ticked(state: State, now_ns: int) -> None:

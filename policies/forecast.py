@@ -1,19 +1,25 @@
 """What would happen on one engine if one more request went there: first token, peak memory, pace.
 
-A Trial is the engine's account plus what was promised in the decision that is being made, which stands in no account
-yet. Nothing here changes an account.
+A Trial is the engine's account plus what was promised in the decision that is being made, less what was preempted in
+it: neither stands in an account yet. Nothing here changes an account.
+
+An engine's memory is shared by kind. What LLM requests will hold at their worst moment (the predicted peak), what the
+embedding jobs in flight hold (all of it until they end), and what others use there must stay within the budget: the
+engine's blocks without the safety margin. Where shares are set, each kind must also stay within its own.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import msgspec
 
-from events.base import PPM, RequestKind
+from events.base import PPM, RequestId, RequestKind
 from events.decisions import DeferReason
 from events.request import RequestArrived
 from policies import prefix_index
 from policies.accounts import Account, Load, Resident, blocks, count
 from policies.admission_settings import AdmissionSettings
+from policies.predictors.output_question import Foretold
 from policies.predictors.peak_memory import Growing, peak_blocks
 from policies.predictors.step_time import step_ns
 from policies.predictors.tpot import Decoding, Pace, breaks_pace
@@ -25,23 +31,34 @@ EXPECTED_LEFT_MIN = 3
 
 @dataclass(slots=True)
 class Trial:
-    """One engine, with `promised` on top of what its account holds."""
+    """One engine, with `promised` on top of what its account holds, and without `withdrawn`. `resumed` are those of
+    its parked requests that go on."""
 
     account: Account
     load: Load
     promised: list[Resident] = field(default_factory=list)
+    withdrawn: dict[RequestId, Resident] = field(default_factory=dict)
+    resumed: dict[RequestId, None] = field(default_factory=dict)
+
+    def residents(self) -> Iterator[Resident]:
+        """Those that are or will be there."""
+        if self.withdrawn:
+            yield from (one for name, one in self.account.residents.items() if name not in self.withdrawn)
+        else:
+            yield from self.account.residents.values()
+        yield from self.promised
 
 
 @dataclass(slots=True)
 class Prospect:
-    """One request on one engine. `output_tokens` is the predicted length, not yet cut to what the engine can hold.
+    """One request on one engine. `foretold` is the predicted length, not yet cut to what the engine can hold.
     `raw_ns` is the TTFT before correction, `ttft_ns` after it. `judged` is false where nothing is known about the
     engine's speed."""
 
     trial: Trial
     request: RequestArrived
     cached_tokens: int
-    output_tokens: int
+    foretold: Foretold
     raw_ns: int
     ttft_ns: int
     judged: bool
@@ -57,6 +74,21 @@ def promise(trial: Trial, resident: Resident) -> None:
     trial.load = msgspec.structs.replace(trial.load)
     count(trial.load, trial.account, resident, 1)
     trial.promised.append(resident)
+
+
+def withdraw(trial: Trial, victims: dict[RequestId, Resident]) -> None:
+    """Count what this decision takes off that engine."""
+    trial.load = msgspec.structs.replace(trial.load)
+    for resident in victims.values():
+        count(trial.load, trial.account, resident, -1)
+    trial.withdrawn |= victims
+
+
+def without(trial: Trial, victims: dict[RequestId, Resident]) -> Trial:
+    """The same engine if these were taken off it."""
+    copy = Trial(trial.account, trial.load, list(trial.promised), dict(trial.withdrawn), dict(trial.resumed))
+    withdraw(copy, victims)
+    return copy
 
 
 def can_ever_hold(account: Account, request: RequestArrived, settings: AdmissionSettings) -> bool:
@@ -75,6 +107,18 @@ def usable_blocks(account: Account, settings: AdmissionSettings) -> int:
     return account.kv_blocks - account.kv_blocks * settings.safety_ppm // PPM
 
 
+def share_blocks(account: Account, kind: RequestKind, settings: AdmissionSettings) -> int:
+    """The KV blocks that requests of this kind may hold there: all that are usable, where no shares are set."""
+    ppm = account.llm_ppm if kind is RequestKind.LLM else account.embedding_ppm
+    usable = usable_blocks(account, settings)
+    return usable if ppm < 0 else usable * ppm // PPM
+
+
+def share_is_set(account: Account) -> bool:
+    """Whether its memory is divided between the kinds."""
+    return account.llm_ppm >= 0 or account.embedding_ppm >= 0
+
+
 def held_tokens(account: Account, request: RequestArrived) -> int:
     """Tokens of KV that the prompt takes. The inputs of an embedding job pass through one after another, so its
     workspace is what a step computes and the longest input before that."""
@@ -87,10 +131,9 @@ def resident_of(
     trial: Trial,
     request: RequestArrived,
     *,
-    history: str,
+    foretold: Foretold,
     cached: int,
     reserved: int,
-    expected: int,
     now_ns: int,
 ) -> Resident:
     """How the request will stand in the engine's account when it is sent there now."""
@@ -100,15 +143,14 @@ def resident_of(
     raw_ns = raw_ttft_ns(trial, tokens=uncached, pairs=pairs, now_ns=now_ns)
     told = request.stream or request.kind is RequestKind.EMBEDDING
     return Resident(
-        history=history, holder=request.holder, decodes=request.kind is RequestKind.LLM,
+        request=request, foretold=foretold, decodes=request.kind is RequestKind.LLM,
         prompt_tokens=held_tokens(account, request), uncached_tokens=uncached,
-        pairs=pairs, output_reserved=reserved, output_expected=min(expected, reserved), tokens_max=request.tokens_max,
-        slo_tpot_ns=request.slo_tpot_ns, admitted_ns=now_ns, attempt=request.attempt,
+        pairs=pairs, output_reserved=reserved, output_expected=min(foretold.expected, reserved), admitted_ns=now_ns,
         ttft_raw_ns=raw_ns, due_ns=0 if told else now_ns + raw_ns * account.correction.ratio_ppm // PPM,
     )  # fmt: skip
 
 
-def prospect(trial: Trial, request: RequestArrived, *, output_tokens: int, now_ns: int) -> Prospect:
+def prospect(trial: Trial, request: RequestArrived, *, foretold: Foretold, now_ns: int) -> Prospect:
     """The request on this engine, with everything that the choice among engines needs."""
     account, prompt = trial.account, request.prompt_tokens
     cached = 0
@@ -118,21 +160,33 @@ def prospect(trial: Trial, request: RequestArrived, *, output_tokens: int, now_n
     raw_ns = raw_ttft_ns(trial, tokens=max(prompt - cached, 1), pairs=pairs, now_ns=now_ns)
     correction = account.correction
     judged = account.step is not None or correction.samples >= SAMPLES_MIN
-    return Prospect(trial, request, cached, output_tokens, raw_ns, raw_ns * correction.ratio_ppm // PPM, judged)
+    return Prospect(trial, request, cached, foretold, raw_ns, raw_ns * correction.ratio_ppm // PPM, judged)
 
 
 def reserved_tokens(one: Prospect, settings: AdmissionSettings) -> int:
     """The output that memory is promised for: as predicted, but no more than the engine can hold alone."""
     if one.request.kind is RequestKind.EMBEDDING:
         return 0
-    return min(one.output_tokens, longest_output(one.trial.account, one.request.prompt_tokens, settings))
+    return min(one.foretold.high, longest_output(one.trial.account, one.request.prompt_tokens, settings))
+
+
+def blocks_wanted(one: Prospect, settings: AdmissionSettings) -> int:
+    """What it will hold there at its reserved length."""
+    account = one.trial.account
+    return blocks(account, held_tokens(account, one.request) + reserved_tokens(one, settings))
+
+
+def bytes_wanted(one: Prospect, settings: AdmissionSettings) -> int:
+    """The same in bytes: what it costs its tenant."""
+    return blocks_wanted(one, settings) * one.trial.account.block_bytes
 
 
 def longest_output(account: Account, prompt_tokens: int, settings: AdmissionSettings) -> int:
     """The longest answer that the engine can hold for a prompt that it has alone."""
     longest = max(account.context_tokens_max - prompt_tokens, 1)
     if account.kv_blocks:
-        longest = min(longest, usable_blocks(account, settings) * account.block_tokens - prompt_tokens)
+        share = share_blocks(account, RequestKind.LLM, settings) * account.block_tokens
+        longest = min(longest, max(share - prompt_tokens, 1))
     return longest
 
 
@@ -159,7 +213,10 @@ def raw_ttft_ns(trial: Trial, *, tokens: int, pairs: int, now_ns: int) -> int:
     )  # fmt: skip
     if account.step is None or not account.prefilling:
         return in_all_ns
-    head = account.residents[next(iter(account.prefilling))]
+    head_id = next(iter(account.prefilling))
+    if head_id in trial.withdrawn:
+        return in_all_ns
+    head = account.residents[head_id]
     head_ns = work_ns(
         step, tokens=head.uncached_tokens, pairs=head.pairs,
         batch_tokens=account.batch_tokens, context=context, seqs=seqs,
@@ -170,10 +227,14 @@ def raw_ttft_ns(trial: Trial, *, tokens: int, pairs: int, now_ns: int) -> int:
 def is_full(trial: Trial, request: RequestArrived, settings: AdmissionSettings) -> bool:
     """Whether it cannot go there now, whatever its answer's length: what `blocked` finds first, at a glance."""
     account, load = trial.account, trial.load
-    if load.seqs + account.foreign_seqs >= account.seqs_max:
+    if load.seqs + account.foreign_seqs >= account.seqs_max or goes_on_first(trial, request):
         return True
-    held = load.blocks_held + blocks(account, held_tokens(account, request))
-    return account.kv_blocks > 0 and held > budget_blocks(account, settings)
+    if not account.kv_blocks:
+        return False
+    own = blocks(account, held_tokens(account, request))
+    alike = _blocks_of_kind(load, request.kind, load.blocks_held)
+    share = share_blocks(account, request.kind, settings)
+    return load.blocks_held + own > budget_blocks(account, settings) or alike + own > share
 
 
 def blocked(one: Prospect, settings: AdmissionSettings, now_ns: int) -> DeferReason | None:
@@ -181,14 +242,26 @@ def blocked(one: Prospect, settings: AdmissionSettings, now_ns: int) -> DeferRea
     account, load = one.trial.account, one.trial.load
     if load.seqs + account.foreign_seqs >= account.seqs_max:
         return DeferReason.SEQS_MAX
-    if account.kv_blocks and not _fits(one, settings):
-        return DeferReason.KV_BUDGET
+    if goes_on_first(one.trial, one.request):
+        return DeferReason.BEHIND_OTHERS
+    if account.kv_blocks:
+        why = lacks(one, settings)
+        if why is not None:
+            return why
     limited = settings.backlog_max_ns and one.judged and load.prefill_tokens
     if limited and backlog_ns(one.trial, now_ns) > settings.backlog_max_ns:
         return DeferReason.PREFILL_BACKLOG
     if settings.tpot_margin_ppm and account.step is not None and _breaks_pace(one, settings, now_ns):
         return DeferReason.TPOT_GUARD
     return None
+
+
+def goes_on_first(trial: Trial, request: RequestArrived) -> bool:
+    """Whether a preempted request that can go on only there comes before this one."""
+    parked = trial.account.parked
+    return bool(parked) and any(
+        one.request.priority >= request.priority for name, one in parked.items() if name not in trial.resumed
+    )
 
 
 def backlog_ns(trial: Trial, now_ns: int) -> int:
@@ -203,36 +276,58 @@ def budget_blocks(account: Account, settings: AdmissionSettings) -> int:
 
 def peak_with(one: Prospect, settings: AdmissionSettings) -> int:
     """Predicted peak of the engine's KV blocks in use by ours, the request among them."""
+    account, embeds = one.trial.account, one.request.kind is RequestKind.EMBEDDING
+    own = blocks(account, held_tokens(account, one.request)) if embeds else 0
+    return llm_peak(one, settings) + one.trial.load.embedding_blocks + own
+
+
+def llm_peak(one: Prospect, settings: AdmissionSettings) -> int:
+    """Predicted peak of the KV blocks in use by LLM requests there, this one among them if it is one."""
     account, load = one.trial.account, one.trial.load
     chunk = max(1, account.batch_tokens - load.decode_seqs)
     # Who is still in prefill begins to grow later, so it ends that many steps later.
     late = -(-(load.prefill_tokens + one.request.prompt_tokens - one.cached_tokens) // chunk)
-    running, full_blocks = [Growing(reserved_tokens(one, settings) + late, held_tokens(account, one.request))], 0
-    for residents in (account.residents.values(), one.trial.promised):
-        for resident in residents:
-            held = resident.prompt_tokens + resident.output_tokens
-            left = resident.output_reserved - resident.output_tokens
-            if resident.due_ns:
-                full_blocks += blocks(account, held + left)  # How far it is, and so when it ends, nobody tells.
-            else:
-                running.append(Growing(left + (late if resident.first_ns == 0 else 0), held))
+    running, full_blocks = [], 0
+    if one.request.kind is RequestKind.LLM:
+        running.append(Growing(reserved_tokens(one, settings) + late, one.request.prompt_tokens))
+    for resident in one.trial.residents():
+        if not resident.decodes:
+            continue
+        held = resident.prompt_tokens + resident.output_tokens
+        left = resident.output_reserved - resident.output_tokens
+        if not resident.request.stream:
+            full_blocks += blocks(account, held + left)  # How far it is, and so when it ends, nobody tells.
+        else:
+            running.append(Growing(left + (late if resident.first_ns == 0 else 0), held))
     return full_blocks + peak_blocks(running, block_tokens=account.block_tokens)
 
 
-def _fits(one: Prospect, settings: AdmissionSettings) -> bool:
-    account, load = one.trial.account, one.trial.load
-    budget, held = budget_blocks(account, settings), held_tokens(account, one.request)
-    # Two cheap answers first: all at full length fits, or what is held already does not.
-    if load.blocks_final + blocks(account, held + reserved_tokens(one, settings)) <= budget:
-        return True
-    if load.blocks_held + blocks(account, held) > budget:
-        return False
-    return peak_with(one, settings) <= budget
+def lacks(one: Prospect, settings: AdmissionSettings) -> DeferReason | None:
+    """Whether memory there is too small for it now (`kv_budget`), or its kind's share of it (`share`)."""
+    account, load, kind = one.trial.account, one.trial.load, one.request.kind
+    budget, share = budget_blocks(account, settings), share_blocks(account, kind, settings)
+    now, later = blocks(account, held_tokens(account, one.request)), blocks_wanted(one, settings)
+    # Cheap answers first: all at full length fits, or what is held already does not.
+    if load.blocks_final + later <= budget and _blocks_of_kind(load, kind, load.blocks_final) + later <= share:
+        return None
+    if load.blocks_held + now > budget:
+        return DeferReason.KV_BUDGET
+    if _blocks_of_kind(load, kind, load.blocks_held) + now > share:
+        return DeferReason.SHARE
+    peak = llm_peak(one, settings)
+    embedding = load.embedding_blocks + (now if kind is RequestKind.EMBEDDING else 0)
+    if peak + embedding > budget:
+        return DeferReason.KV_BUDGET
+    return DeferReason.SHARE if (peak if kind is RequestKind.LLM else embedding) > share else None
+
+
+def _blocks_of_kind(load: Load, kind: RequestKind, in_all: int) -> int:
+    """The part of the blocks in all that this kind has."""
+    return in_all - load.embedding_blocks if kind is RequestKind.LLM else load.embedding_blocks
 
 
 def _breaks_pace(one: Prospect, settings: AdmissionSettings, now_ns: int) -> bool:
-    trial, request = one.trial, one.request
-    account, load = trial.account, trial.load
+    trial, request, load = one.trial, one.request, one.trial.load
     if not load.decode_seqs and not load.prefill_decodes:
         return False
     before = _pace(trial, one, added=False, now_ns=now_ns)
@@ -240,8 +335,8 @@ def _breaks_pace(one: Prospect, settings: AdmissionSettings, now_ns: int) -> boo
     step_now_ns = before.prefill_ns // before.prefill_steps if before.prefill_steps else before.step_ns
     decoding = (
         _decoding(resident, step_now_ns, now_ns)
-        for resident in account.residents.values()
-        if resident.first_ns and resident.decodes and resident.slo_tpot_ns
+        for resident in trial.residents()
+        if resident.first_ns and resident.decodes and resident.request.slo_tpot_ns
     )
     own_limit_ns = request.slo_tpot_ns if request.kind is RequestKind.LLM else 0
     return breaks_pace(
@@ -263,8 +358,21 @@ def _pace(trial: Trial, one: Prospect, *, added: bool, now_ns: int) -> Pace:
 
 
 def _decoding(resident: Resident, step_now_ns: int, now_ns: int) -> Decoding:
-    """How far it probably is now: told at `seen_ns`, and a token a step since."""
-    tokens = resident.output_tokens + max(0, now_ns - resident.seen_ns) // max(step_now_ns, 1)
     left_min = max(1, resident.output_expected // EXPECTED_LEFT_MIN)
     expected = max(resident.output_expected, resident.output_tokens + left_min)
-    return Decoding(resident.slo_tpot_ns, min(tokens, expected), expected, now_ns - resident.first_ns)
+    tokens = min(tokens_now(resident, step_now_ns, now_ns), expected)
+    return Decoding(resident.request.slo_tpot_ns, tokens, expected, now_ns - resident.first_ns)
+
+
+def tokens_now(resident: Resident, step_now_ns: int, now_ns: int) -> int:
+    """How far its answer probably is: told at `seen_ns`, and a token a step since, but not that it has ended."""
+    if resident.prefilling:
+        return resident.output_tokens
+    tokens = resident.output_tokens + max(0, now_ns - resident.seen_ns) // max(step_now_ns, 1)
+    return max(min(tokens, expected_tokens(resident) - 1), resident.output_tokens)
+
+
+def expected_tokens(resident: Resident) -> int:
+    """How long its answer will probably be: the median, until that is reached."""
+    expected = resident.output_expected if resident.output_tokens < resident.output_expected else 0
+    return max(expected or resident.output_reserved, resident.output_tokens, 1)

@@ -8,7 +8,9 @@
 5. Engines in the placement's order, those where it would be in time: the first where it fits gets it. It fits when
    a sequence is free, the predicted peak of KV is within the budget, the prefill backlog is short, and nobody's pace
    breaks.
+   Within its tenant's quota, too: above it alone, it is rejected (tenant quota).
 6. Else it is deferred, until the latest moment at which it could still be in time.
+7. Where 4 or 6 would let it miss its deadline, less urgent requests may have to make room: `policies.preemption`.
 
 With `deferral` off rule 5 asks nothing but whether it would be in time.
 
@@ -18,32 +20,38 @@ there; memory is.
 
 from dataclasses import dataclass, field
 
-from events.base import NS_PER_S, PPM, EngineId, RequestKind
+from events.base import NS_PER_S, PPM, EngineId, RequestId, RequestKind, TenantId
 from events.decisions import DeferReason, RejectReason
 from events.request import RequestArrived
 from policies import placement
-from policies.accounts import Account, Resident
+from policies.accounts import Account, Resident, bytes_of
 from policies.admission_settings import AdmissionSettings
 from policies.forecast import (
     Prospect,
     Trial,
     alone_ns,
     blocked,
+    bytes_wanted,
     can_ever_hold,
+    longest_output,
     promise,
     prospect,
     reserved_tokens,
     resident_of,
     trial_of,
 )
+from policies.ordering import Ordering
 from policies.placement.candidate import Asked, Candidate
 from policies.predictors import output_length
-from policies.predictors.output_length import Histograms
+from policies.predictors.output_length import Outputs
+from policies.predictors.output_question import Foretold
 from policies.predictors.step_time import step_ns
 from policies.settings import Switch
+from policies.tenancy import Tenants
 
-EXPECTED_PPM = PPM // 2
 RETRY_AFTER_MIN_NS = NS_PER_S
+PREEMPTS_MAX = 1
+"""Requests for which victims are looked for because of one record."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -71,19 +79,34 @@ class Reject:
     retry_after_ns: int = 0
 
 
-Verdict = Admit | Defer | Reject
+@dataclass(slots=True, frozen=True)
+class Preempt:
+    """Take these off the engine, then send it there."""
+
+    victims: dict[RequestId, Resident]
+    admit: Admit
+
+
+Ruling = Admit | Defer | Reject
+"""What is said with everybody else left where they are."""
+Verdict = Ruling | Preempt
 
 
 @dataclass(slots=True)
 class Desk:
-    """What one decision looks at: the accounts, and what it has promised so far. Changes no account."""
+    """What one decision looks at: the accounts, and what it has promised so far (`promised_bytes` by tenant, less what
+    was preempted). Changes no account. `preempts_left` bounds how often one decision looks for victims."""
 
     accounts: dict[EngineId, Account]
-    histograms: Histograms
+    histograms: Outputs
     turns: dict[str, int]
     settings: AdmissionSettings
+    tenants: Tenants
     now_ns: int
     trials: dict[EngineId, Trial] = field(default_factory=dict)
+    promised_bytes: dict[TenantId, int] = field(default_factory=dict)
+    preempts_left: int = PREEMPTS_MAX
+    ordering: Ordering = field(default_factory=Ordering)
 
     def trial(self, account: Account) -> Trial:
         """The engine with what was promised on it."""
@@ -94,15 +117,25 @@ class Desk:
 
 
 def output_of(
-    histograms: Histograms, settings: AdmissionSettings, request: RequestArrived, *, quantile_ppm: int
-) -> int:
-    """Predicted output tokens of a request that has not begun."""
+    outputs: Outputs, settings: AdmissionSettings, request: RequestArrived, *, so_far: int = 0, key: str = ""
+) -> Foretold:
+    """Predicted output tokens of a request: it has `so_far` of them, and its answer is filed under `key` (""= to be
+    found)."""
     if request.kind is RequestKind.EMBEDDING:
-        return 0
-    return output_length.predict(
-        histograms, output_length.key_of(request.model, request.tenant), quantile_ppm=quantile_ppm,
-        tokens_max=request.tokens_max, default=settings.output_tokens_default,
+        return Foretold()
+    return output_length.foretell(
+        outputs, request, kind=settings.output_predictor, target_ppm=settings.output_quantile_ppm,
+        tokens_default=settings.output_tokens_default, so_far=so_far, key=key,
     )  # fmt: skip
+
+
+def longer_output(
+    outputs: Outputs, settings: AdmissionSettings, account: Account, request: RequestArrived, foretold: Foretold,
+    *, so_far: int,
+) -> int:  # fmt: skip
+    """What to promise a request that has `so_far` output tokens and runs on: no more than the engine can hold."""
+    longer = output_of(outputs, settings, request, so_far=so_far, key=foretold.key).high
+    return max(so_far + 1, min(longer, longest_output(account, request.prompt_tokens, settings)))
 
 
 def serving(desk: Desk, request: RequestArrived, avoid: EngineId) -> list[Account]:
@@ -117,9 +150,9 @@ def serving(desk: Desk, request: RequestArrived, avoid: EngineId) -> list[Accoun
 def ranked(desk: Desk, request: RequestArrived, accounts: list[Account], group: str) -> list[Prospect]:
     """The request on each of these engines, in the placement's order."""
     settings = desk.settings
-    output = output_of(desk.histograms, settings, request, quantile_ppm=settings.output_quantile_ppm)
+    foretold = output_of(desk.histograms, settings, request)
     prospects = [
-        prospect(desk.trial(account), request, output_tokens=output, now_ns=desk.now_ns) for account in accounts
+        prospect(desk.trial(account), request, foretold=foretold, now_ns=desk.now_ns) for account in accounts
     ]  # fmt: skip
     if len(prospects) == 1:
         return prospects
@@ -146,19 +179,21 @@ def holding(desk: Desk, request: RequestArrived, avoid: EngineId) -> list[Accoun
     return [a for a in found if can_ever_hold(a, request, desk.settings)] or Reject(RejectReason.TOO_LONG)
 
 
-def judge(desk: Desk, prospects: list[Prospect], *, ahead_ns: int = 0, may_go: bool = True) -> Verdict:
+def judge(desk: Desk, prospects: list[Prospect], *, ahead_ns: int = 0, may_go: bool = True) -> Ruling:
     """Rules 3 to 6, for engines that could hold it, best first. `ahead_ns` is the deferred work that goes first unless
     this one goes now; `may_go` is false where others must go first."""
     settings, now_ns, request = desk.settings, desk.now_ns, prospects[0].request
     if request.slo_tpot_ns and not any(pace_in_reach(one, settings) for one in prospects):
         return Reject(RejectReason.SLO_INFEASIBLE)
+    if desk.tenants.quota and all(above_quota(desk, one, alone=True) for one in prospects):
+        return Reject(RejectReason.TENANT_QUOTA)
     reason = None if may_go else DeferReason.BEHIND_OTHERS
     late_min_ns = None
     for one in prospects:
         late_ns = lateness_ns(one, settings, now_ns)
         late_min_ns = late_ns if late_min_ns is None else min(late_min_ns, late_ns)
         if may_go and late_ns <= 0:
-            why = blocked(one, settings, now_ns) if settings.deferral is Switch.ON else None
+            why = hindrance(desk, one)
             if why is None:
                 return Admit(one, slack_ns(one, now_ns))
             reason = reason or why
@@ -169,7 +204,26 @@ def judge(desk: Desk, prospects: list[Prospect], *, ahead_ns: int = 0, may_go: b
         hopeless = with_margin(work_ns, settings) > request.slo_ttft_ns
         return Reject(RejectReason.SLO_INFEASIBLE, 0 if hopeless else retry_after_ns(late_ns, settings))
     assert reason is not None, "an engine where it is in time either takes it or says why not"
+    if settings.deferral is Switch.OFF and reason is DeferReason.TENANT_QUOTA:
+        return Reject(RejectReason.TENANT_QUOTA, RETRY_AFTER_MIN_NS)
     return Defer(reason, request.deadline_ns - with_margin(work_ns, settings), work_ns)
+
+
+def hindrance(desk: Desk, one: Prospect) -> DeferReason | None:
+    """Why it cannot go to an engine where it would be in time; None when it can."""
+    if desk.tenants.quota and above_quota(desk, one):
+        return DeferReason.TENANT_QUOTA
+    return blocked(one, desk.settings, desk.now_ns) if desk.settings.deferral is Switch.ON else None
+
+
+def above_quota(desk: Desk, one: Prospect, *, alone: bool = False) -> bool:
+    """Whether its tenant would be above its quota with this one there (`alone`: even if it held nothing else)."""
+    tenant = one.request.tenant
+    quota = desk.tenants.quota.get(tenant)
+    if quota is None:
+        return False
+    held = 0 if alone else desk.tenants.held.get(tenant, 0) + desk.promised_bytes.get(tenant, 0)
+    return held + bytes_wanted(one, desk.settings) > quota
 
 
 def lateness_ns(one: Prospect, settings: AdmissionSettings, now_ns: int) -> int:
@@ -200,19 +254,28 @@ def pace_in_reach(one: Prospect, settings: AdmissionSettings) -> bool:
 def settle(desk: Desk, one: Prospect) -> None:
     """The request goes there: what is decided next must count it."""
     reserved = reserved_tokens(one, desk.settings)
-    sent = resident(desk.histograms, desk.settings, one.trial, one.request, one.cached_tokens, reserved, desk.now_ns)
+    sent = resident(one.foretold, one.trial, one.request, one.cached_tokens, reserved, desk.now_ns)
     promise(one.trial, sent)
+    _promise_bytes(desk, sent, bytes_of(one.trial.account, sent))
+
+
+def clear(desk: Desk, one: Prospect, victims: dict[RequestId, Resident]) -> None:
+    """These leave the engine that the request goes to: what is decided next must count it."""
+    desk.trials[one.trial.account.engine_id] = one.trial  # Which is without them.
+    for resident in victims.values():
+        _promise_bytes(desk, resident, -resident.bytes_charged)
+
+
+def _promise_bytes(desk: Desk, resident: Resident, amount: int) -> None:
+    tenant = resident.request.tenant
+    desk.promised_bytes[tenant] = desk.promised_bytes.get(tenant, 0) + amount
 
 
 def resident(
-    histograms: Histograms, settings: AdmissionSettings, trial: Trial, request: RequestArrived,
-    cached: int, reserved: int, now_ns: int,
-) -> Resident:  # fmt: skip
+    foretold: Foretold, trial: Trial, request: RequestArrived, cached: int, reserved: int, now_ns: int
+) -> Resident:
     """How a request stands in the account of the engine that it is sent to."""
-    return resident_of(
-        trial, request, history=output_length.key_of(request.model, request.tenant), cached=cached, reserved=reserved,
-        expected=output_of(histograms, settings, request, quantile_ppm=EXPECTED_PPM), now_ns=now_ns,
-    )  # fmt: skip
+    return resident_of(trial, request, foretold=foretold, cached=cached, reserved=reserved, now_ns=now_ns)
 
 
 def retry_after_ns(late_ns: int, settings: AdmissionSettings) -> int:

@@ -12,7 +12,7 @@ from policies import prefix_index
 from policies.admission import ADMISSION, EXPIRED_MAX, LOST_NAMED_MAX
 from policies.decider import advance, begin
 from policies.prefix_index import ENTRIES_MAX, PrefixIndex
-from tests.policies.test_admission import admitted, deferred, house
+from tests.policies.house import admitted, deferred, house
 from tests.policies.words import (
     MS,
     S,

@@ -7,6 +7,7 @@ from events.base import EngineId
 from policies.accounts import Account, Load
 from policies.admission_settings import AdmissionSettings
 from policies.forecast import blocked, is_full, prospect, trial_of
+from policies.predictors.output_question import Foretold
 from tests.policies.words import arrived
 
 
@@ -23,6 +24,6 @@ def test_what_is_full_at_a_glance_is_blocked(
         load=Load(seqs=seqs, blocks_held=held, blocks_final=held),
     )  # fmt: skip
     settings, request = AdmissionSettings(), arrived("r", prompt=prompt)
-    one = prospect(trial_of(account), request, output_tokens=output, now_ns=0)
+    one = prospect(trial_of(account), request, foretold=Foretold(expected=output, high=output), now_ns=0)
     if is_full(one.trial, request, settings):
         assert blocked(one, settings, 0) is not None

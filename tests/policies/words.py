@@ -116,5 +116,8 @@ def settings(**changes: Any) -> PolicyConfigured:
     return PolicyConfigured(actor="admission", settings=changes)
 
 
-EXACT = settings(safety_ppm=0, ttft_margin_ppm=1_000_000, output_quantile_ppm=1_000_000)
-"""No margins: the round numbers are the limits."""
+EXACT = settings(
+    safety_ppm=0, ttft_margin_ppm=1_000_000, output_quantile_ppm=1_000_000, backlog_max_ns=500 * MS, strategy="fifo",
+    preemption="off", long_prefill_ns=0, fairness_ppm=0,
+)  # fmt: skip
+"""No margins: the round numbers are the limits. In order of arrival, and nobody makes room."""
