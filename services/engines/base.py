@@ -100,8 +100,8 @@ class InferenceBackend(Protocol):
         ...
 
     async def preempt(self, request_id: RequestId) -> bool:
-        """Take a running request's KV away; its answer stays open and goes on after `resume`. False: it is not running
-        here (any more), or the engine cannot (`Capability.can_preempt`). Saying it again changes nothing."""
+        """Take a running request's KV away; its answer stays open and goes on after `resume`. False: it does not run
+        here (now), or the engine cannot (`Capability.can_preempt`)."""
         ...
 
     async def resume(self, request_id: RequestId) -> None:

@@ -16,7 +16,7 @@ from events.decisions import EngineDirected
 from events.engine import Capability, EngineKind, EngineMeasured, EngineRegistered
 from kvstore.schema import KVCacheSchema
 from replay.costmodel import PROFILE_DEFAULT, PROFILES
-from replay.engines.job import Finished, Outcome, Refused, RefuseReason, SimRequest, Tokens
+from replay.engines.job import Finished, Job, Outcome, Refused, RefuseReason, SimRequest, Tokens
 from replay.engines.light import LightEngine
 from services.engines.base import STATUS_ABORTED, Call, Chunk, EngineError, Usage
 from services.engines.simulated_answer import DONE, AnswerWriter, refusal
@@ -76,7 +76,8 @@ class SimulatedBackend:
         answer = AnswerWriter(call, created_s=self._clock.now_ns() // NS_PER_S)
         self._readers[call.request_id] = reader
         try:
-            self._engine.submit(_sim_request(call, answer), self._clock.steady_ns())
+            asked = _sim_request(call, answer)
+            self._engine.submit(asked, self._clock.steady_ns())
             self._start_driver()
             told = 0
             while True:
@@ -86,7 +87,8 @@ class SimulatedBackend:
                 if isinstance(mail, Refused):
                     raise _refused(self.engine_id, mail.reason)
                 if isinstance(mail, Finished):
-                    for chunk in _last_chunks(call, answer, mail):
+                    workspace = _workspace_bytes(self._registered, asked)
+                    for chunk in _last_chunks(call, answer, mail, embedding_bytes=workspace):
                         yield chunk
                     return
                 _, count, at_ns = mail if isinstance(mail, Tokens) else (mail.request_id, 1, mail.at_ns)
@@ -197,6 +199,7 @@ def registered(config: EngineConfig) -> EngineRegistered:
         capability=Capability(
             llm=config.llm,
             embedding=config.embedding,
+            can_preempt=True,
             seqs_max=config.seqs_max,
             batch_tokens_max=config.batch_tokens_max,
             context_tokens_max=config.context_tokens_max,
@@ -223,7 +226,15 @@ def _sim_request(call: Call, answer: AnswerWriter) -> SimRequest:
     )
 
 
-def _last_chunks(call: Call, answer: AnswerWriter, finished: Finished) -> list[Chunk]:
+def _workspace_bytes(engine: EngineRegistered, asked: SimRequest) -> int:
+    """What an embedding job held at once; 0 for any other."""
+    if asked.kind is not RequestKind.EMBEDDING:
+        return 0
+    job = Job(asked, engine.block_tokens, engine.capability.batch_tokens_max)
+    return min(-(-job.window // engine.block_tokens), engine.kv_blocks) * engine.block_bytes
+
+
+def _last_chunks(call: Call, answer: AnswerWriter, finished: Finished, *, embedding_bytes: int) -> list[Chunk]:
     full = finished.output_tokens == call.tokens_max
     usage = Usage(
         prompt_tokens=call.prompt_tokens,
@@ -231,6 +242,7 @@ def _last_chunks(call: Call, answer: AnswerWriter, finished: Finished) -> list[C
         cached_tokens=finished.cached_tokens,
         preemptions=finished.preemptions,
         finish_reason="length" if full else "stop",
+        embedding_bytes=embedding_bytes,
     )
     if not call.stream:
         data = answer.whole(usage)

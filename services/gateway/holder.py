@@ -365,29 +365,38 @@ class Holder:
         request_id = held.ask.arrived.request_id
         try:
             while await backend.preempt(request_id):  # Else it has ended meanwhile.
-                word = held.word
-                await self.health.up_until(word)
-                if not word.done() and self._limits.on_log_down is not OnLogDown.PASS:
-                    await word
-                if word.done() and not await self._may_resume(held, word.result()):
-                    continue
+                word = await self._resumed(held)
+                if word is None:
+                    self.abort(request_id, AbortReason.EXPIRED)
+                    return
                 await backend.resume(request_id)
-                return
+                if held.word is word:
+                    return
         except EngineError as error:
             logger.warning("%s", error)
             self.abort(request_id, AbortReason.ENGINE_LOST)
 
-    async def _may_resume(self, held: Held, word: Word) -> bool:
-        """Say that it goes on; False when it was taken off again before that stood in the log. A stream cannot move:
-        should the word name another engine, it goes on where it is, and the log is told where that is."""
+    async def _resumed(self, held: Held) -> asyncio.Future[Word] | None:
+        """The word with which it goes on, once that it does stands in the log; None when it is evicted for good.
+
+        A stream cannot move: should the word name another engine, it goes on where it is, and the log is told where
+        that is."""
         request_id = held.ask.arrived.request_id
-        if isinstance(word.decision, RequestRejected):
-            self.abort(request_id, AbortReason.EXPIRED)
-            return False
-        held.cause = word.at
-        # Not stored means that the log went down: the order stands in it, and streams go on without the log.
-        await self._stored(DispatchStarted(request_id=request_id, engine_id=held.engine_id), word.at)
-        return held.word.done() and held.word.result() is word
+        while True:
+            waiting = held.word
+            await self.health.up_until(waiting)
+            if not waiting.done():
+                if self._limits.on_log_down is OnLogDown.PASS:
+                    return waiting
+                await waiting
+            word = waiting.result()
+            if isinstance(word.decision, RequestRejected):
+                return None
+            held.cause = word.at
+            # Not stored means that the log went down: the word stands in it, and streams go on without the log.
+            await self._stored(DispatchStarted(request_id=request_id, engine_id=held.engine_id), word.at)
+            if held.word is waiting:
+                return waiting  # Else it was taken off again before it went on.
 
     # What is said.
 

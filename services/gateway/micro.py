@@ -21,7 +21,7 @@ async def serve(client: Client, pool: PoolId, *, status: Callable[[], Any], mode
     """Answer `tg.rpc.<pool>.status` and `tg.rpc.<pool>.models` until the service is stopped. Raises
     nats.errors.Error."""
     service = await add_service(
-        client, name=NAME, version=_version(), description="Tidegate gateway", metadata={"pool": pool}
+        client, name=NAME, version=version_of_package(), description="Tidegate gateway", metadata={"pool": pool}
     )
     for name, answer in (("status", status), ("models", models)):
         await service.add_endpoint(name=name, subject=subjects.rpc(pool, name), handler=_answering(answer))
@@ -36,7 +36,8 @@ def _answering(answer: Callable[[], Any]) -> Callable[[Request], Any]:
     return handle
 
 
-def _version() -> str:
+def version_of_package() -> str:
+    """The package's version, as NATS wants it said."""
     try:
         return version("tidegate")
     except PackageNotFoundError:

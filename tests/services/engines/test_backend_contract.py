@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from events.base import ModelId, RequestId, RequestKind
+from events.decisions import EngineDirected
 from events.engine import EngineKind
 from kvstore.schema import KVCacheSchema
 from services.engines.base import STATUS_ABORTED, Call, Chunk, EngineError, InferenceBackend
@@ -130,6 +131,9 @@ async def test_embeddings_are_one_piece(subject: Subject) -> None:
     assert chunk.usage is not None
     assert chunk.usage.prompt_tokens > 0
     assert chunk.tokens == 0
+    registered = await subject.backend.describe()
+    held = registered.block_bytes if registered.kind is EngineKind.SIMULATED else 0
+    assert chunk.usage.embedding_bytes == held, "11 tokens are one block; vLLM does not tell"
 
 
 async def test_closing_the_answer_aborts_the_work(subject: Subject) -> None:
@@ -178,6 +182,65 @@ async def test_engine_describes_its_memory_and_capability(subject: Subject) -> N
     schema = subject.backend.get_kv_schema()
     assert schema is not None
     assert schema.token_bytes() == SCHEMA.token_bytes()
+
+
+async def test_a_preempted_stream_gives_its_memory_back_and_goes_on_without_loss(subject: Subject) -> None:
+    if not subject.backend.get_capability().can_preempt:
+        pytest.skip("this kind cannot, and says so")
+    got: list[Chunk] = []
+
+    async def read() -> None:
+        async for chunk in subject.backend.submit(call(output_tokens=2_000)):
+            got.append(chunk)  # noqa: PERF401 - others look at it meanwhile
+
+    reading = asyncio.create_task(read())
+
+    async def begun() -> bool:
+        return bool(got)
+
+    await until(begun)
+    assert await subject.backend.preempt(RequestId("r1"))
+    assert not await subject.backend.preempt(RequestId("r1")), "it does not run any more"
+    await until(subject.is_idle)
+    assert not reading.done()
+    await subject.backend.resume(RequestId("r1"))
+    async with asyncio.timeout(20):
+        await reading
+    assert sum(chunk.tokens for chunk in got) == 2_000
+    assert [chunk.usage.output_tokens for chunk in got if chunk.usage is not None] == [2_000]
+    assert got[-1].data.endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_preempted_request_can_be_aborted(subject: Subject) -> None:
+    if not subject.backend.get_capability().can_preempt:
+        pytest.skip("this kind cannot, and says so")
+    async with aclosing(subject.backend.submit(subject.long_call())) as answer:  # type: ignore[type-var]
+        await anext(answer)
+        assert await subject.backend.preempt(RequestId("r1"))
+    await subject.backend.resume(RequestId("r1"))
+    await until(subject.is_idle)
+
+
+async def test_who_cannot_preempt_says_so_and_goes_on(subject: Subject) -> None:
+    if subject.backend.get_capability().can_preempt:
+        pytest.skip("this kind can")
+    async with aclosing(subject.backend.submit(call())) as answer:  # type: ignore[type-var]
+        first = await anext(answer)
+        assert not await subject.backend.preempt(RequestId("r1"))
+        assert first.tokens + sum([chunk.tokens async for chunk in answer]) == 3
+
+
+async def test_orders_about_a_request_that_is_not_there_change_nothing(subject: Subject) -> None:
+    assert not await subject.backend.preempt(RequestId("nobody"))
+    await subject.backend.resume(RequestId("nobody"))
+    assert await subject.is_idle()
+
+
+async def test_a_directive_is_gone_by_or_ignored_and_never_pretended(subject: Subject) -> None:
+    directive = EngineDirected(engine_id=subject.backend.engine_id, version=5, eviction="lru", protect_ppm=800_000)
+    await subject.backend.direct(directive)
+    version = (await subject.backend.metrics()).directive_version
+    assert version == (5 if subject.backend.get_capability().can_preempt else 0)
 
 
 async def test_engine_measures_itself(subject: Subject) -> None:

@@ -256,6 +256,17 @@ async def test_an_order_that_comes_too_late_for_an_engine_that_cannot_is_not_car
     assert engine.told == []
 
 
+async def test_a_stream_that_is_evicted_for_good_ends() -> None:
+    engine, _ = in_its_stream()
+    async with served(engine) as one:
+        await one.sink.got.wait()
+        evicted = RequestRejected(request_id=one.arrived.request_id, reason=RejectReason.EVICTED_DEADLINE_PASSED)
+        await one.say(preempted(one.arrived, output_tokens=1), evicted)
+        with pytest.raises(Refusal):
+            await one.serving
+    assert engine.closed_early.is_set()
+
+
 async def test_a_stream_cannot_move_and_the_log_is_told_where_it_goes_on() -> None:
     engine, gate = in_its_stream()
     async with served(engine, ScriptedEngine("e2", answer("z"))) as one:
