@@ -241,8 +241,8 @@ def _drain(
     state: State, now_ns: int, *, only: EngineId | None = None, gone: dict[RequestId, None] | None = None,
     expire: bool = False,
 ) -> list[Event]:  # fmt: skip
-    """Look again at what waits, in the order of the strategy. `only`: nothing changed but on that engine. `gone` is left out,
-    and what is decided here is added to it. `expire`: look for passed deadlines beyond `scan_max`, too."""
+    """Look again at what waits, in the order of the strategy. `only`: nothing changed but on that engine. `gone` is
+    left out, and what is decided here is added to it. `expire`: look for passed deadlines beyond `scan_max`, too."""
     lines = list(state.lines.by_group.values())
     if not lines and not state.parked_on:
         return []

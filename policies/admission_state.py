@@ -15,10 +15,10 @@ from events.control import Ticked
 from events.decisions import (
     HolderLost,
     MiscoverageNoticed,
+    RejectReason,
     RequestAdmitted,
     RequestDeferred,
     RequestPreempted,
-    RejectReason,
     RequestRejected,
     ShareReason,
     SharesSet,
@@ -301,7 +301,7 @@ def _keep_order(state: State) -> None:
 def _refused(state: State, event: RequestRejected | RequestExpired) -> None:
     """One more that was not served, where serving it was possible at all."""
     one = _undecided(state, event.request_id)
-    if one is None or isinstance(event, RequestRejected) and event.reason in IMPOSSIBLE:
+    if one is None or (isinstance(event, RequestRejected) and event.reason in IMPOSSIBLE):
         return
     ordering.decided(state.ordering, one.request, served=False)
     _keep_order(state)
