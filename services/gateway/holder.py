@@ -122,7 +122,7 @@ class Holder:
             case RequestAdmitted() | RequestRejected() as decision:
                 held = self._held.get(decision.request_id)
                 if held is not None and held.attempt == decision.attempt and not held.word.done():
-                    held.word.set_result(Word(decision, str(recorded.at)))
+                    self._take_word(held, Word(decision, str(recorded.at)))
             case RequestDeferred() as deferral:
                 held = self._held.get(deferral.request_id)
                 if held is not None and held.attempt == deferral.attempt:
@@ -338,6 +338,15 @@ class Holder:
 
     # A request that is taken off its engine.
 
+    def _take_word(self, held: Held, word: Word) -> None:
+        """A stream cannot move. A word that sends it elsewhere was said before admission had heard of its first token;
+        it hears of it by `first_token_seen`, and the word after that is the one to go by."""
+        match word.decision:
+            case RequestAdmitted(engine_id=engine_id) if held.began and engine_id != held.engine_id:
+                pass
+            case _:
+                held.word.set_result(word)
+
     def _take_off(self, held: Held, engine_id: EngineId) -> None:
         """Its place there is for another request. Whoever has begun to answer can be stopped only by the engine: else
         the order comes too late, and the log hears so by `first_token_seen`."""
@@ -377,10 +386,7 @@ class Holder:
             self.abort(request_id, AbortReason.ENGINE_LOST)
 
     async def _resumed(self, held: Held) -> asyncio.Future[Word] | None:
-        """The word with which it goes on, once that it does stands in the log; None when it is evicted for good.
-
-        A stream cannot move: should the word name another engine, it goes on where it is, and the log is told where
-        that is."""
+        """The word with which it goes on, once that it does stands in the log; None when it is evicted for good."""
         request_id = held.ask.arrived.request_id
         while True:
             waiting = held.word

@@ -267,11 +267,12 @@ async def test_a_stream_that_is_evicted_for_good_ends() -> None:
     assert engine.closed_early.is_set()
 
 
-async def test_a_stream_cannot_move_and_the_log_is_told_where_it_goes_on() -> None:
+async def test_a_stream_cannot_move_so_a_word_that_names_another_engine_is_waited_out() -> None:
     engine, gate = in_its_stream()
     async with served(engine, ScriptedEngine("e2", answer("z"))) as one:
         await one.sink.got.wait()
-        await one.say(preempted(one.arrived), admitted(one.arrived, "e2"))
+        resumed = replace(admitted(one.arrived), resumed=True)
+        await one.say(preempted(one.arrived), admitted(one.arrived, "e2"), resumed)
         await engine.preempted.wait()
         gate.set()
         await one.serving
