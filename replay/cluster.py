@@ -16,25 +16,32 @@ from typing import Any
 
 from events.base import NS_PER_MS, NS_PER_S, Cause, EngineId, Event, HolderId, PoolId, RequestId
 from events.control import Ticked
-from events.decisions import HolderLost, RequestAdmitted, RequestDeferred, RequestRejected, WakeAsked
+from events.decisions import (
+    EngineDirected,
+    HolderLost,
+    RequestAdmitted,
+    RequestDeferred,
+    RequestPreempted,
+    RequestRejected,
+    WakeAsked,
+)
 from events.engine import EngineHealthChanged, EngineRegistered, Health
 from events.log.base import Message
 from events.request import (
     AbortReason,
     DispatchStarted,
-    FinishReason,
     FirstTokenSeen,
     HolderBeat,
     HolderStopped,
     Progress,
     RequestAborted,
     RequestExpired,
-    RequestFinished,
 )
 from policies.catalog import ACTORS
-from replay.engines.job import Finished, FirstToken, Outcome, Refused, SimRequest, Tokens
+from replay.engines.job import Finished, FirstToken, Outcome, Refused, Tokens
 from replay.engines.light import LightEngine
 from replay.faults import Fault, FaultKind
+from replay.held import Held
 from replay.score import Scores, score
 from replay.virtual_log import VirtualLog
 from replay.workloads.base import Arrival
@@ -45,8 +52,6 @@ START_NS = NS_PER_S
 CONTROL_NS = NS_PER_MS
 DRAIN_MAX_NS = 1_800 * NS_PER_S
 """How long after its last arrival a run goes on while requests are open; those that still are then stay unfinished."""
-DEFERRED_GRACE_NS = NS_PER_S
-"""How long past its time a deferred request is held for the decision that was announced, as the gateway does."""
 PROGRESS_EVERY_NS = 10 * NS_PER_S
 
 
@@ -71,28 +76,6 @@ class Run:
     scores: Scores
     digest: str
     ended_ns: int
-
-
-@dataclass(slots=True)
-class _Request:
-    """A request at its holder. `cause` is the newest decision about it ("" = none yet)."""
-
-    arrival: Arrival
-    holder: HolderId
-    engine: EngineRegistered
-    arrived_ns: int
-    deadline_ns: int
-    attempt: int = 0
-    cause: str = ""
-    engine_id: EngineId | None = None
-    first_ns: int = 0
-    deferred_until_ns: int = 0
-
-    def held_until_ns(self) -> int:
-        """When its holder stops waiting for a decision."""
-        if not self.deferred_until_ns:
-            return self.deadline_ns
-        return max(self.deadline_ns, self.deferred_until_ns) + DEFERRED_GRACE_NS
 
 
 @dataclass(slots=True)
@@ -162,7 +145,7 @@ class _Cluster:
         self._serving: dict[str, EngineRegistered] = {model: one for one in reversed(engines) for model in one.models}
         self._holders = [HolderId(f"gw-{number}") for number in range(1, holders + 1)]
         self._silent: list[HolderId] = []
-        self._open: dict[RequestId, _Request] = {}
+        self._open: dict[RequestId, Held] = {}
         self._heap: list[tuple[int, int, int, Callable[[], None]]] = []
         self._number = self._ticks = self._turn = self._to_come = 0
         self._progress_ns = START_NS
@@ -237,7 +220,7 @@ class _Cluster:
             for one in self._engines.values()
             if one.light is not None
             for request_id, tokens in one.light.progress()
-            if tokens and self._open[request_id].holder == holder
+            if tokens and self._open[request_id].arrived.holder == holder
         )
         self._say(holder, HolderBeat(holder=holder, epoch="1", progress=progress))
 
@@ -258,32 +241,43 @@ class _Cluster:
         """Write the arrival; its deadline counts from `arrived_ns`."""
         engine = self._serving.get(arrival.model) or next(iter(self._serving.values()))  # Unserved: admission says so.
         event = arrived(arrival, engine, holder=holder, now_ns=arrived_ns, slo=self._wanted.slo, attempt=attempt)
-        request = _Request(arrival, holder, engine, arrived_ns, event.deadline_ns, attempt)
+        request = Held(arrival, event, arrived_ns)
         self._open[event.request_id] = request
         self._at(
             max(event.deadline_ns, self.log.now_ns), _Turn.EXPIRY, partial(self._expire, event.request_id, request)
         )
         self._say(holder, event)
 
-    def _expire(self, request_id: RequestId, request: _Request) -> None:
-        if self._open.get(request_id) is not request or request.cause:
+    def _expire(self, request_id: RequestId, request: Held) -> None:
+        if self._open.get(request_id) is not request or request.answered or request.gave_way:
             return
         until_ns = request.held_until_ns()
         if until_ns > self.log.now_ns:
             self._at(until_ns, _Turn.EXPIRY, partial(self._expire, request_id, request))
             return
         del self._open[request_id]
-        self._say(request.holder, RequestExpired(request_id=request_id, waited_ns=self.log.now_ns - request.arrived_ns))
+        self._say(
+            request.arrived.holder,
+            RequestExpired(request_id=request_id, waited_ns=self.log.now_ns - request.arrived_ns),
+        )
 
     def _on_decision(self, decision: Event, place: Cause) -> None:
         effect_ns = self.log.now_ns + self._wanted.control_ns
         match decision:
             case RequestAdmitted() | RequestRejected():
                 request = self._open.get(decision.request_id)
-                if request is None or request.cause or request.attempt != decision.attempt:
+                if request is None or request.answered or request.arrived.attempt != decision.attempt:
                     return
-                request.cause = str(place)
+                request.answered, request.cause = True, str(place)
                 self._at(effect_ns, _Turn.EFFECT, partial(self._carry_out, decision, request))
+            case RequestPreempted():
+                request = self._open.get(decision.request_id)
+                if request is None or request.arrived.attempt != decision.attempt:
+                    return
+                request.answered, request.gave_way = False, True
+                self._at(effect_ns, _Turn.EFFECT, partial(self._preempt, decision, request))
+            case EngineDirected():
+                self._at(effect_ns, _Turn.EFFECT, partial(self._direct, decision))
             case RequestDeferred() if decision.request_id in self._open:
                 self._open[decision.request_id].deferred_until_ns = decision.until_ns
             case WakeAsked(at_ns=at_ns):
@@ -293,11 +287,15 @@ class _Cluster:
             case _:
                 pass
 
-    def _carry_out(self, decision: RequestAdmitted | RequestRejected, request: _Request) -> None:
+    def _carry_out(self, decision: RequestAdmitted | RequestRejected, request: Held) -> None:
         if self._open.get(decision.request_id) is not request:
             return
         if isinstance(decision, RequestAdmitted):
             self._dispatch(decision, request)
+            return
+        if request.first_ns:  # It was preempted, and its first token came before the order did.
+            self._end_in_engine(decision.request_id, request)
+            self._abort(decision.request_id, request, AbortReason.EXPIRED)
             return
         del self._open[decision.request_id]
         name = request.arrival.request_id
@@ -307,28 +305,40 @@ class _Cluster:
             back_ns = self.log.now_ns + decision.retry_after_ns
             self._at(back_ns, _Turn.ARRIVAL, partial(self._arrive, request.arrival, 1))
 
-    def _dispatch(self, decision: RequestAdmitted, request: _Request) -> None:
-        engine = self._engines[decision.engine_id]
-        request.engine_id = decision.engine_id
-        started = DispatchStarted(request_id=decision.request_id, engine_id=decision.engine_id)
-        self._say(request.holder, started, request.cause)
+    def _dispatch(self, decision: RequestAdmitted, request: Held) -> None:
+        if request.engine_id is None:
+            request.engine_id = decision.engine_id  # Else its stream began there, and goes on there.
+        engine = self._engines[request.engine_id]
+        started = DispatchStarted(request_id=decision.request_id, engine_id=request.engine_id)
+        self._say(request.arrived.holder, started, request.cause)
         if engine.light is None:
             self._break_off(decision.request_id, request)
             return
-        arrival = request.arrival
-        engine.light.submit(
-            SimRequest(
-                request_id=decision.request_id,
-                prompt_tokens=arrival.prompt_tokens,
-                output_tokens=arrival.output_tokens,
-                kind=arrival.kind,
-                prefix=arrival.prefix,
-                unit_tokens=arrival.prefix_tokens,
-                inputs=arrival.inputs,
-            ),
-            self.log.now_ns,
-        )
+        if request.first_ns:
+            engine.light.resume(decision.request_id, self.log.now_ns)
+        else:
+            engine.light.submit(request.as_asked(decision), self.log.now_ns)
         self._arm(engine)
+
+    def _preempt(self, decision: RequestPreempted, request: Held) -> None:
+        """Before its first token the call is closed; after it the engine parks it, where it can. An order that comes
+        too late (it ended, or its stream began on an engine that cannot preempt) is not carried out."""
+        engine = self._engines[decision.engine_id]
+        if self._open.get(decision.request_id) is not request or engine.light is None:
+            return
+        if not request.first_ns:
+            engine.light.abort(decision.request_id, self.log.now_ns)
+            request.engine_id = None
+        elif engine.registered.capability.can_preempt:
+            engine.light.preempt(decision.request_id, self.log.now_ns)
+        else:
+            request.answered = True
+        self._arm(engine)
+
+    def _direct(self, decision: EngineDirected) -> None:
+        engine = self._engines[decision.engine_id]
+        if engine.light is not None:
+            engine.light.direct(decision)
 
     # Engines.
 
@@ -358,10 +368,14 @@ class _Cluster:
                     request.first_ns = outcome.at_ns
                     ttft_ns = outcome.at_ns - request.arrived_ns
                     event = FirstTokenSeen(request_id=outcome.request_id, engine_id=engine_id, ttft_ns=ttft_ns)
-                    self._say(request.holder, event, request.cause)
+                    self._say(request.arrived.holder, event, request.cause)
                 case Finished():
                     del self._open[outcome.request_id]
-                    self._say(request.holder, _finished(outcome, request, engine_id), request.cause)
+                    self._say(
+                        request.arrived.holder,
+                        request.finished(outcome, self._engines[engine_id].registered),
+                        request.cause,
+                    )
                 case Refused():
                     self._abort(outcome.request_id, request, AbortReason.ENGINE_REFUSED)
                 case Tokens():
@@ -371,12 +385,12 @@ class _Cluster:
         event = EngineHealthChanged(engine_id=engine.registered.engine_id, health=health)
         self.log.say("sensor", "sensor-sim", event)
 
-    def _abort(self, request_id: RequestId, request: _Request, reason: AbortReason, *, final: bool = True) -> None:
+    def _abort(self, request_id: RequestId, request: Held, reason: AbortReason, *, final: bool = True) -> None:
         del self._open[request_id]
         event = RequestAborted(
             request_id=request_id, reason=reason, engine_id=request.engine_id or EngineId(""), final=final
         )
-        self._say(request.holder, event, request.cause)
+        self._say(request.arrived.holder, event, request.cause)
 
     # What goes wrong.
 
@@ -405,12 +419,12 @@ class _Cluster:
             if request.engine_id == engine_id:
                 self._break_off(request_id, request)
 
-    def _break_off(self, request_id: RequestId, request: _Request) -> None:
+    def _break_off(self, request_id: RequestId, request: Held) -> None:
         """The engine of a request is gone: before the first token it is offered again, once."""
-        again = not request.first_ns and not request.attempt
+        again = not request.first_ns and not request.arrived.attempt
         self._abort(request_id, request, AbortReason.ENGINE_LOST, final=not again)
         if again:
-            self._offer(request.arrival, request.holder, 1, request.arrived_ns)
+            self._offer(request.arrival, request.arrived.holder, 1, request.arrived_ns)
 
     def _return_engine(self, engine: _Engine) -> None:
         engine.light = _light(engine.registered, self.log.now_ns)
@@ -422,11 +436,11 @@ class _Cluster:
         self._holders.remove(holder)
         self._silent.append(holder)
         for request_id, request in list(self._open.items()):
-            if request.holder == holder:
+            if request.arrived.holder == holder:
                 self._end_in_engine(request_id, request)
                 del self._open[request_id]
 
-    def _end_in_engine(self, request_id: RequestId, request: _Request) -> None:
+    def _end_in_engine(self, request_id: RequestId, request: Held) -> None:
         if request.engine_id is None:
             return
         engine = self._engines[request.engine_id]
@@ -437,23 +451,3 @@ class _Cluster:
 
 def _light(registered: EngineRegistered, now_ns: int) -> LightEngine:
     return LightEngine(registered, now_ns=now_ns, tell_tokens=False)
-
-
-def _finished(outcome: Finished, request: _Request, engine_id: EngineId) -> RequestFinished:
-    e2e_ns = outcome.at_ns - request.arrived_ns
-    ttft_ns = request.first_ns - request.arrived_ns if request.first_ns else e2e_ns
-    after_first = outcome.output_tokens - 1
-    arrival = request.arrival
-    return RequestFinished(
-        request_id=outcome.request_id,
-        engine_id=engine_id,
-        prompt_tokens=arrival.prompt_tokens,
-        output_tokens=outcome.output_tokens,
-        cached_tokens=outcome.cached_tokens,
-        kv_cache_tokens=arrival.prompt_tokens + outcome.output_tokens,
-        ttft_ns=ttft_ns,
-        tpot_ns=(outcome.at_ns - request.first_ns) // after_first if after_first > 0 else 0,
-        e2e_ns=e2e_ns,
-        preemptions=outcome.preemptions,
-        finish_reason=FinishReason.LENGTH if outcome.output_tokens == arrival.tokens_max else FinishReason.STOP,
-    )

@@ -117,6 +117,6 @@ def registered(
         kv_blocks=(kv_tokens or chosen.kv_tokens()) // chosen.kv.block_tokens,
         block_tokens=chosen.kv.block_tokens,
         block_bytes=chosen.kv.block_bytes(),
-        capability=capability or Capability(embedding=True),
+        capability=capability or Capability(embedding=True, can_preempt=True),
         step=chosen.step,
     )

@@ -99,8 +99,12 @@ class Job:
         self.unit_blocks, odd = divmod(request.unit_tokens, block_tokens)
         if odd or request.kind is RequestKind.EMBEDDING:
             self.unit_blocks = 0
-        # Inputs of an embedding pass through: what is held at once is a step's worth, or the longest input.
-        self.window = max(-(-request.prompt_tokens // request.inputs), min(request.prompt_tokens, batch_tokens))
+        self.window = embedding_window(request.prompt_tokens, request.inputs, batch_tokens)
+
+
+def embedding_window(prompt_tokens: int, inputs: int, batch_tokens: int) -> int:
+    """Tokens that an embedding request holds at once. Its inputs pass through: a step's worth, or the longest input."""
+    return max(-(-prompt_tokens // inputs), min(prompt_tokens, batch_tokens))
 
 
 def refused(request: SimRequest, capability: Capability, *, kv_tokens: int) -> RefuseReason | None:
