@@ -32,6 +32,7 @@ from policies.forecast import (
     Prospect,
     Trial,
     alone_ns,
+    backlog_ns,
     blocked,
     blocks_wanted,
     budget_blocks,
@@ -117,14 +118,19 @@ def room_ns(desk: Desk, one: Prospect) -> int:
     trial = one.trial
     step_now_ns = _step_now_ns(trial)
     short = max(1, _short_blocks(desk, one)) if trial.account.kv_blocks else 1
+    line_ns = backlog_ns(trial, desk.now_ns)
     ends = sorted(
-        (expected_tokens(each) - tokens_now(each, step_now_ns, desk.now_ns), _blocks_final(trial.account, each))
+        (
+            (expected_tokens(each) - tokens_now(each, step_now_ns, desk.now_ns)) * step_now_ns
+            + (line_ns if each.prefilling else 0),
+            _blocks_final(trial.account, each),
+        )
         for each in trial.residents()
     )
-    for tokens, freed in ends:
+    for left_ns, freed in ends:
         short -= freed
         if short <= 0:
-            return max(1, tokens) * step_now_ns
+            return max(1, left_ns)
     return NO_PACE_NS
 
 

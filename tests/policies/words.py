@@ -8,6 +8,7 @@ from typing import Any
 
 from events.base import NS_PER_MS, NS_PER_S, EngineId, HolderId, ModelId, RequestId, RequestKind, SliceId, TenantId
 from events.control import PolicyConfigured, Ticked
+from events.decisions import ShareReason, SharesSet, TenantQuotaSet
 from events.engine import (
     Capability,
     EngineHealthChanged,
@@ -105,6 +106,14 @@ def health(name: str, now: Health) -> EngineHealthChanged:
 
 def measured(name: str = "e1", *, used_ppm: int = 0, running: int = 0, waiting: int = 0) -> EngineMeasured:
     return EngineMeasured(engine_id=EngineId(name), running=running, waiting=waiting, kv_used_ppm=used_ppm)
+
+
+def shares(llm_ppm: int, engine_id: str = "e1", *, reason: ShareReason = ShareReason.LOAD_MOVED) -> SharesSet:
+    return SharesSet(engine_id=EngineId(engine_id), llm_ppm=llm_ppm, embedding_ppm=1_000_000 - llm_ppm, reason=reason)
+
+
+def quota(tenant: str, kv_bytes_max: int) -> TenantQuotaSet:
+    return TenantQuotaSet(tenant=TenantId(tenant), kv_bytes_max=kv_bytes_max)
 
 
 def tick(n: int = 1) -> Ticked:
