@@ -20,11 +20,15 @@ LENGTH_WEIGHT = 64
 LENGTHS_MAX = 2_048
 TOKENS_MAX = 1 << 20
 """No answer is longer, as far as anybody predicts."""
-PARENT_ANSWERS = 32
+PARENT_ANSWERS = 12
+"""More blurs what answers of one sort have in common, fewer makes too much of a few answers. On public traces the loss
+of the upper bound changes by less than 5 % from 8 to 24 (synthetic agent sessions: 12 %)."""
+
+PER_DOUBLING = 8
+"""Buckets per doubling of the length."""
 
 _EXACT = 16
-_PER_DOUBLING = 8
-_BUCKETS = _EXACT + 17 * _PER_DOUBLING
+_BUCKETS = _EXACT + 17 * PER_DOUBLING
 _FRESH_PART = 32
 
 
@@ -43,15 +47,15 @@ def bucket_of(tokens: int) -> int:
     if tokens < _EXACT:
         return max(tokens, 0)
     shift = tokens.bit_length() - 4
-    return min(_EXACT + (shift - 1) * _PER_DOUBLING + (tokens >> shift) - _PER_DOUBLING, _BUCKETS - 1)
+    return min(_EXACT + (shift - 1) * PER_DOUBLING + (tokens >> shift) - PER_DOUBLING, _BUCKETS - 1)
 
 
 def bucket_top(bucket: int) -> int:
     """The longest length in a bucket."""
     if bucket < _EXACT:
         return bucket
-    shift, place = divmod(bucket - _EXACT, _PER_DOUBLING)
-    return ((place + _PER_DOUBLING + 1) << (shift + 1)) - 1
+    shift, place = divmod(bucket - _EXACT, PER_DOUBLING)
+    return ((place + PER_DOUBLING + 1) << (shift + 1)) - 1
 
 
 def add(lengths: Lengths, tokens: int, parent: Lengths | None) -> None:

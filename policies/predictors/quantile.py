@@ -1,7 +1,7 @@
 """Output length as a quantile interval of what answers of this sort were of late; the default.
 
 Answers are grouped by a key of four parts: model, tenant, objective, and either what the last answer of the same
-conversation was like, or how long the prompt is (both in half doublings). Each key has a decayed histogram that leans
+conversation was like, or how long the prompt is (both in doublings). Each key has a decayed histogram that leans
 on the next coarser one (`length_histogram`), so a sparse key says what its coarser one says. A conversation is known
 by its session, or by the last full slice of an earlier prompt that this prompt goes on with.
 
@@ -22,7 +22,7 @@ import msgspec
 from events.base import PPM
 from events.request import RequestArrived
 from policies.predictors.base import Interval
-from policies.predictors.length_histogram import LENGTH_WEIGHT, Lengths, add, bucket_of, quantile
+from policies.predictors.length_histogram import LENGTH_WEIGHT, PER_DOUBLING, Lengths, add, bucket_of, quantile
 from policies.predictors.output_question import Foretold, Question
 
 KEYS_MAX = 1_024
@@ -35,8 +35,6 @@ ANSWERS_MIN = 8
 """Fewer answers of a model than this say nothing."""
 STEPS = 1_024
 """The inverse of Gibbs and Candes' step size: the level forgets in about so many answers."""
-
-_BUCKETS_TOGETHER = 4
 
 
 class Group(msgspec.Struct):
@@ -58,9 +56,9 @@ class Quantiles(msgspec.Struct):
 def key_of(quantiles: Quantiles, request: RequestArrived) -> str:
     """What the answer to this request is grouped by, as it is known now."""
     before = _answer_before(quantiles, request)
-    sort = f"p{bucket_of(request.prompt_tokens) // _BUCKETS_TOGETHER}"
+    sort = f"p{bucket_of(request.prompt_tokens) // PER_DOUBLING}"
     if before is not None:
-        sort = f"a{bucket_of(before) // _BUCKETS_TOGETHER}"
+        sort = f"a{bucket_of(before) // PER_DOUBLING}"
     return f"{request.model}\n{request.tenant}\n{request.objective}\n{sort}"
 
 
