@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "replay": ("services.commands.replay", "Export, verify, import and simulate logs."),
     "bench": ("services.commands.bench", "Measure policies and predictors, in virtual time and on traces."),
     "explain": ("services.commands.explain", "Why a request or a decision went as it did, and what would change it."),
+    "policy": ("services.commands.policy", "Show or change the settings of policies, live."),
+    "quota": ("services.commands.quota", "Show or set shares of engines and quotas of tenants, live."),
     "doctor": ("services.commands.doctor", "What is installed and reachable, and the mend for what is not."),
     "config": ("services.commands.config", "Show or check the settings."),
 }

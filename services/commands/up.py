@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 GATEWAY = "gateway"
 LOOK_EVERY_S = 0.05
-WORKERS = (("clock",), ("admission",), ("sensor",), ("projector", "auditor"))
-"""One process each, in this order. What others wait for stands alone; what only looks on shares one. The gateway comes
-last, when there is something that decides."""
+WORKERS = (("clock",), ("admission",), ("quota",), ("sensor",), ("projector", "auditor", "desk"))
+"""One process each, in this order. What others wait for stands alone; what decides once a second shares one, and so
+does what only looks on or waits for orders. The gateway comes last, when there is something that decides."""
 PROFILES = {
     "durable": "durable: every message is on disk before it is acknowledged",
     "fast": "fast: synced every 2 minutes; a power loss may cost as much (nats.profile = durable syncs every message)",

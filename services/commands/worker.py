@@ -18,6 +18,9 @@ WORKERS = {
     "projector": "services.projector",
     "auditor": "services.auditor",
     "ingest": "services.ingest",
+    "quota": "services.quota",
+    "eviction": "services.eviction",
+    "desk": "services.desk",
 }
 """Name -> the module whose `run(config, *, log, stop)` it is."""
 RELOADING = {"sensor"}
@@ -29,7 +32,8 @@ RELOADING = {"sensor"}
 @with_settings
 @with_output
 def command(names: tuple[str, ...], settings: Settings, out: Output) -> int:
-    """Run workers until SIGTERM or Ctrl-C: clock, admission, sensor, projector, auditor, ingest.
+    """Run workers until SIGTERM or Ctrl-C: clock, admission, quota, eviction, sensor, projector, auditor,
+    ingest, desk.
 
     Exit code 3: another instance has taken an actor over.
     """

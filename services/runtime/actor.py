@@ -120,6 +120,11 @@ class Actor(Generic[S]):
         """Where the actor stands. Read only."""
         return self._progress
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that was decided stands in the log."""
+        return self._decided == self._stored
+
     async def run(self, stop: asyncio.Event) -> None:
         """Take the actor over and work until `stop`; then store what is decided, keep a snapshot, and return.
 

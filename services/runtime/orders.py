@@ -1,0 +1,248 @@
+"""What an operator orders about policies and quotas: judged first, then written as facts; and how things stand.
+
+Nothing here is kept: how things stand is replayed from the log, by the deciders' own `configure`. An order that does
+not hold is refused with what is allowed, and nothing is written. Whoever decides takes it in like any other record.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, ClassVar
+
+import msgspec
+
+from events import codec, subjects
+from events.base import PPM, EngineId, Event, Recorded, TenantId
+from events.control import ActorStarted, PolicyConfigured, Ticked
+from events.decisions import ShareReason, SharesSet, TenantQuotaSet
+from events.engine import EngineRegistered, EngineRemoved
+from events.log.jetstream import JetStreamLog
+from events.quota import ShareBoundsAsked, TenantQuotaAsked
+from policies.catalog import ACTORS, PRESETS
+from policies.decider import Decider
+from policies.quota_state import BOUNDS_MAX, TENANTS_MAX
+from services.runtime.config_sources import meant
+from services.runtime.facts import FactWriter
+from services.runtime.pool_clock import PoolClock
+
+SOURCE = "policy"
+KV_BYTES_MAX = 2**60
+
+
+class Refused(Exception):
+    """An order that does not hold. The text says what is wrong and what is allowed; nothing was written."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class ActorPolicy(msgspec.Struct, kw_only=True):
+    """An actor's settings as they stand. `changed` are those that are not the default; `owner` said last that it
+    starts ("" = nobody ever did)."""
+
+    actor: str
+    owner: str = ""
+    settings: dict[str, Any]
+    changed: list[str] = msgspec.field(default_factory=list)
+
+
+class EngineShares(msgspec.Struct, kw_only=True):
+    """How an engine is divided ("" = the pool): shares as they were set last (None = no cap holds), and the bounds that
+    an operator asked for (None = none)."""
+
+    engine: str
+    llm_ppm: int | None = None
+    embedding_ppm: int | None = None
+    reason: str = ""
+    embedding_min_ppm: int | None = None
+    embedding_max_ppm: int | None = None
+
+
+class Quotas(msgspec.Struct, kw_only=True):
+    """All of it: engines, the pool, and the bytes of KV that tenants hold at most."""
+
+    engines: list[EngineShares]
+    tenants: dict[str, int]
+
+
+class Orders:
+    """Reads and writes the orders of one pool. Made by `taking_orders`."""
+
+    def __init__(self, log: JetStreamLog, writer: FactWriter, clock: PoolClock) -> None:
+        self.log, self._writer, self._clock = log, writer, clock
+
+    async def policies(self, actor: str = "") -> list[ActorPolicy]:
+        """The settings of one actor, or of all (""), as they stand. Raises Refused, LogError."""
+        wanted = {actor: _decider(actor)} if actor else ACTORS
+        states, owners = await self._configured()
+        return [_policy(decider, states[name], owners.get(name, "")) for name, decider in wanted.items()]
+
+    async def configure(self, actor: str, changes: Mapping[str, Any]) -> int:
+        """Change settings of an actor, live; where the fact stands. Raises Refused, LogError."""
+        decider = _decider(actor)
+        if not changes:
+            raise Refused(f"nothing to change of {actor}: name a setting and its value")
+        states, _ = await self._configured()
+        try:
+            decider.configure(states[actor], changes)
+        except ValueError as error:
+            raise Refused(str(error)) from error
+        return await self._write([PolicyConfigured(actor=actor, settings=dict(changes))])
+
+    async def preset(self, name: str) -> int:
+        """Every actor's settings as the preset has them, and its defaults where the preset is silent, in one message;
+        where that stands. Raises Refused, LogError."""
+        return await self._write(preset_facts(name))
+
+    async def quotas(self) -> Quotas:
+        """How things stand. Raises LogError."""
+        rows: dict[str, EngineShares] = {}
+        tenants: dict[str, int] = {}
+        async for recorded in self._told():
+            match recorded.event:
+                case EngineRegistered(engine_id=engine_id):
+                    rows.setdefault(engine_id, EngineShares(engine=engine_id))
+                case EngineRemoved(engine_id=engine_id):
+                    rows.pop(engine_id, None)
+                case SharesSet() as shares if recorded.actor:
+                    _note_shares(rows.setdefault(shares.engine_id, EngineShares(engine=shares.engine_id)), shares)
+                case ShareBoundsAsked() as asked:
+                    row = rows.setdefault(asked.engine_id, EngineShares(engine=asked.engine_id))
+                    row.embedding_min_ppm, row.embedding_max_ppm = asked.embedding_min_ppm, asked.embedding_max_ppm
+                case TenantQuotaSet(tenant=tenant, kv_bytes_max=most) if recorded.actor:
+                    tenants.pop(tenant, None)
+                    if most:
+                        tenants[tenant] = most
+                case _:
+                    pass
+        return Quotas(engines=[rows[name] for name in sorted(rows)], tenants=dict(sorted(tenants.items())))
+
+    async def limit_tenant(self, tenant: str, kv_bytes_max: int) -> int:
+        """A tenant holds at most so many bytes (0 = no limit); where the fact stands. Raises Refused, LogError."""
+        _check_token(tenant, "tenant")
+        if not 0 <= kv_bytes_max <= KV_BYTES_MAX:
+            raise Refused(f"kv_bytes_max = {kv_bytes_max} (allowed: 0, for no limit, to {KV_BYTES_MAX} bytes)")
+        known = (await self.quotas()).tenants
+        if kv_bytes_max and tenant not in known and len(known) >= TENANTS_MAX:
+            raise Refused(f"{TENANTS_MAX} tenants have a quota, and no more can: lift one first")
+        return await self._write([TenantQuotaAsked(tenant=TenantId(tenant), kv_bytes_max=kv_bytes_max)])
+
+    async def bound_shares(self, engine: str, low_ppm: int, high_ppm: int) -> int:
+        """The embedding share of an engine ("" = of every engine without bounds of its own) stays within these bounds;
+        where the fact stands. Raises Refused, LogError."""
+        if not 0 <= low_ppm <= high_ppm <= PPM:
+            given = f"embedding_min_ppm = {low_ppm}, embedding_max_ppm = {high_ppm}"
+            raise Refused(f"{given} (allowed: 0 to {PPM} ppm, or 0% to 100%, the min not above the max)")
+        if engine:
+            standing = (await self.quotas()).engines
+            known = [one.engine for one in standing if one.engine]
+            if engine not in known:
+                raise Refused(f"there is no engine {engine!r}{meant(engine, known)} (allowed: {', '.join(known)})")
+            if sum(one.embedding_min_ppm is not None for one in standing) >= BOUNDS_MAX:
+                raise Refused(f"{BOUNDS_MAX} engines have bounds of their own, and no more can")
+        asked = ShareBoundsAsked(engine_id=EngineId(engine), embedding_min_ppm=low_ppm, embedding_max_ppm=high_ppm)
+        return await self._write([asked])
+
+    async def _write(self, facts: Sequence[Event]) -> int:
+        """All of them in one message, at the pool's time; its sequence."""
+        tick = await self.log.last(subjects.fact(self.log.pool, "clock", Ticked.event_kind()))
+        if tick is not None:
+            self._clock.follow(codec.decode(tick.seq, tick.subject, tick.body)[-1].ts_ns)
+        stored = [self._writer.store(fact) for fact in facts]
+        places = await asyncio.gather(*stored)
+        return places[-1].seq
+
+    async def _configured(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """A state per actor that has nothing but its settings, as `configure` leaves them; and who started last. What
+        an actor could not take in is quarantined there, and passed over here."""
+        states = {actor: decider.initial() for actor, decider in ACTORS.items()}
+        owners: dict[str, str] = {}
+        pool = self.log.pool
+        patterns = [subjects.decision(pool, "*", ActorStarted.event_kind()), subjects.fact(pool, SOURCE, ">")]
+        for recorded in await _records(self.log, patterns):
+            event, actor = recorded.event, recorded.actor
+            if isinstance(event, ActorStarted) and actor in ACTORS:
+                owners[actor] = event.instance
+            elif isinstance(event, PolicyConfigured) and event.actor in ACTORS:
+                actor = event.actor
+            else:
+                continue
+            try:
+                ACTORS[actor].configure(states[actor], event.settings)
+            except ValueError:
+                continue
+        return states, owners
+
+    async def _told(self) -> AsyncIterator[Recorded]:
+        """What bears on quotas, in log order."""
+        pool = self.log.pool
+        engines = [subjects.fact(pool, "*", kind.event_kind()) for kind in (EngineRegistered, EngineRemoved)]
+        patterns = [*engines, subjects.fact(pool, SOURCE, ">"), subjects.decisions_of(pool, "quota")]
+        for recorded in await _records(self.log, patterns):
+            yield recorded
+
+
+@asynccontextmanager
+async def taking_orders(log: JetStreamLog, *, speed: int) -> AsyncIterator[Orders]:
+    """Orders on a pool's log, with a writer of facts that runs as long as the block. Raises LogError."""
+    clock = PoolClock(speed=speed)
+    writer = FactWriter(log, source=SOURCE, owner=f"{SOURCE}-{secrets.token_hex(6)}", clock=clock)
+    writing = asyncio.create_task(writer.run(), name="writing")
+    try:
+        yield Orders(log, writer, clock)
+    finally:
+        await writer.close()
+        await writing
+
+
+def preset_facts(name: str) -> list[PolicyConfigured]:
+    """One fact per actor, with every setting of it: as the preset has it, else its default. Raises Refused."""
+    preset = PRESETS.get(name)
+    if preset is None:
+        raise Refused(f"there is no preset {name!r}{meant(name, list(PRESETS))} (allowed: {', '.join(PRESETS)})")
+    facts = []
+    for actor, decider in ACTORS.items():
+        state = decider.initial()
+        decider.configure(state, preset.get(actor, {}))
+        facts.append(PolicyConfigured(actor=actor, settings=msgspec.to_builtins(state.settings)))
+    return facts
+
+
+def _decider(actor: str) -> Decider[Any]:
+    if actor not in ACTORS:
+        raise Refused(f"there is no actor {actor!r}{meant(actor, list(ACTORS))} (allowed: {', '.join(ACTORS)})")
+    return ACTORS[actor]
+
+
+def _policy(decider: Decider[Any], state: Any, owner: str) -> ActorPolicy:
+    settings = msgspec.to_builtins(state.settings)
+    defaults = msgspec.to_builtins(decider.initial().settings)
+    changed = [key for key in settings if settings[key] != defaults[key]]
+    return ActorPolicy(actor=decider.name, owner=owner, settings=settings, changed=changed)
+
+
+def _note_shares(row: EngineShares, event: SharesSet) -> None:
+    row.reason = event.reason.value
+    if event.reason is ShareReason.LIFTED:
+        row.llm_ppm = row.embedding_ppm = None
+    else:
+        row.llm_ppm, row.embedding_ppm = event.llm_ppm, event.embedding_ppm
+
+
+def _check_token(text: str, what: str) -> None:
+    try:
+        subjects.token(text, what=what)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+
+
+async def _records(log: JetStreamLog, patterns: Sequence[str]) -> list[Recorded]:
+    """What stands under these patterns, in log order."""
+    messages = {
+        message.seq: message for pattern in patterns async for batch in log.read(pattern=pattern) for message in batch
+    }
+    return [
+        recorded
+        for _, message in sorted(messages.items())
+        for recorded in codec.decode(message.seq, message.subject, message.body)
+    ]
