@@ -21,7 +21,7 @@ EVENTS: tuple[type[Event], ...] = (
     request.RequestAborted, request.RequestExpired, request.HolderBeat, request.HolderStopped, request.OutputPredicted,
     request.OutputTraced,
     engine.EngineRegistered, engine.EngineRemoved, engine.EngineHealthChanged, engine.EngineMeasured,
-    engine.DeviceMeasured,
+    engine.DeviceMeasured, engine.DevicesUnseen,
     slice.SlicesStored, slice.SlicesRemoved, slice.SlicesCleared, slice.SlicesPinned,
     control.Ticked, control.PolicyConfigured, control.ActorStarted, control.EventQuarantined,
     control.IngestRefused,

@@ -23,7 +23,8 @@ class Health(StrEnum):
 
 
 class Capability(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What an engine can be asked to do; where it cannot, no policy pretends."""
+    """What an engine can be asked to do; where it cannot, no policy pretends. `labels` say where it is: `nvlink` (its
+    domain), `numa`, `host`, `rack`."""
 
     llm: bool = True
     embedding: bool = False
@@ -34,6 +35,7 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     seqs_max: int = 256
     batch_tokens_max: int = 2048
     context_tokens_max: int = 131_072
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class StepModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -119,3 +121,10 @@ class DeviceMeasured(Event, frozen=True, kw_only=True, tag="device_measured.v1")
     embedding_bytes: int = 0
     shared_bytes: int = 0
     busy_ppm: int = 0
+
+
+class DevicesUnseen(Event, frozen=True, kw_only=True, tag="devices_unseen.v1"):
+    """NVML shows no device on this host, and why: `device_measured` is not to be expected from there."""
+
+    host: str
+    reason: str

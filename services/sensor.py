@@ -1,4 +1,5 @@
-"""The sensor worker: engines that have an address, as facts. A gateway tells of the simulated ones that it hosts."""
+"""The sensor worker: engines that have an address, and this host's devices, as facts. A gateway tells of the simulated
+engines that it hosts."""
 
 import asyncio
 import secrets
@@ -14,6 +15,8 @@ from events.log.base import Log
 from services.engines.open import Engines, open_engine
 from services.gateway.log_reader import LogReader, clock_of, facts_of
 from services.runtime.config import Config, EngineConfig
+from services.runtime.device_watch import DeviceWatch
+from services.runtime.devices import NvmlDevices, host_name
 from services.runtime.engine_watch import EngineWatch
 from services.runtime.facts import FactWriter
 from services.runtime.health import served
@@ -30,6 +33,8 @@ async def run(config: Config, *, log: Log, stop: asyncio.Event, follow: Follow |
     engines = Engines(partial(open_engine, clock=clock))
     writer = FactWriter(log, source="sensor", owner=f"sensor-{secrets.token_hex(6)}", clock=clock)
     watch = EngineWatch(log, engines, writer=writer, clock=clock)
+    registry = CollectorRegistry()
+    devices = DeviceWatch(NvmlDevices(), engines, host=host_name(), writer=writer, registry=registry)
     ticks = LogReader(log, facts_of(log, "clock"), partial(_follow_tick, clock))
 
     async def take(changed: Config) -> None:
@@ -41,11 +46,11 @@ async def run(config: Config, *, log: Log, stop: asyncio.Event, follow: Follow |
 
     await engines.reload(_addressed(config))
     await ticks.start()
-    with served(config, "sensor", CollectorRegistry()):
+    with served(config, "sensor", registry):
         async with asyncio.TaskGroup() as group:
             group.create_task(writer.run())
             try:
-                await run_until(stop, ticks.run(), watch.run(), take_changes())
+                await run_until(stop, ticks.run(), watch.run(), devices.run(), take_changes())
             finally:
                 await writer.close()
                 await engines.close()

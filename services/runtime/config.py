@@ -6,7 +6,7 @@ This file is the schema; `load` reads it. A wrong value is a ConfigError that na
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -85,7 +85,8 @@ class ModelConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One engine. `url` for kind vllm; the simulated kind takes `step_model` (a name in replay.costmodel)."""
+    """One engine. `url` for kind vllm; the simulated kind takes `step_model` (a name in replay.costmodel). `devices`:
+    the GPUs of the sensor's host that it runs on, by NVML's index, where its processes cannot be told by their port."""
 
     id: str
     kind: EngineKind = EngineKind.VLLM
@@ -104,6 +105,7 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     batch_tokens_max: int = 2048
     context_tokens_max: int = 131_072
     step_model: str = ""
+    devices: list[Annotated[int, msgspec.Meta(ge=0)]] = msgspec.field(default_factory=list)
     connect_timeout_ms: int = 2_000
     first_byte_timeout_ms: int = 120_000
 

@@ -147,7 +147,7 @@ _FAMILIES: Final[tuple[_Family, ...]] = (
     _predictor(CounterMetricFamily, "tidegate_miscoverage", "How often admission noticed that it misses its target.",
                lambda row: row.alarms),
     _Family(View.DEVICES, GaugeMetricFamily, "tidegate_device_busy_ratio", "Time in which the device did something.",
-            lambda row: row.busy_ppm / PPM),
+            lambda row: None if row.unseen else row.busy_ppm / PPM),
 )  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def _shares(shares: dict[str, ShareRow]) -> Labelled:
 
 def _device_memory(devices: dict[str, DeviceRow]) -> Labelled:
     for name, row in devices.items():
-        for whose in ("total", "used", "llm", "embedding", "shared"):
+        for whose in () if row.unseen else ("total", "used", "llm", "embedding", "shared"):
             yield (name, whose), getattr(row, f"bytes_{whose}" if whose in ("total", "used") else f"{whose}_bytes")
 
 

@@ -169,12 +169,13 @@ class PredictorRow(msgspec.Struct, kw_only=True):
 
 
 class DeviceRow(msgspec.Struct, kw_only=True):
-    """A device, as NVML says."""
+    """A device, as NVML says; or, under its host's name alone, why NVML shows none there (`unseen`)."""
 
-    name: str
-    bytes_total: int
-    bytes_used: int
-    llm_bytes: int
-    embedding_bytes: int
-    shared_bytes: int
-    busy_ppm: int
+    name: str = ""
+    bytes_total: int = 0
+    bytes_used: int = 0
+    llm_bytes: int = 0
+    embedding_bytes: int = 0
+    shared_bytes: int = 0
+    busy_ppm: int = 0
+    unseen: str = ""

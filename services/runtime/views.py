@@ -21,7 +21,14 @@ from events.decisions import (
     SharesSet,
     TenantQuotaSet,
 )
-from events.engine import DeviceMeasured, EngineHealthChanged, EngineMeasured, EngineRegistered, EngineRemoved
+from events.engine import (
+    DeviceMeasured,
+    DevicesUnseen,
+    EngineHealthChanged,
+    EngineMeasured,
+    EngineRegistered,
+    EngineRemoved,
+)
 from events.request import (
     DispatchStarted,
     FirstTokenSeen,
@@ -273,16 +280,24 @@ class Views:
                 row.eviction_count, row.preemptions = event.evictions_total, event.preemptions_total
                 row.embedding_bytes, row.directive_version = event.embedding_bytes, event.directive_version
                 row.prefix_queries, row.prefix_hits = event.prefix_queries_total, event.prefix_hits_total
-            case DeviceMeasured():
-                name = f"{event.host}/{event.device}"
-                if name in self.tables[View.DEVICES] or len(self.tables[View.DEVICES]) < DEVICES_MAX:
-                    self._put(View.DEVICES, name, DeviceRow(
-                        name=event.name, bytes_total=event.bytes_total, bytes_used=event.bytes_used,
-                        llm_bytes=event.llm_bytes, embedding_bytes=event.embedding_bytes,
-                        shared_bytes=event.shared_bytes, busy_ppm=event.busy_ppm,
-                    ))  # fmt: skip
+            case DeviceMeasured() | DevicesUnseen():
+                self._take_device(event)
             case _:
                 pass
+
+    def _take_device(self, event: DeviceMeasured | DevicesUnseen) -> None:
+        devices = self.tables[View.DEVICES]
+        for known in [each for each in devices if each.partition("/")[0] == event.host]:
+            if isinstance(event, DevicesUnseen) or known == event.host:
+                self._drop(View.DEVICES, known)
+        name = event.host if isinstance(event, DevicesUnseen) else f"{event.host}/{event.device}"
+        if name not in devices and len(devices) >= DEVICES_MAX:
+            return
+        row = DeviceRow(unseen=event.reason) if isinstance(event, DevicesUnseen) else DeviceRow(
+            name=event.name, bytes_total=event.bytes_total, bytes_used=event.bytes_used, llm_bytes=event.llm_bytes,
+            embedding_bytes=event.embedding_bytes, shared_bytes=event.shared_bytes, busy_ppm=event.busy_ppm,
+        )  # fmt: skip
+        self._put(View.DEVICES, name, row)
 
     def _take_policy(self, event: Event) -> None:
         match event:
