@@ -156,9 +156,9 @@ class TenantQuotaSet(Event, frozen=True, kw_only=True, tag="tenant_quota_set.v1"
 class EngineDirected(Event, frozen=True, kw_only=True, tag="engine_directed.v1"):
     """What an engine goes by when it must choose within a step (a delegated choice): the newest `version` counts.
 
-    `eviction` is the kind of slice eviction; `protect_ppm` of an answer's expected length protects it from being
-    preempted; `pinned` and `needed` slices (those that waiting requests begin with) are not evicted, `hot` ones last.
-    A reuse counts within `horizon_ns` (0 = as the engine likes).
+    `eviction` is the kind of slice eviction ("" = from now on it chooses as it likes); `protect_ppm` of an answer's
+    expected length protects it from being preempted; `pinned` and `needed` slices (those that waiting requests begin
+    with) are not evicted, `hot` ones last. A reuse counts within `horizon_ns` (0 = as the engine likes).
     """
 
     engine_id: EngineId

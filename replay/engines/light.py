@@ -287,7 +287,7 @@ class LightEngine:
 
     def _give_way(self, short: int) -> list[Job]:
         """Who is preempted so that `short` blocks more are free: by the rule under a directive, else the newest."""
-        if self._directive is not None:
+        if self._directive is not None and self._directive.eviction:
             now_ns, clock = self._at_fs // FS_PER_NS, self._clock
             pace_ns = step_ns(self._model, tokens=clock.seqs, context=clock.context, seqs=clock.seqs)
             weighed = [

@@ -134,7 +134,11 @@ class PrefixCache:
         return freed
 
     def direct(self, directive: EngineDirected) -> None:
-        """Evict by this from now on. Costs a walk over all units."""
+        """Evict by this from now on; a directive that names no kind lifts those before it. Costs a walk over all
+        units."""
+        if not directive.eviction:
+            self._lift()
+            return
         before, self._kind = self._kind, kind_of(directive.eviction)
         self._horizon_ns = directive.horizon_ns or HORIZON_NS
         self._shields = dict.fromkeys(directive.hot, Shield.HOT)
@@ -153,6 +157,12 @@ class PrefixCache:
                 unit.rank = rank_of(self._kind, _known(unit), self._past)
             if not unit.children:
                 self._queue.put(unit, unit.shield, unit.rank)
+
+    def _lift(self) -> None:
+        self._kind, self._queue, self._past, self.kept = None, Evictable(), Past(), 0
+        self._shields.clear()
+        for unit in self._units():
+            unit.use, unit.shield = None, Shield.NONE
 
     def check_integrity(self) -> None:
         """Assert that counts are what the chains say."""

@@ -8,6 +8,7 @@ import pytest
 
 from policies.admission_settings import AdmissionSettings
 from policies.catalog import ACTORS
+from policies.eviction_settings import EvictionSettings
 from policies.quota_settings import QuotaSettings
 from policies.settings import Settings, choices, ranges
 from services.runtime.config import (
@@ -30,6 +31,7 @@ SECTIONS = {
     "## `[[engines]]`": (EngineConfig, set()),
     "## `[policies.admission]`": (AdmissionSettings, set()),
     "## `[policies.quota]`": (QuotaSettings, set()),
+    "## `[policies.eviction]`": (EvictionSettings, set()),
 }
 
 

@@ -1,0 +1,188 @@
+"""What eviction knows, and how facts and decisions change it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from events.base import EngineId, Event, ModelId, RequestId, SliceId
+from events.control import Ticked
+from events.decisions import (
+    EngineDirected,
+    HolderLost,
+    RequestAdmitted,
+    RequestDeferred,
+    RequestPreempted,
+    RequestRejected,
+)
+from events.engine import EngineKind, EngineMeasured, EngineRegistered, EngineRemoved
+from events.request import RequestAborted, RequestArrived, RequestExpired, RequestFinished
+from events.slice import SlicesPinned
+from policies import settings
+from policies.eviction_settings import EvictionSettings
+from policies.memory.reuse import HEAT_ONE, Heat, half_life_ns
+
+ACTOR = "eviction"
+HEAT_MAX = 16_384
+"""Slices whose heat is known: those used last."""
+LEAD_MAX = 256
+"""Slices of a prompt that are looked at, the first ones: what prompts share stands at their beginning."""
+OPEN_MAX = 2_048
+"""Requests whose slices are remembered, the newest; of an older one that still waits nothing is kept."""
+PINS_MAX = 1_024
+"""Slices pinned at once. More are not taken; the oldest pins hold."""
+
+
+class Engine(msgspec.Struct, kw_only=True):
+    """An engine that takes directives. `said` is the newest one, and since when it counts; `went_by` the newest version
+    that it ever went by."""
+
+    models: tuple[ModelId, ...]
+    kv_tokens: int
+    said: EngineDirected | None = None
+    said_ns: int = 0
+    went_by: int = 0
+
+
+class Open(msgspec.Struct, array_like=True):
+    """A request that has not ended: its model and the slices that it begins with."""
+
+    model: ModelId
+    slices: tuple[SliceId, ...]
+
+
+class State(msgspec.Struct, kw_only=True):
+    """All that eviction knows; bounded by engines and the limits above.
+
+    `warm` are the slices of `heat` that were used more than once, of `slice_tokens` tokens. `pins` end at a time.
+    `version` is that of the newest directive: versions rise over all engines, so one that comes back is not taken for
+    the one before.
+    """
+
+    settings: EvictionSettings = msgspec.field(default_factory=EvictionSettings)
+    engines: dict[EngineId, Engine] = msgspec.field(default_factory=dict)
+    heat: dict[SliceId, Heat] = msgspec.field(default_factory=dict)
+    warm: dict[SliceId, None] = msgspec.field(default_factory=dict)
+    slice_tokens: int = 256
+    open: dict[RequestId, Open] = msgspec.field(default_factory=dict)
+    waiting: dict[RequestId, None] = msgspec.field(default_factory=dict)
+    pins: dict[SliceId, int] = msgspec.field(default_factory=dict)
+    version: int = 0
+
+
+def initial() -> State:
+    """Knows nothing yet."""
+    return State()
+
+
+def configure(state: State, changes: Mapping[str, Any]) -> None:
+    """Change the named settings, all or none. Raises ValueError that names key, value and what is allowed."""
+    settings.apply(ACTOR, state.settings, changes)
+
+
+def evolve(state: State, event: Event, now_ns: int) -> None:
+    """Take a fact or a decision in."""
+    match event:
+        case RequestArrived():
+            _arrived(state, event, now_ns)
+        case RequestDeferred() | RequestPreempted() | RequestAdmitted():
+            _decided(state, event)
+        case RequestRejected() | RequestFinished() | RequestAborted() | RequestExpired():
+            _end(state, [event.request_id])
+        case HolderLost():
+            _end(state, event.requests)
+        case SlicesPinned():
+            _pinned(state, event, now_ns)
+        case EngineRegistered():
+            _registered(state, event)
+        case EngineRemoved():
+            state.engines.pop(event.engine_id, None)
+        case EngineMeasured():
+            _measured(state, event)
+        case EngineDirected():
+            _directed(state, event, now_ns)
+        case Ticked():
+            state.pins = {slice_id: until_ns for slice_id, until_ns in state.pins.items() if until_ns > now_ns}
+        case _:
+            pass
+
+
+def _arrived(state: State, event: RequestArrived, now_ns: int) -> None:
+    lead = event.slices[:LEAD_MAX]
+    if not lead:
+        return
+    if event.attempt == 0:
+        _warm_up(state, lead, now_ns)
+    state.open[event.request_id] = Open(event.model, lead)
+    state.slice_tokens = max(1, event.slice_tokens)
+    if len(state.open) > OPEN_MAX:
+        _end(state, [next(iter(state.open))])
+
+
+def _warm_up(state: State, lead: Sequence[SliceId], now_ns: int) -> None:
+    half_life = half_life_ns(state.settings.horizon_ns)
+    for slice_id in lead:
+        heat = state.heat.pop(slice_id, None)
+        if heat is None:
+            heat = Heat()
+        else:
+            state.warm[slice_id] = None
+        heat.add(now_ns, half_life)
+        state.heat[slice_id] = heat
+    while len(state.heat) > HEAT_MAX:
+        oldest = next(iter(state.heat))
+        del state.heat[oldest]
+        state.warm.pop(oldest, None)
+
+
+def uses_of_late(heat: Heat, now_ns: int, half_life: int) -> int:
+    """About how often, each use halved with every half-life since."""
+    return heat.amount >> max(0, now_ns // half_life - heat.epoch) >> (HEAT_ONE.bit_length() - 1)
+
+
+def _decided(state: State, event: RequestDeferred | RequestPreempted | RequestAdmitted) -> None:
+    """It waits, for the first time or again; or it waits no more."""
+    if isinstance(event, RequestAdmitted):
+        state.waiting.pop(event.request_id, None)
+    elif event.request_id in state.open:
+        state.waiting[event.request_id] = None
+
+
+def _end(state: State, ended: Sequence[RequestId]) -> None:
+    for request_id in ended:
+        state.open.pop(request_id, None)
+        state.waiting.pop(request_id, None)
+
+
+def _pinned(state: State, event: SlicesPinned, now_ns: int) -> None:
+    for slice_id in event.slices:
+        state.pins.pop(slice_id, None)
+        if event.for_ns > 0 and len(state.pins) < PINS_MAX:
+            state.pins[slice_id] = now_ns + event.for_ns
+
+
+def _registered(state: State, event: EngineRegistered) -> None:
+    """Said again, it may be because the engine was started anew: what it was told is not known to hold. Stock engines
+    take no directives; only ours and those with our agent (which reports slices) do."""
+    if event.kind is not EngineKind.SIMULATED and not event.capability.reports_slices:
+        state.engines.pop(event.engine_id, None)
+        return
+    kv_tokens = event.kv_blocks * event.block_tokens
+    state.engines[event.engine_id] = Engine(models=event.models, kv_tokens=kv_tokens)
+
+
+def _directed(state: State, event: EngineDirected, now_ns: int) -> None:
+    engine = state.engines.get(event.engine_id)
+    state.version = max(state.version, event.version)
+    if engine is not None:
+        engine.said, engine.said_ns = event, now_ns
+
+
+def _measured(state: State, event: EngineMeasured) -> None:
+    """An engine that goes by an older directive than before was started anew."""
+    engine = state.engines.get(event.engine_id)
+    if engine is None:
+        return
+    if event.directive_version < engine.went_by:
+        engine.said = None
+    engine.went_by = event.directive_version
