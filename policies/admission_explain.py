@@ -1,14 +1,15 @@
 """What admission looks at when it decides: plain values, for people and for reports."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from events.base import EngineId, Event
-from events.decisions import RequestAdmitted
+from events.decisions import RequestAdmitted, RequestPreempted
 from events.request import RequestArrived
-from policies import waiting
+from policies import ordering, parking, placement, waiting
 from policies.accounts import Account
 from policies.admission_inputs import asking
 from policies.admission_state import State, desk_of
@@ -16,10 +17,12 @@ from policies.forecast import (
     Prospect,
     alone_ns,
     backlog_ns,
-    blocked,
     budget_blocks,
     peak_with,
+    promise,
     reserved_tokens,
+    share_blocks,
+    withdraw,
 )
 from policies.judgement import (
     Admit,
@@ -27,14 +30,20 @@ from policies.judgement import (
     Desk,
     Reject,
     Ruling,
+    contest,
+    hindrance,
     holding,
     judge,
     lateness_ns,
+    output_of,
     ranked,
     settle,
     slack_ns,
 )
-from policies.waiting import Waiting
+from policies.predictors import output_length
+from policies.predictors.base import Interval
+from policies.predictors.kv_footprint import footprint_bytes
+from policies.waiting import Line, Waiting
 
 
 def explain(state: State, event: Event, now_ns: int) -> dict[str, Any]:
@@ -43,7 +52,7 @@ def explain(state: State, event: Event, now_ns: int) -> dict[str, Any]:
     if isinstance(event, RequestArrived):
         looked_at = [state.fresh] if state.fresh is not None else []
     else:
-        looked_at = [next(iter(line.entries.values())) for line in state.lines.by_group.values()]
+        looked_at = [line.head() for line in state.lines.by_group.values()]
     desk = desk_of(state, now_ns)
     return {
         "now_ns": now_ns,
@@ -61,10 +70,7 @@ def knew(state: State, event: Event, now_ns: int, decision: Event, before: Seque
         return explain(state, event, now_ns)
     desk = desk_of(state, now_ns)
     for earlier in before:
-        sent = asking(state, earlier)
-        if isinstance(earlier, RequestAdmitted) and sent is not None:
-            account = state.accounts[earlier.engine_id]
-            settle(desk, ranked(desk, sent.request, [account], waiting.group(sent.request))[0])
+        _count(state, desk, earlier, one)
     return {
         "now_ns": now_ns,
         "settings": msgspec.to_builtins(state.settings),
@@ -73,25 +79,100 @@ def knew(state: State, event: Event, now_ns: int, decision: Event, before: Seque
     }
 
 
+def _count(state: State, desk: Desk, earlier: Event, one: Waiting) -> None:
+    """What was decided before in the same step: it is promised, or taken off, already."""
+    sent = asking(state, earlier)
+    if sent is None or sent is one:
+        return
+    match earlier:
+        case RequestAdmitted() if not earlier.resumed:
+            account = state.accounts[earlier.engine_id]
+            settle(desk, ranked(desk, sent.request, [account], waiting.group(sent.request))[0])
+        case RequestAdmitted():
+            trial = desk.trial(state.accounts[earlier.engine_id])
+            promise(trial, parking.resident_again(
+                trial, sent, reserved=earlier.output_tokens_predicted, cached=earlier.cached_tokens_predicted,
+                now_ns=desk.now_ns,
+            ))  # fmt: skip
+            trial.resumed[earlier.request_id] = None
+        case RequestPreempted():
+            account = state.accounts[earlier.engine_id]
+            withdraw(desk.trial(account), {earlier.request_id: account.residents[earlier.request_id]})
+        case _:
+            pass
+
+
 def _request(state: State, desk: Desk, one: Waiting) -> dict[str, Any]:
-    request, group = one.request, waiting.group(one.request)
-    line = state.lines.by_group.get(group)
-    found = holding(desk, request, one.avoid)
-    order = [] if isinstance(found, Reject) else ranked(desk, request, found, group)
-    rank_of = {prospect.trial.account.engine_id: rank for rank, prospect in enumerate(order)}
+    request = one.request
+    line = state.lines.by_group.get(waiting.group(request))
+    order, rule = _order(desk, one)
+    scores = _scores(desk, one, order)
+    seen = {
+        prospect.trial.account.engine_id: _candidate(desk, prospect)
+        | {"rank": rank, "score": scores[prospect.trial.account.engine_id]}
+        for rank, prospect in enumerate(order)
+    }
+    foretold = order[0].foretold if order else output_of(desk.histograms, desk.settings, request)
     return {
         "request_id": request.request_id,
         "prompt_tokens": request.prompt_tokens,
+        "priority": request.priority,
         "deadline_ns": request.deadline_ns,
         "slack_ns": request.deadline_ns - desk.now_ns,
-        "work_before_ns": line.work_ns if line else 0,
+        "predictor": foretold.predictor,
+        "output_tokens_low": foretold.low,
+        "output_tokens_expected": foretold.expected,
+        "output_tokens_high": foretold.high,
+        "predictors": output_length.calibrated(desk.histograms),
+        "requests_before": _before(state, line, one) if line is not None else 0,
+        "work_before_ns": line.work_ns if line is not None else 0,
         "passed": one.passed,
-        "rule": _rule(judge(desk, order) if not isinstance(found, Reject) else found),
+        "preemptions": one.preemptions,
+        "tenant": request.tenant,
+        "tenant_bytes_held": desk.tenants.held.get(request.tenant, 0),
+        "tenant_bytes_max": desk.tenants.quota.get(request.tenant, 0),
+        "rule": rule,
         "engines": [
-            _engine(desk, account, order[rank_of[engine_id]] if engine_id in rank_of else None, rank_of)
-            for engine_id, account in desk.accounts.items()
+            _account(desk, account) | seen.get(account.engine_id, {"candidate": False})
+            for account in desk.accounts.values()
         ],
     }
+
+
+def _order(desk: Desk, one: Waiting) -> tuple[list[Prospect], dict[str, Any]]:
+    """The engines that it could go to, best first, and what would be said if nobody stood before it."""
+    if one.resume_on:
+        trial = desk.trial(desk.accounts[one.resume_on])
+        made = one.output_tokens
+        foretold = output_of(desk.histograms, desk.settings, one.request, so_far=made, key=one.foretold.key)
+        prospect = parking.going_on(trial, one, foretold=foretold, now_ns=desk.now_ns)
+        goes = parking.fits(prospect, desk.settings)
+        return [prospect], {"would": "resume" if goes else "park", "engine_id": one.resume_on, "reason": ""}
+    found = holding(desk, one.request, one.avoid)
+    if isinstance(found, Reject):
+        return [], _rule(found)
+    order = ranked(desk, one.request, found, waiting.group(one.request))
+    return order, _rule(judge(desk, order))
+
+
+def _scores(desk: Desk, one: Waiting, order: list[Prospect]) -> dict[EngineId, list[int]]:
+    """What the placement sorts the engines by, least first."""
+    if not order:
+        return {}
+    in_place = [
+        prospect for account in desk.accounts.values() for prospect in order if prospect.trial.account is account
+    ]
+    candidates, asked = contest(desk, one.request, in_place, waiting.group(one.request))
+    score = placement.KINDS[desk.settings.placement]
+    return {one.engine_id: [-score(one, asked), one.load_tokens] for one in candidates}
+
+
+def _before(state: State, line: Line, one: Waiting) -> int:
+    """How many of its line stand before it in the strategy's order; one that just arrived stands where its key says."""
+    if one is not state.fresh:
+        return bisect_left(line.order, waiting.place(one))
+    key = ordering.rule_of(state.ordering, state.settings).key(one)
+    return bisect_left(line.order, key, key=lambda place: place[0])
 
 
 def _rule(verdict: Ruling) -> dict[str, Any]:
@@ -105,29 +186,43 @@ def _rule(verdict: Ruling) -> dict[str, Any]:
             return {"would": "reject", "reason": verdict.reason.value, "retry_after_ns": verdict.retry_after_ns}
 
 
-def _engine(desk: Desk, account: Account, one: Prospect | None, rank_of: dict[EngineId, int]) -> dict[str, Any]:
-    settings, now_ns = desk.settings, desk.now_ns
+def _account(desk: Desk, account: Account) -> dict[str, Any]:
+    """An engine, whoever asks."""
     load = desk.trial(account).load
-    row: dict[str, Any] = {
+    return {
         "engine_id": account.engine_id,
         "health": account.health.value,
         "takes_work": account.takes_work(),
-        "candidate": one is not None,
         "seqs": load.seqs,
         "seqs_max": account.seqs_max,
+        "parked": len(account.parked),
         "blocks_held": load.blocks_held,
         "blocks_reserved": load.blocks_final,
+        "blocks_embedding": load.embedding_blocks,
         "blocks_foreign": account.foreign_blocks,
-        "budget_blocks": budget_blocks(account, settings),
+        "budget_blocks": budget_blocks(account, desk.settings),
+        "llm_share_ppm": account.llm_ppm,
+        "embedding_share_ppm": account.embedding_ppm,
     }
-    if one is None:
-        return row
-    why = blocked(one, settings, now_ns)
-    return row | {
-        "rank": rank_of[account.engine_id],
+
+
+def _candidate(desk: Desk, one: Prospect) -> dict[str, Any]:
+    """The request on an engine."""
+    settings, now_ns, account = desk.settings, desk.now_ns, one.trial.account
+    why, foretold = hindrance(desk, one), one.foretold
+    new_bytes = footprint_bytes(
+        Interval(foretold.low, foretold.expected, foretold.high), prompt_tokens=held_tokens(account, one.request),
+        cached_tokens=one.cached_tokens, block_tokens=account.block_tokens, block_bytes=account.block_bytes,
+    )  # fmt: skip
+    return {
+        "candidate": True,
+        "kv_bytes_low": new_bytes.low,
+        "kv_bytes_expected": new_bytes.expected,
+        "kv_bytes_high": new_bytes.high,
         "cached_tokens": one.cached_tokens,
         "output_tokens": reserved_tokens(one, settings),
         "peak_blocks": peak_with(one, settings),
+        "share_blocks": share_blocks(account, one.request.kind, settings),
         "judged": one.judged,
         "backlog_ns": backlog_ns(one.trial, now_ns),
         "ttft_ns": one.ttft_ns,

@@ -1,10 +1,12 @@
 """The inputs of a decision of admission that could have been otherwise: what the request asks, what its engines are.
 
 A request's deadline is its arrival plus its TTFT limit, so they move together. Had it waited less, it would have
-arrived later, with the same limits.
+arrived later, with the same limits. One that waits takes the place in its line that its other values give it.
 """
 
 import copy
+from bisect import insort
+from collections.abc import Callable
 from typing import Any
 
 from msgspec.structs import replace
@@ -12,12 +14,12 @@ from msgspec.structs import replace
 from events.base import NS_PER_S, EngineId, Event, RequestId, RequestKind
 from events.decisions import RequestPreempted, WakeAsked
 from events.request import RequestArrived
-from policies import waiting
+from policies import ordering, waiting
 from policies.accounts import Account
 from policies.admission_state import State, desk_of
 from policies.judgement import holding
-from policies.levers import ENGINE, REQUEST, Lever
-from policies.waiting import Waiting
+from policies.levers import ENGINE, REQUEST, Lever, with_settings
+from policies.waiting import Line, Place, Waiting
 
 TOKENS_MAX = 10_000_000
 LIMIT_MAX_NS = 86_400 * NS_PER_S
@@ -26,6 +28,8 @@ BLOCKS_MAX = 1 << 31
 SEQS_MAX = 65_536
 ENGINES_MAX = 4
 """Engines whose size is held against the decision: those that come into question, the first of them."""
+ORDER_SETTINGS = frozenset({"strategy"})
+"""Settings that what waits is sorted by already."""
 
 
 def inputs(state: State, event: Event, now_ns: int, decision: Event) -> list[Lever]:
@@ -36,39 +40,54 @@ def inputs(state: State, event: Event, now_ns: int, decision: Event) -> list[Lev
     return [*_of_request(state, event, now_ns, one), *_of_engines(state, event, now_ns, one)]
 
 
+def tuned(state: State, changes: dict[str, Any]) -> State:
+    """The state with other settings, and with its lines sorted by them."""
+    other = with_settings(state, changes)
+    if not ORDER_SETTINGS & changes.keys():
+        return other
+    key = ordering.rule_of(other.ordering, other.settings).key
+    other.lines = copy.copy(state.lines)
+    other.lines.by_group = {
+        name: Line({request_id: copy.copy(one) for request_id, one in line.entries.items()}, [], line.work_ns)
+        for name, line in state.lines.by_group.items()
+    }
+    waiting.reorder(other.lines, key)
+    return other
+
+
 def asking(state: State, decision: Event) -> Waiting | None:
-    """The request that a decision answers: it just arrived, or waits. Of a preemption it is the one that gets the
-    room, of a wake the one whose latest start is due first."""
+    """The request that a decision answers: it just arrived, waits, or is parked. Of a preemption it is the one that
+    gets the room, of a wake the one whose latest start it is asked for."""
     if isinstance(decision, WakeAsked):
-        return _due_first(state)
+        return _due_at(state, decision.at_ns)
     name = "for_request" if isinstance(decision, RequestPreempted) else "request_id"
     request_id = getattr(decision, name, None)
-    return None if request_id is None else undecided(state, RequestId(request_id))
+    return None if request_id is None else _undecided(state, RequestId(request_id))
 
 
-def undecided(state: State, request_id: RequestId) -> Waiting | None:
-    """The request if it just arrived or waits."""
+def _undecided(state: State, request_id: RequestId) -> Waiting | None:
     fresh = state.fresh
     if fresh is not None and fresh.request.request_id == request_id:
         return fresh
+    if request_id in state.parked_on:
+        return state.accounts[state.parked_on[request_id]].parked[request_id]
     group = state.lines.group_of.get(request_id)
     return None if group is None else state.lines.by_group[group].entries[request_id]
 
 
-def _due_first(state: State) -> Waiting | None:
+def _due_at(state: State, at_ns: int) -> Waiting | None:
+    """Wakes are asked for at the next full step after a latest start, so it is the last of those before."""
     if state.fresh is not None:
         return state.fresh
-    waits = [one for line in state.lines.by_group.values() for one in line.entries.values()]
-    return min(waits, key=lambda one: one.until_ns, default=None)
+    waits = (one for line in state.lines.by_group.values() for one in line.entries.values() if one.until_ns <= at_ns)
+    return max(waits, key=lambda one: one.until_ns, default=None)
 
 
 def _of_request(state: State, event: Event, now_ns: int, one: Waiting) -> list[Lever]:
-    request = one.request
-    swap = _Swap(state, event, one)
+    request, put = one.request, _put(state, event, one)
 
-    def lever(name: str, value: int, high: int, change: Any, low: int = 0) -> Lever:
-        put = lambda value: swap.put(change(value))  # noqa: E731
-        return Lever(REQUEST, request.request_id, name, value, put, low=low, high=high)
+    def lever(name: str, value: int, high: int, change: Callable[[int], Waiting], low: int = 0) -> Lever:
+        return Lever(REQUEST, request.request_id, name, value, lambda other: put(change(other)), low=low, high=high)
 
     levers = [
         lever("prompt_tokens", request.prompt_tokens, TOKENS_MAX, lambda v: _with_prompt(one, v), low=1),
@@ -86,28 +105,47 @@ def _of_request(state: State, event: Event, now_ns: int, one: Waiting) -> list[L
     return levers
 
 
-class _Swap:
-    """State and event with the request replaced: copied once, on the way to it only."""
+def _put(state: State, event: Event, one: Waiting) -> Callable[[Waiting], tuple[State, Event]]:
+    """How another request is put in the place of this one. What lies on the way to it is copied once."""
+    other, request_id = copy.copy(state), one.request.request_id
+    if one is state.fresh:
 
-    def __init__(self, state: State, event: Event, one: Waiting) -> None:
-        self._state, self._event = copy.copy(state), event
-        self._fresh = one is state.fresh
-        self._entries: dict[RequestId, Waiting] = {}
-        if self._fresh:
-            return
-        group = waiting.group(one.request)
-        lines = self._state.lines = copy.copy(state.lines)
-        lines.by_group = dict(lines.by_group)
-        line = lines.by_group[group] = copy.copy(lines.by_group[group])
-        self._entries = line.entries = dict(line.entries)
+        def put_fresh(changed: Waiting) -> tuple[State, Event]:
+            other.fresh = changed
+            return other, changed.request if isinstance(event, RequestArrived) else event
 
-    def put(self, other: Waiting) -> tuple[State, Event]:
-        """With this one in its place."""
-        if self._fresh:
-            self._state.fresh = other
-            return self._state, other.request if isinstance(self._event, RequestArrived) else self._event
-        self._entries[other.request.request_id] = other
-        return self._state, self._event
+        return put_fresh
+    if request_id in state.parked_on:
+        account = copy.copy(state.accounts[state.parked_on[request_id]])
+        other.accounts = {**state.accounts, account.engine_id: account}
+        account.parked = dict(account.parked)
+
+        def put_parked(changed: Waiting) -> tuple[State, Event]:
+            account.parked[request_id] = changed
+            return other, event
+
+        return put_parked
+    line, rest = _line_without(other, one)
+    key = ordering.rule_of(state.ordering, state.settings).key
+
+    def put_waiting(changed: Waiting) -> tuple[State, Event]:
+        changed.key = key(changed)
+        line.entries[request_id], line.order = changed, list(rest)
+        insort(line.order, waiting.place(changed))
+        return other, event
+
+    return put_waiting
+
+
+def _line_without(state: State, one: Waiting) -> tuple[Line, list[Place]]:
+    """The line of a request, on the state's own copy of the lines, and the places of the others."""
+    request_id = one.request.request_id
+    group = state.lines.group_of[request_id]
+    state.lines = copy.copy(state.lines)
+    state.lines.by_group = dict(state.lines.by_group)
+    line = state.lines.by_group[group] = copy.copy(state.lines.by_group[group])
+    line.entries = dict(line.entries)
+    return line, [place for place in line.order if place[2] != request_id]
 
 
 def _with(one: Waiting, **changes: Any) -> Waiting:

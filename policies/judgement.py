@@ -156,13 +156,22 @@ def ranked(desk: Desk, request: RequestArrived, accounts: list[Account], group: 
     ]  # fmt: skip
     if len(prospects) == 1:
         return prospects
+    candidates, asked = contest(desk, request, prospects, group)
+    return [prospects[candidate.position] for candidate in placement.ranked(settings.placement, candidates, asked)]
+
+
+def contest(
+    desk: Desk, request: RequestArrived, prospects: list[Prospect], group: str
+) -> tuple[list[Candidate], Asked]:
+    """What the placement goes by: the engines as candidates, and what is asked of them."""
+    settings = desk.settings
     candidates = [_candidate(position, one) for position, one in enumerate(prospects)]
     asked = Asked(
         request.prompt_tokens, len(candidates), desk.turns.get(group, 0),
         sum(candidate.load_tokens for candidate in candidates),
         settings.affinity_tokens_min, settings.affinity_load_ppm,
     )  # fmt: skip
-    return [prospects[candidate.position] for candidate in placement.ranked(settings.placement, candidates, asked)]
+    return candidates, asked
 
 
 def _candidate(position: int, one: Prospect) -> Candidate:

@@ -5,7 +5,7 @@ state that is given is never changed, and never copied deeply: only what lies on
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -37,20 +37,22 @@ class Lever:
     picks: tuple[Any, ...] = ()
 
 
-def with_settings(state: S, **changes: Any) -> S:
+def with_settings(state: S, changes: Mapping[str, Any]) -> S:
     """The state with other settings. Everything else is shared with the one that was given."""
     other = copy.copy(state)
     other.settings = msgspec.structs.replace(state.settings, **changes)  # type: ignore[attr-defined]
     return other
 
 
-def of_settings(actor: str, state: Any, event: Event) -> list[Lever]:
-    """Every setting of an actor, within what is allowed."""
+def of_settings(
+    actor: str, state: Any, event: Event, *, tuned: Callable[[Any, dict[str, Any]], Any] = with_settings
+) -> list[Lever]:
+    """Every setting of an actor, within what is allowed. `tuned(state, changes)` gives the state with other ones."""
     settings: Settings = state.settings
     numbers, lists = ranges(type(settings)), choices(type(settings))
 
     def put(name: str) -> Put:
-        return lambda value: (with_settings(state, **{name: value}), event)
+        return lambda value: (tuned(state, {name: value}), event)
 
     return [
         Lever(SETTING, actor, name, getattr(settings, name), put(name), low=low, high=high)

@@ -32,7 +32,12 @@ from replay.rule_words import Rule, rule_of
 T = TypeVar("T")
 
 INQUIRIES: Mapping[str, Inquiry] = {
-    ADMISSION: Inquiry(knew=admission_explain.knew, inputs=admission_inputs.inputs),
+    ADMISSION: Inquiry(
+        knew=admission_explain.knew,
+        inputs=admission_inputs.inputs,
+        tuned=admission_inputs.tuned,
+        kept=admission_inputs.ORDER_SETTINGS,
+    ),
 }
 """Actor -> what else it can be asked; of others their `explain` is told, and their settings are tried."""
 
@@ -114,13 +119,17 @@ class _Moment:
 
     def levers(self, decision: Event) -> list[Lever]:
         """What could have been otherwise, settings first."""
-        inquiry = INQUIRIES.get(self.decider.name)
-        found = of_settings(self.decider.name, self.state, self.event)
-        return found + (inquiry.inputs(self.state, self.event, self.now_ns, decision) if inquiry is not None else [])
+        inquiry, name = INQUIRIES.get(self.decider.name), self.decider.name
+        if inquiry is None:
+            return of_settings(name, self.state, self.event)
+        found = of_settings(name, self.state, self.event, tuned=inquiry.tuned)
+        return found + inquiry.inputs(self.state, self.event, self.now_ns, decision)
 
     def levers_read(self, decision: Event) -> list[Lever]:
         """The same without the settings that this step never reads: alone, they can change nothing."""
+        inquiry = INQUIRIES.get(self.decider.name)
         read = settings_read(self.state, lambda state: self.decider.decide(state, self.event, self.now_ns))
+        read |= inquiry.kept if inquiry is not None else frozenset()
         return [lever for lever in self.levers(decision) if lever.kind != SETTING or lever.name in read]
 
     def knew(self, decision: Event, before: Sequence[Event]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def _decision_at(source: "JournalSource", id_: str) -> str:
         return id_
     answers = answers_to(source, place)
     because = f"; because of it: {', '.join(answers)}" if answers else ""
-    raise NotThere(f"record {id_} is no decision but a fact ({recorded.event.event_kind()}){because}")
+    raise NotThere(f"record {id_} is no decision: {recorded.event.event_kind()}{because}")
 
 
 def _no_record(place: "Cause", last: int) -> str:

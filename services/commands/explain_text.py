@@ -76,11 +76,14 @@ def _show_decision(told: "Told", console: "Console") -> None:
 
 
 def _show_known(request: dict[str, Any], console: "Console") -> None:
-    parts = [
-        f"{_label(name)} {_amount(name, value)}" for name, value in request.items()
-        if isinstance(value, int) and not isinstance(value, bool) and not name.endswith("deadline_ns")
-    ]  # fmt: skip
-    _line(console, "  knew    ", f"{request['request_id']}: " + ", ".join(parts))
+    low, expected, high = (request[f"output_tokens_{name}"] for name in ("low", "expected", "high"))
+    parts = [f"{request['request_id']}: slack {_amount('_ns', request['slack_ns'])}"]
+    if request["predictor"]:
+        parts.append(f"output {low:,} to {high:,} tokens, probably {expected:,} ({request['predictor']})")
+    parts.append(f"{request['requests_before']} before it in line")
+    if request["tenant_bytes_max"]:
+        parts.append(f"tenant holds {request['tenant_bytes_held']:,} of {request['tenant_bytes_max']:,} bytes")
+    _line(console, "  knew    ", ", ".join(parts))
     for engine in request["engines"]:
         _line(console, "          ", _engine(engine))
 
@@ -89,11 +92,12 @@ def _engine(engine: dict[str, Any]) -> str:
     name = engine["engine_id"]
     if not engine["candidate"]:
         return f"{name}: no candidate ({engine['health']})"
+    share = f" (share {engine['share_blocks']:,})" if engine["share_blocks"] < engine["budget_blocks"] else ""
     return (
-        f"{name}: rank {engine['rank'] + 1}, TTFT {_amount('ttft_ns', engine['ttft_ns'])}, slack "
-        f"{_amount('slack_ns', engine['slack_ns'])}, cached {engine['cached_tokens']:,}, peak "
-        f"{engine['peak_blocks']:,} of {engine['budget_blocks']:,} blocks, {engine['seqs']} of {engine['seqs_max']} "
-        f"sequences{', blocked: ' + engine['blocked'] if engine['blocked'] else ''}"
+        f"{name}: rank {engine['rank'] + 1} (score {engine['score']}), TTFT {_amount('_ns', engine['ttft_ns'])}, slack "
+        f"{_amount('_ns', engine['slack_ns'])}, cached {engine['cached_tokens']:,}, peak "
+        f"{engine['peak_blocks']:,} of {engine['budget_blocks']:,} blocks{share}, {engine['seqs']} of "
+        f"{engine['seqs_max']} sequences{', blocked: ' + engine['blocked'] if engine['blocked'] else ''}"
     )
 
 

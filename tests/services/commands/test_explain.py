@@ -131,7 +131,7 @@ def test_a_decision_about_no_request_is_explained_alone(
         ("m2O", "no request 'm2O' in the log of pool why; did you mean m2"),
         ("99999.0", "the log ends with record "),
         ("1.7", "there is no record 1.7"),
-        ("2.0", "record 2.0 is no decision but a fact (engine_registered)"),
+        ("1.0", "record 1.0 is no decision: actor_started"),
     ],
 )
 def test_what_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str], journal: Path, id_: str, said: str) -> None:
