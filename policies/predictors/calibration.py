@@ -45,6 +45,11 @@ def take_in(calibration: Calibration, foretold: Foretold, tokens: int) -> None:
     calibration.seen += (tokens << _SHIFT) - calibration.seen // FADE
 
 
+def answers(calibration: Calibration) -> int:
+    """How many late answers there are, faded."""
+    return calibration.answers >> _SHIFT
+
+
 def coverage_ppm(calibration: Calibration) -> int:
     """The part of the late answers that ended within the upper bound; 1,000,000 before the first."""
     return calibration.within * PPM // calibration.answers if calibration.answers else PPM
@@ -57,13 +62,13 @@ def bias_ppm(calibration: Calibration) -> int:
 
 def alarm(predictor: str, calibration: Calibration) -> MiscoverageNoticed | None:
     """What is to be said now; None while nothing changed. Saying it is to be followed by `told`."""
-    coverage, answers = coverage_ppm(calibration), calibration.answers >> _SHIFT
+    coverage, late = coverage_ppm(calibration), answers(calibration)
     bound = calibration.target_ppm - (ALARM_PPM // 2 if calibration.noticed else ALARM_PPM)
-    short = coverage < bound and (answers >= ANSWERS_MIN or calibration.noticed)
+    short = coverage < bound and (late >= ANSWERS_MIN or calibration.noticed)
     if short == calibration.noticed:
         return None
     return MiscoverageNoticed(
-        predictor=predictor, coverage_ppm=coverage, target_ppm=calibration.target_ppm, requests=answers,
+        predictor=predictor, coverage_ppm=coverage, target_ppm=calibration.target_ppm, requests=late,
         cleared=not short,
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ from events.decisions import MiscoverageNoticed
 from events.request import OutputPredicted, RequestArrived
 from policies.predictors import constant, external, moving_average, quantile
 from policies.predictors.base import Interval
-from policies.predictors.calibration import Calibration, alarm, take_in, told
+from policies.predictors.calibration import Calibration, alarm, answers, bias_ppm, coverage_ppm, take_in, told
 from policies.predictors.external import External
 from policies.predictors.length_histogram import TOKENS_MAX
 from policies.predictors.moving_average import Averages
@@ -141,6 +141,20 @@ def alarms(outputs: Outputs) -> list[Event]:
     stands in the log."""
     said = (alarm(name, calibration) for name, calibration in outputs.calibrations.items())
     return [event for event in said if event is not None]
+
+
+def calibrated(outputs: Outputs) -> dict[str, dict[str, int]]:
+    """How each predictor that answered or failed has done of late, in plain values."""
+    return {
+        name: {
+            "target_ppm": one.target_ppm,
+            "coverage_ppm": coverage_ppm(one),
+            "bias_ppm": bias_ppm(one),
+            "answers": answers(one),
+            "failures": one.failures,
+        }
+        for name, one in outputs.calibrations.items()
+    }
 
 
 def noticed(outputs: Outputs, event: MiscoverageNoticed) -> None:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import msgspec
 
 from events.request import RequestArrived
+from policies.predictors.base import Interval
 
 
 class Question(NamedTuple):
@@ -36,3 +37,8 @@ class Foretold(msgspec.Struct, frozen=True, kw_only=True):
     key: str = ""
     conversation: str = ""
     failed: str = ""
+
+    @property
+    def interval(self) -> Interval:
+        """The three lengths together."""
+        return Interval(self.low, self.expected, self.high)

@@ -142,7 +142,7 @@ def _kind(kind: OutputPredictor) -> Tested:
         foretold = output_length.foretell(
             outputs, request, kind=kind, target_ppm=TARGET_PPM, tokens_default=TOKENS_DEFAULT
         )
-        return Interval(foretold.low, foretold.expected, foretold.high), foretold
+        return foretold.interval, foretold
 
     return Tested(ask, lambda request, foretold, tokens: output_length.ended(outputs, request, foretold, tokens))
 

@@ -324,7 +324,7 @@ def test_coverage_and_bias_of_the_late_answers() -> None:
     outputs = answered(Outputs(), *[1_026] * 3_000, kind="constant", q=90)
     calibration = outputs.calibrations["constant"]
     assert coverage_ppm(calibration) == 0
-    assert bias_ppm(calibration) == pytest.approx(3 * PPM, rel=0.01), "256 expected, 1,026 seen"
+    assert bias_ppm(calibration) == pytest.approx(PPM, rel=0.01), "512 expected, 1,026 seen"
     assert (coverage_ppm(Calibration()), bias_ppm(Calibration())) == (PPM, 0)
 
 
