@@ -92,6 +92,7 @@ class Account(msgspec.Struct, kw_only=True):
     context_tokens_max: int = 0
     llm: bool = True
     embedding: bool = False
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
     can_preempt: bool = False
     can_abort: bool = True
     llm_ppm: int = -1
@@ -146,6 +147,7 @@ def describe(account: Account, event: EngineRegistered) -> None:
     account.seqs_max, account.batch_tokens = capability.seqs_max, capability.batch_tokens_max
     account.context_tokens_max = capability.context_tokens_max
     account.llm, account.embedding = capability.llm, capability.embedding
+    account.labels = capability.labels
     account.can_preempt, account.can_abort = capability.can_preempt, capability.can_abort
     account.step = event.step
     account.suspect = account.removed = False

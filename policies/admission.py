@@ -64,7 +64,9 @@ from policies.judgement import (
     Ruling,
     Verdict,
     clear,
+    has_quota_left,
     holding,
+    is_backed_up,
     judge,
     longer_output,
     output_of,
@@ -73,7 +75,7 @@ from policies.judgement import (
     settle,
     slack_ns,
 )
-from policies.lineup import first_ruling, is_backed_up, keeps_out, line_key, lineup
+from policies.lineup import first_ruling, keeps_out, line_key, lineup
 from policies.predictors import output_length
 from policies.waiting import Line, Waiting
 
@@ -127,7 +129,7 @@ def _first_verdict(state: State, desk: Desk, fresh: Waiting) -> Verdict:
     if isinstance(found, Reject):
         return found
     prospects = ranked(desk, fresh.request, found, group)
-    line = state.lines.by_group.get(group)
+    line = state.lines.by_group.get(waiting.line_name(fresh))
     ruling = first_ruling(desk, fresh, prospects, line)
     verdict = preemption.or_room(desk, fresh, ruling, found)
     if isinstance(verdict, Defer) and len(state.lines.group_of) >= settings.queue_max:
@@ -252,8 +254,13 @@ def _drain(
     lines.sort(key=partial(line_key, desk))
     decisions: list[Event] = [*resumed, *(_expire(lines, now_ns, gone) if expire else ())]
     for line in lines:
-        decisions += _drain_line(desk, line, only=only, gone=gone)
+        if not line.head().lane or _any_has_quota_left(desk, line):
+            decisions += _drain_line(desk, line, only=only, gone=gone)
     return decisions
+
+
+def _any_has_quota_left(desk: Desk, line: Line) -> bool:
+    return any(has_quota_left(desk, one) for one in islice(line.ordered(), desk.settings.scan_max))
 
 
 def _expire(lines: list[Line], now_ns: int, gone: dict[RequestId, None]) -> list[Event]:
@@ -277,7 +284,7 @@ def _drain_line(desk: Desk, line: Line, *, only: EngineId | None, gone: dict[Req
     head: Waiting | None = None
     if only is not None and settings.mode is Mode.ENFORCE:
         account = desk.accounts.get(only)
-        if account is None or is_backed_up(desk, account):
+        if account is None or is_backed_up(desk.trial(account), desk):
             return []
     for one in islice(lineup(desk, line, gone=gone), settings.scan_max):
         if head is not None and passes <= 0:

@@ -18,6 +18,7 @@ from policies.forecast import (
     alone_ns,
     backlog_ns,
     budget_blocks,
+    held_tokens,
     peak_with,
     promise,
     reserved_tokens,
@@ -41,7 +42,6 @@ from policies.judgement import (
     slack_ns,
 )
 from policies.predictors import output_length
-from policies.predictors.base import Interval
 from policies.predictors.kv_footprint import footprint_bytes
 from policies.waiting import Line, Waiting
 
@@ -209,10 +209,10 @@ def _account(desk: Desk, account: Account) -> dict[str, Any]:
 def _candidate(desk: Desk, one: Prospect) -> dict[str, Any]:
     """The request on an engine."""
     settings, now_ns, account = desk.settings, desk.now_ns, one.trial.account
-    why, foretold = hindrance(desk, one), one.foretold
+    why = hindrance(desk, one)
     new_bytes = footprint_bytes(
-        Interval(foretold.low, foretold.expected, foretold.high), prompt_tokens=held_tokens(account, one.request),
-        cached_tokens=one.cached_tokens, block_tokens=account.block_tokens, block_bytes=account.block_bytes,
+        one.foretold.interval, prompt_tokens=held_tokens(account, one.request), cached_tokens=one.cached_tokens,
+        block_tokens=account.block_tokens, block_bytes=account.block_bytes,
     )  # fmt: skip
     return {
         "candidate": True,

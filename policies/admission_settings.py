@@ -33,6 +33,11 @@ class Placement(StrEnum):
     ROUND_ROBIN = "round_robin"
     LEAST_LOADED = "least_loaded"
     PREFIX_AFFINITY = "prefix_affinity"
+    LOAD_BALANCED = "load_balanced"
+    AFFINITY = "affinity"
+    LOCALITY = "locality"
+    TOPOLOGY_AWARE = "topology_aware"
+    DYNAMO_KV = "dynamo_kv"
 
 
 class Strategy(StrEnum):
@@ -70,8 +75,9 @@ class AdmissionSettings(Settings, kw_only=True):
     A holder is lost after `holder_timeout_ns` without a word; a request holds its place at most
     `request_max_ns`. `retry_after_max_ns` bounds the advice given with a refusal.
 
-    `affinity_tokens_min` cached tokens bind a prompt to an engine (placement `prefix_affinity`) unless its load is
-    above `affinity_load_ppm` of the mean.
+    `affinity_tokens_min` cached tokens bind a prompt to an engine (placements `prefix_affinity`, `affinity`,
+    `topology_aware`) unless its load is above `affinity_load_ppm` of the mean. `overlap_ppm` is the weight of prefill
+    blocks in placement `dynamo_kv`.
     """
 
     mode: Mode = Mode.ENFORCE
@@ -101,3 +107,4 @@ class AdmissionSettings(Settings, kw_only=True):
     retry_after_max_ns: Annotated[int, Meta(ge=NS_PER_S, le=3_600 * NS_PER_S)] = 60 * NS_PER_S
     affinity_tokens_min: Annotated[int, Meta(ge=1, le=1_000_000)] = 1_024
     affinity_load_ppm: Annotated[int, Meta(ge=PPM, le=100 * PPM)] = 1_500_000
+    overlap_ppm: Annotated[int, Meta(ge=0, le=100 * PPM)] = PPM

@@ -8,12 +8,12 @@ embedding jobs in flight hold (all of it until they end), and what others use th
 engine's blocks without the safety margin. Where shares are set, each kind must also stay within its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
-from events.base import PPM, RequestId, RequestKind
+from events.base import PPM, EngineId, RequestId, RequestKind
 from events.decisions import DeferReason
 from events.request import RequestArrived
 from policies import prefix_index
@@ -181,6 +181,18 @@ def bytes_wanted(one: Prospect, settings: AdmissionSettings) -> int:
     return blocks_wanted(one, settings) * one.trial.account.block_bytes
 
 
+def bytes_min(
+    accounts: Mapping[EngineId, Account], request: RequestArrived, foretold: Foretold, settings: AdmissionSettings
+) -> int:
+    """What it costs its tenant on the engine where that is least."""
+    costs = []
+    for account in accounts.values():
+        if account.serves(request.model, request.kind):
+            output = min(foretold.high, longest_output(account, request.prompt_tokens, settings))
+            costs.append(blocks(account, held_tokens(account, request) + output) * account.block_bytes)
+    return min(costs, default=0)
+
+
 def longest_output(account: Account, prompt_tokens: int, settings: AdmissionSettings) -> int:
     """The longest answer that the engine can hold for a prompt that it has alone."""
     longest = max(account.context_tokens_max - prompt_tokens, 1)
@@ -272,6 +284,16 @@ def backlog_ns(trial: Trial, now_ns: int) -> int:
 def budget_blocks(account: Account, settings: AdmissionSettings) -> int:
     """The KV blocks that ours may hold there."""
     return usable_blocks(account, settings) - account.foreign_blocks
+
+
+def budget_left_ppm(one: Prospect, settings: AdmissionSettings) -> int:
+    """The share of the engine's budget that is left once the request is there, and all are at their reserved length."""
+    account = one.trial.account
+    if not account.kv_blocks:
+        return PPM
+    budget = max(budget_blocks(account, settings), 1)
+    left = budget - one.trial.load.blocks_final - blocks_wanted(one, settings)
+    return PPM * max(left, 0) // budget
 
 
 def peak_with(one: Prospect, settings: AdmissionSettings) -> int:

@@ -30,9 +30,12 @@ from policies.forecast import (
     Prospect,
     Trial,
     alone_ns,
+    backlog_ns,
     blocked,
+    budget_left_ppm,
     bytes_wanted,
     can_ever_hold,
+    is_full,
     longest_output,
     promise,
     prospect,
@@ -48,6 +51,7 @@ from policies.predictors.output_question import Foretold
 from policies.predictors.step_time import step_ns
 from policies.settings import Switch
 from policies.tenancy import Tenants
+from policies.waiting import Waiting
 
 RETRY_AFTER_MIN_NS = NS_PER_S
 PREEMPTS_MAX = 1
@@ -165,19 +169,34 @@ def contest(
 ) -> tuple[list[Candidate], Asked]:
     """What the placement goes by: the engines as candidates, and what is asked of them."""
     settings = desk.settings
-    candidates = [_candidate(position, one) for position, one in enumerate(prospects)]
+    looks = settings.placement in placement.LOOKS_AT_ROOM
+    candidates = [_candidate(desk, position, one, looks=looks) for position, one in enumerate(prospects)]
+    nearest = max(candidates, key=lambda candidate: candidate.cached_tokens)
     asked = Asked(
         request.prompt_tokens, len(candidates), desk.turns.get(group, 0),
         sum(candidate.load_tokens for candidate in candidates),
         settings.affinity_tokens_min, settings.affinity_load_ppm,
+        max(candidate.ttft_ns for candidate in candidates), nearest.cached_tokens, nearest.labels,
+        request.session or (request.slices[0] if request.slices else ""), settings.overlap_ppm,
     )  # fmt: skip
     return candidates, asked
 
 
-def _candidate(position: int, one: Prospect) -> Candidate:
-    load = one.trial.load
-    tokens = load.decode_context + load.prefill_context
-    return Candidate(one.trial.account.engine_id, position, tokens, one.cached_tokens, one.ttft_ns)
+def _candidate(desk: Desk, position: int, one: Prospect, *, looks: bool) -> Candidate:
+    account, load = one.trial.account, one.trial.load
+    return Candidate(
+        account.engine_id, position, load.decode_context + load.prefill_context, one.cached_tokens, one.ttft_ns,
+        load.prefill_tokens, account.block_tokens, account.labels,
+        budget_left_ppm(one, desk.settings) if looks else PPM,
+        looks and (is_full(one.trial, one.request, desk.settings) or is_backed_up(one.trial, desk)),
+    )  # fmt: skip
+
+
+def is_backed_up(trial: Trial, desk: Desk) -> bool:
+    """Whether so much prefill work stands before the engine that nobody who waits goes there."""
+    limit_ns = desk.settings.backlog_max_ns
+    limited = limit_ns and trial.account.step is not None and trial.load.prefill_tokens
+    return bool(limited) and backlog_ns(trial, desk.now_ns) > limit_ns
 
 
 def holding(desk: Desk, request: RequestArrived, avoid: EngineId) -> list[Account] | Reject:
@@ -231,8 +250,19 @@ def above_quota(desk: Desk, one: Prospect, *, alone: bool = False) -> bool:
     quota = desk.tenants.quota.get(tenant)
     if quota is None:
         return False
-    held = 0 if alone else desk.tenants.held.get(tenant, 0) + desk.promised_bytes.get(tenant, 0)
+    held = 0 if alone else held_bytes(desk, tenant)
     return held + bytes_wanted(one, desk.settings) > quota
+
+
+def held_bytes(desk: Desk, tenant: TenantId) -> int:
+    """What its tenant holds, with what was promised in this decision."""
+    return desk.tenants.held.get(tenant, 0) + desk.promised_bytes.get(tenant, 0)
+
+
+def has_quota_left(desk: Desk, one: Waiting) -> bool:
+    """At a glance: whether its tenant may hold it as well, where it waits for that."""
+    quota = desk.tenants.quota.get(one.request.tenant)
+    return quota is None or held_bytes(desk, one.request.tenant) + one.bytes_wanted <= quota
 
 
 def lateness_ns(one: Prospect, settings: AdmissionSettings, now_ns: int) -> int:

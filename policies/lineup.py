@@ -13,7 +13,6 @@ from itertools import islice
 
 from events.base import RequestId, RequestKind
 from events.decisions import DeferReason
-from policies.accounts import Account
 from policies.forecast import Prospect, alone_ns, backlog_ns
 from policies.judgement import Admit, Defer, Desk, Ruling, judge, serving
 from policies.ordering import kind_turns, lags, long_lane, rule_of
@@ -128,10 +127,3 @@ def _as_waiting(fresh: Waiting, *, until_ns: int = 0, work_ns: int) -> Waiting:
 
 _LAST = 1 << 62
 """A number that nobody who waits has."""
-
-
-def is_backed_up(desk: Desk, account: Account) -> bool:
-    """Whether so much prefill work stands before the engine that nobody who waits goes there."""
-    trial, settings = desk.trial(account), desk.settings
-    limited = settings.backlog_max_ns and account.step is not None and trial.load.prefill_tokens
-    return bool(limited) and backlog_ns(trial, desk.now_ns) > settings.backlog_max_ns

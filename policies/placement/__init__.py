@@ -1,27 +1,46 @@
 """Which engine a request goes to: filter -> score -> pick. One file per kind, a registry by name.
 
-A kind gives every candidate a cost (lower is better); ties go to the engine that was registered first.
+What cannot serve a request is filtered out before (`policies.judgement`). A kind gives every candidate a score from 0
+to 1,000,000 (ppm); the highest is picked. Ties go to the engine that holds fewer tokens, then to the one that was
+registered first.
 """
 
 from collections.abc import Callable, Sequence
 
 from policies.admission_settings import Placement
-from policies.placement import least_loaded, prefix_affinity, round_robin, slo_aware
+from policies.placement import (
+    affinity,
+    dynamo_kv,
+    least_loaded,
+    load_balanced,
+    locality,
+    prefix_affinity,
+    round_robin,
+    slo_aware,
+    topology_aware,
+)
 from policies.placement.candidate import Asked, Candidate
 
-Cost = Callable[[Candidate, Asked], tuple[int, ...]]
+Score = Callable[[Candidate, Asked], int]
 
-KINDS: dict[Placement, Cost] = {
-    Placement.SLO_AWARE: slo_aware.cost,
-    Placement.ROUND_ROBIN: round_robin.cost,
-    Placement.LEAST_LOADED: least_loaded.cost,
-    Placement.PREFIX_AFFINITY: prefix_affinity.cost,
+KINDS: dict[Placement, Score] = {
+    Placement.SLO_AWARE: slo_aware.score,
+    Placement.ROUND_ROBIN: round_robin.score,
+    Placement.LEAST_LOADED: least_loaded.score,
+    Placement.PREFIX_AFFINITY: prefix_affinity.score,
+    Placement.LOAD_BALANCED: load_balanced.score,
+    Placement.AFFINITY: affinity.score,
+    Placement.LOCALITY: locality.score,
+    Placement.TOPOLOGY_AWARE: topology_aware.score,
+    Placement.DYNAMO_KV: dynamo_kv.score,
 }
+LOOKS_AT_ROOM = frozenset({Placement.LOAD_BALANCED, Placement.AFFINITY, Placement.LOCALITY, Placement.TOPOLOGY_AWARE})
+"""Kinds whose candidates need `budget_left_ppm` and `conflict`."""
 
 
 def ranked(kind: Placement, candidates: Sequence[Candidate], asked: Asked) -> list[Candidate]:
     """The candidates, best first."""
-    cost = KINDS[kind]
+    score = KINDS[kind]
     if len(candidates) == 1:
         return list(candidates)
-    return sorted(candidates, key=lambda candidate: cost(candidate, asked))
+    return sorted(candidates, key=lambda candidate: (-score(candidate, asked), candidate.load_tokens))

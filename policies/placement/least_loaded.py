@@ -1,8 +1,8 @@
 """The engine that holds the fewest tokens."""
 
-from policies.placement.candidate import Asked, Candidate
+from policies.placement.candidate import Asked, Candidate, load_score
 
 
-def cost(candidate: Candidate, asked: Asked) -> tuple[int, ...]:  # noqa: ARG001
+def score(candidate: Candidate, asked: Asked) -> int:
     """Tokens held or in line there."""
-    return (candidate.load_tokens,)
+    return load_score(candidate, asked)

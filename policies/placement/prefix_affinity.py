@@ -6,13 +6,21 @@ engine as long as that engine would hold at most half as much again as the mean.
 """
 
 from events.base import PPM
-from policies.placement.candidate import Asked, Candidate
+from policies.placement.candidate import Asked, Candidate, cached_score, load_score
+
+HALF = PPM // 2
 
 
-def cost(candidate: Candidate, asked: Asked) -> tuple[int, ...]:
-    """Longest match first, then load."""
+def score(candidate: Candidate, asked: Asked) -> int:
+    """The upper half for what binds, by the length of the match; the lower half by load."""
+    bound = candidate.cached_tokens >= min(asked.affinity_tokens_min, asked.prompt_tokens)
+    if bound and not is_busy(candidate, asked):
+        return HALF + cached_score(candidate, asked) // 2
+    return load_score(candidate, asked) // 2
+
+
+def is_busy(candidate: Candidate, asked: Asked) -> bool:
+    """Whether it would hold much more than the mean."""
     prompt = asked.prompt_tokens
-    bound = candidate.cached_tokens >= min(asked.affinity_tokens_min, prompt)
     mean_after = asked.load_tokens // asked.candidates + prompt
-    busy = (candidate.load_tokens + prompt) * PPM > mean_after * asked.affinity_load_ppm
-    return (-candidate.cached_tokens if bound and not busy else 0, candidate.load_tokens)
+    return (candidate.load_tokens + prompt) * PPM > mean_after * asked.affinity_load_ppm
