@@ -12,11 +12,11 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from events.base import EngineId, Event, HolderId, PoolId
+from events.base import EngineId, Event, HolderId, PoolId, RequestId
 from events.engine import EngineRemoved, Health
 from events.log.base import Message
 from events.log.journal import JournalWriter
-from events.request import AbortReason, HolderStopped
+from events.request import AbortReason, HolderStopped, OutputPredicted
 from policies.catalog import ACTORS
 from replay.virtual_log import VirtualLog
 from tests.policies.quota_words import both, bounds, quota, tenant
@@ -121,6 +121,34 @@ QUOTA: Day = [
     (16_400 * MS, quota(enabled="off")), *seconds(17, 17, beat()), (17_500 * MS, tenant("t", 0)),
 ]  # fmt: skip
 
+
+def outside(name: str, high: int) -> OutputPredicted:
+    """A predictor outside of the house says how long an answer will be."""
+    return OutputPredicted(request_id=RequestId(name), source="model", output_tokens_low=1, output_tokens_high=high)
+
+
+def answers(first_ms: int, count: int, out: int, *, said: int) -> list[tuple[int, Event]]:
+    """One request after another, each predicted outside, that end after `out` tokens; a tick and a beat before them."""
+    spoken: list[tuple[int, Event]] = [(first_ms * MS, beat()), (first_ms * MS, tick(first_ms // 1_000))]
+    for number in range(count):
+        name, ms = f"r{first_ms + 10 * number}", (first_ms + 10 * number) * MS
+        spoken += [
+            (ms, outside(name, said)),
+            (ms, arrived(name, 50, out=0, now=ms)),
+            (ms + MS, finished(name, out=out)),
+        ]
+    return spoken
+
+
+MISCOVERAGE: Day = [
+    (0, engine("e1")),
+    *answers(1_000, 95, 10, said=50), *answers(2_000, 20, 40, said=50),
+    *answers(3_000, 45, 60, said=50), *answers(4_000, 80, 40, said=50),
+    *answers(5_000, 5, 40, said=0),
+    (6_000 * MS, settings(output_predictor="quantile", output_quantile_ppm=900_000)), *answers(7_000, 5, 40, said=500),
+]  # fmt: skip
+"""Outside predictions stop to hold, and hold again; then they are nonsense, then they are not asked for."""
+
 DAYS: dict[str, tuple[dict[str, Any], Day]] = {
     "admit": ({}, ADMIT),
     "defer": ({}, DEFER),
@@ -129,14 +157,15 @@ DAYS: dict[str, tuple[dict[str, Any], Day]] = {
     "holder_lost": ({}, HOLDER_LOST),
     "observe": ({"mode": "observe", "placement": "round_robin"}, OBSERVE),
     "quota": ({}, QUOTA),
+    "miscoverage": ({"output_predictor": "external"}, MISCOVERAGE),
 }
 LONG_DAY = "long_day"
 LONG_DAY_VERBS, LONG_DAY_SEED = 1_200, 11
 
 
 def file_of(name: str) -> Path:
-    """Where a scenario's journal stands; the long one is compressed."""
-    return FOLDER / (f"{name}.jsonl.zst" if name == LONG_DAY else f"{name}.jsonl")
+    """Where a scenario's journal stands; long ones are compressed."""
+    return FOLDER / (f"{name}.jsonl.zst" if name in (LONG_DAY, "miscoverage") else f"{name}.jsonl")
 
 
 def played(policy: dict[str, Any], day: Day) -> list[Message]:

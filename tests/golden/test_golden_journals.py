@@ -16,6 +16,7 @@ from events import codec
 from events.base import Event
 from events.decisions import (
     DeferReason,
+    MiscoverageNoticed,
     RejectReason,
     RequestAdmitted,
     RequestDeferred,
@@ -80,6 +81,7 @@ def decisions_of(path: Path) -> list[Event]:
         ("holder_lost", {"HolderLost"}),
         ("observe", {"RequestAdmitted"}),
         ("quota", {"SharesSet", "TenantQuotaSet"}),
+        ("miscoverage", {"RequestAdmitted", "MiscoverageNoticed"}),
         (LONG_DAY, {"RequestAdmitted", "RequestDeferred", "RequestRejected", "HolderLost", "WakeAsked"}),
     ],
 )
@@ -105,3 +107,12 @@ def test_the_journals_show_every_reason_that_admission_gives() -> None:
 def test_the_journal_of_quota_shows_every_reason_that_it_gives() -> None:
     said = {event.reason for event in decisions_of(file_of("quota")) if isinstance(event, SharesSet)}
     assert said == {*ShareReason}
+
+
+def test_the_journal_of_miscoverage_rings_once_is_cleared_once_and_names_who_answered() -> None:
+    decisions = decisions_of(file_of("miscoverage"))
+    rung = [event for event in decisions if isinstance(event, MiscoverageNoticed)]
+    assert [(event.predictor, event.cleared) for event in rung] == [("external", False), ("external", True)]
+    answered = [event.predictor for event in decisions if isinstance(event, RequestAdmitted)]
+    assert list(dict.fromkeys(answered)) == ["external", "quantile"]
+    assert answered.count("quantile") == 10
