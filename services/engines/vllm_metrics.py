@@ -16,8 +16,10 @@ _SUMMED: Final = {
     "vllm:prefix_cache_hits_total": "prefix_hits_total",
     "vllm:prompt_tokens_total": "prompt_tokens_total",
     "vllm:generation_tokens_total": "output_tokens_total",
+    "vllm:kv_block_lifetime_seconds_count": "evictions_total",
 }
-"""Names by vLLM -> fields of EngineMeasured; over several inner engines they add up."""
+"""Names by vLLM -> fields of EngineMeasured; over several inner engines they add up. Evictions are there only where the
+server runs with `--kv-cache-metrics`, and count the blocks that it samples (`--kv-cache-metrics-sample`)."""
 _KV_USAGE: Final = "vllm:kv_cache_usage_perc"
 _CACHE_CONFIG: Final = "vllm:cache_config_info"
 

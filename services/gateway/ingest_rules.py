@@ -31,6 +31,8 @@ TEXT_MAX: Final = 128
 SLICES_MAX: Final = 4_096
 PROGRESS_MAX: Final = 4_096
 AMOUNT_MAX: Final = 2**62
+SIGNED: Final = ("priority", "slo_slack_ns")
+"""Amounts that may be below 0."""
 _TOKEN: Final = f"1 to {subjects.TOKEN_MAX} of A-Z a-z 0-9 _ -"
 KINDS: Final[dict[str, type[Event]]] = {
     cls.event_kind(): cls
@@ -167,7 +169,7 @@ def _check_limits(event: Event) -> None:
         if isinstance(value, bool):
             continue
         if isinstance(value, int):
-            low = -AMOUNT_MAX if name == "priority" else 0
+            low = -AMOUNT_MAX if name in SIGNED else 0
             if not low <= value <= AMOUNT_MAX:
                 raise _over(name, f"{low} to {AMOUNT_MAX}")
         elif isinstance(value, str) and name != "request_id" and len(value) > TEXT_MAX:

@@ -17,6 +17,8 @@ vllm:kv_cache_usage_perc{engine="0",model_name="tiny"} 0.25
 vllm:num_preemptions_total{engine="0",model_name="tiny"} 7.0
 vllm:prefix_cache_queries_total{engine="0",model_name="tiny"} 1000.0
 vllm:prefix_cache_hits_total{engine="0",model_name="tiny"} 400.0
+vllm:kv_block_lifetime_seconds_bucket{engine="0",le="1.0",model_name="tiny"} 4.0
+vllm:kv_block_lifetime_seconds_count{engine="0",model_name="tiny"} 11.0
 vllm:prompt_tokens_total{engine="0",model_name="tiny"} 5000.0
 vllm:generation_tokens_total{engine="0",model_name="tiny"} 900.0
 vllm:cache_config_info{block_size="32",cache_dtype="auto",engine="0",num_gpu_blocks="2048"} 1.0

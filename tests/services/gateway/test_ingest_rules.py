@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from events.base import Event
-from events.request import DispatchStarted, HolderBeat, RequestArrived
+from events.request import DispatchStarted, HolderBeat, RequestArrived, RequestFinished
 from services.gateway.ingest_rules import (
     AMOUNT_MAX,
     BODY_BYTES_MAX,
@@ -86,6 +86,15 @@ def test_progress_speaks_of_the_clients_own_requests() -> None:
     assert isinstance(beat, HolderBeat)
     assert beat.holder == "client-app"
     assert [each.request_id for each in beat.progress] == ["app/r1", "app/r2"]
+
+
+def test_slack_may_be_below_zero_and_nothing_else_that_a_client_reports() -> None:
+    body = {"request_id": "r1", "engine_id": "e1", "prompt_tokens": 1, "output_tokens": 1, "ttft_ns": 1, "e2e_ns": 1}
+    late = read("request_finished", body | {"slo_slack_ns": -5})
+    assert isinstance(late, RequestFinished)
+    assert late.slo_slack_ns == -5
+    with pytest.raises(IngestRefusal):
+        read("request_finished", body | {"kv_cache_tokens": -5})
 
 
 @pytest.mark.parametrize(
