@@ -105,7 +105,8 @@ async def test_tokenize_asks_for_single_prompts(
 def test_metrics_are_read_by_name() -> None:
     assert vllm_metrics.measured(EngineId("e1"), METRICS) == EngineMeasured(
         engine_id=EngineId("e1"), running=3, waiting=2, kv_used_ppm=250_000, preemptions_total=7,
-        prefix_queries_total=1_000, prefix_hits_total=400, prompt_tokens_total=5_000, output_tokens_total=900, evictions_total=11,
+        prefix_queries_total=1_000, prefix_hits_total=400, prompt_tokens_total=5_000, output_tokens_total=900,
+        evictions_total=11,
     )  # fmt: skip
     assert vllm_metrics.cache_config(METRICS) == vllm_metrics.CacheConfig(2_048, 32)
 
