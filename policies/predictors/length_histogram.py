@@ -58,6 +58,9 @@ def bucket_top(bucket: int) -> int:
     return ((place + PER_DOUBLING + 1) << (shift + 1)) - 1
 
 
+_TOPS = tuple(bucket_top(bucket) for bucket in range(_BUCKETS))
+
+
 def add(lengths: Lengths, tokens: int, parent: Lengths | None) -> None:
     """Take one answer in. `parent` is the coarser histogram that it leans on; it has the answer already."""
     lengths.weights[bucket_of(tokens)] += LENGTH_WEIGHT
@@ -91,6 +94,6 @@ def quantile(lengths: Lengths, ppm: int, *, so_far: int = 0) -> int:
         return 0
     want = shorter + max(-(-longer * ppm // PPM), 1)
     bucket = bisect_left(shape, want, first)
-    below = shape[bucket - 1] if bucket else 0
-    bottom, top = (bucket_top(bucket - 1) if bucket else 0), bucket_top(bucket)
-    return max(bottom + -(-(top - bottom) * (want - below) // (shape[bucket] - below)), so_far + 1)
+    below, bottom = (shape[bucket - 1], _TOPS[bucket - 1]) if bucket else (0, 0)
+    length = bottom - (bottom - _TOPS[bucket]) * (want - below) // (shape[bucket] - below)
+    return length if length > so_far else so_far + 1

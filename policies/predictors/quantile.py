@@ -56,10 +56,8 @@ class Quantiles(msgspec.Struct):
 def key_of(quantiles: Quantiles, request: RequestArrived) -> str:
     """What the answer to this request is grouped by, as it is known now."""
     before = _answer_before(quantiles, request)
-    sort = f"p{bucket_of(request.prompt_tokens) // PER_DOUBLING}"
-    if before is not None:
-        sort = f"a{bucket_of(before) // PER_DOUBLING}"
-    return f"{request.model}\n{request.tenant}\n{request.objective}\n{sort}"
+    sort, tokens = ("p", request.prompt_tokens) if before is None else ("a", before)
+    return f"{request.model}\n{request.tenant}\n{request.objective}\n{sort}{bucket_of(tokens) // PER_DOUBLING}"
 
 
 def conversation_of(request: RequestArrived) -> str:
