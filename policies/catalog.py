@@ -15,26 +15,41 @@ stand in the log (`actor_started`)."""
 Preset = Mapping[str, Mapping[str, Any]]
 """Actor -> its settings, those that are not the default."""
 
+_ALONE: Preset = {"quota": {"enabled": "off"}, "eviction": {"enabled": "off"}}
+"""Engines are left to themselves."""
+
+
+def _peer(placement: str) -> Preset:
+    """A router without admission: everything goes on at once, to where its rule says."""
+    return {"admission": {"mode": "observe", "placement": placement}, **_ALONE}
+
+
 PRESETS: dict[str, Preset] = {
     "default": {},
     # Stock engines behind a plain proxy: everything goes on at once, in turn.
-    "first_come": {
-        "admission": {"mode": "observe", "placement": "round_robin"},
-        "quota": {"enabled": "off"},
-        "eviction": {"enabled": "off"},
-    },
+    "first_come": _peer("round_robin"),
     # The careful way without admission: everything goes on at once, to where its prefix is.
-    "first_come_affinity": {
-        "admission": {"mode": "observe", "placement": "prefix_affinity"},
-        "quota": {"enabled": "off"},
-        "eviction": {"enabled": "off"},
-    },
+    "first_come_affinity": _peer("prefix_affinity"),
     # The same with load-aware early rejection: what could not be in time is refused at once, nothing waits here. Its
     # chunk budget is the engine's `batch_tokens_max`.
     "honest_rival": {
         "admission": {"mode": "enforce", "deferral": "off", "placement": "prefix_affinity", "tpot_margin_ppm": 0},
-        "quota": {"enabled": "off"},
-        "eviction": {"enabled": "off"},
+        **_ALONE,
     },
+    # Peers' rules as published; each one's source stands in `policies.placement`.
+    "least_loaded": _peer("least_loaded"),
+    "dynamo_kv": _peer("dynamo_kv"),
+    "llm_d": _peer("load_balanced"),
+    # The default with another order of those that wait: see `policies.ordering`.
+    "fifo": {"admission": {"strategy": "fifo"}},
+    "priority": {"admission": {"strategy": "priority"}},
+    "cost_optimized": {"admission": {"strategy": "cost_optimized"}},
+    "adaptive": {"admission": {"strategy": "adaptive"}},
+    "hybrid": {"admission": {"strategy": "hybrid"}},
+    # The default with another choice of engine: see `policies.placement`.
+    "load_balanced": {"admission": {"placement": "load_balanced"}},
+    "affinity": {"admission": {"placement": "affinity"}},
+    "locality": {"admission": {"placement": "locality"}},
+    "topology_aware": {"admission": {"placement": "topology_aware"}},
 }
 """Settings by preset and actor."""
