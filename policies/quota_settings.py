@@ -20,15 +20,18 @@ class QuotaSettings(Settings, kw_only=True):
     nobody asked for other bounds. Urgency = `slack_weight_ppm` x slack deficit + `queue_weight_ppm` x queue pressure;
     that of embedding jobs counts `embedding_weight_ppm`. The embedding load is forecast `forecast_periods` ahead.
 
+    The default bounds are narrow, since the inputs of an embedding job pass through an engine one after another: it
+    holds little at once. Where the first of its kind is larger than the share, admission lets it go on alone.
+
     Nothing moves before every engine was measured, nor while one was not for `fresh_ns`.
     """
 
     enabled: Switch = Switch.ON
     period_ns: Annotated[int, Meta(ge=NS_PER_S, le=3_600 * NS_PER_S)] = NS_PER_S
-    deadband_ppm: Annotated[int, Meta(ge=0, le=200_000)] = 20_000
-    step_max_ppm: Annotated[int, Meta(ge=10_000, le=PPM)] = 100_000
-    embedding_min_ppm: Annotated[int, Meta(ge=0, le=PPM)] = 50_000
-    embedding_max_ppm: Annotated[int, Meta(ge=0, le=PPM)] = 500_000
+    deadband_ppm: Annotated[int, Meta(ge=0, le=200_000)] = 5_000
+    step_max_ppm: Annotated[int, Meta(ge=1_000, le=PPM)] = 20_000
+    embedding_min_ppm: Annotated[int, Meta(ge=0, le=PPM)] = 30_000
+    embedding_max_ppm: Annotated[int, Meta(ge=0, le=PPM)] = 70_000
     slack_weight_ppm: Annotated[int, Meta(ge=0, le=10 * PPM)] = PPM
     queue_weight_ppm: Annotated[int, Meta(ge=1, le=10 * PPM)] = PPM
     embedding_weight_ppm: Annotated[int, Meta(ge=1, le=10 * PPM)] = PPM

@@ -11,6 +11,7 @@ from events.request import HolderId, RequestId
 from policies.quota import QUOTA
 from policies.quota_state import IDLE_PERIODS, OPEN_MAX, TENANTS_MAX
 from tests.policies.quota_words import (
+    WIDE,
     admitted,
     armed,
     asks,
@@ -49,7 +50,7 @@ def held(spec: Spec, kind: RequestKind, on: str = "e1") -> int:
 
 
 def test_the_first_share_is_set_when_every_engine_was_measured() -> None:
-    spec = given(QUOTA, both(), both("e2"), *second(0)).after(*second(1))
+    spec = given(QUOTA, WIDE, both(), both("e2"), *second(0)).after(*second(1))
     spec.then_nothing()
     spec.after(at(2 * S, measured("e1")), at(2 * S, measured("e2"))).when(at(2 * S, tick(2)))
     spec.then(*(set_to(5, ShareReason.ARMED, on) for on in ("e1", "e2", "")))
@@ -75,13 +76,13 @@ def test_nothing_moves_while_an_engine_is_silent_and_all_goes_on_after_the_gap()
 
 
 def test_an_engine_that_takes_no_work_is_not_waited_for() -> None:
-    spec = given(QUOTA, both(), both("e2"), *second(0), at(0, health("e2", Health.LOST)))
+    spec = given(QUOTA, WIDE, both(), both("e2"), *second(0), at(0, health("e2", Health.LOST)))
     spec.after(*second(1))
     assert [one.engine_id for one in spec.decisions] == ["e1", "e2", ""]
 
 
 def test_an_engine_that_serves_one_kind_is_not_divided() -> None:
-    spec = given(QUOTA, engine("llm"), engine("vec", llm=False, embedding=True), both("e1"), *second(0))
+    spec = given(QUOTA, WIDE, engine("llm"), engine("vec", llm=False, embedding=True), both("e1"), *second(0))
     spec.after(*second(1, fresh=("llm", "vec", "e1")))
     spec.then(set_to(5, ShareReason.ARMED), said(SharesSet, engine_id="", embedding_ppm=(PPM + 50_000) // 3))
 
@@ -225,7 +226,7 @@ def test_a_preempted_request_waits_again() -> None:
 
 def test_of_too_many_requests_the_oldest_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("policies.quota_state.OPEN_MAX", 2)
-    spec = given(QUOTA, both(), asks("a"), admitted("a", 500), asks("b"), asks("c"))
+    spec = given(QUOTA, WIDE, both(), asks("a"), admitted("a", 500), asks("b"), asks("c"))
     assert list(spec.progress.state.open) == ["b", "c"]
     assert held(spec, LLM) == 0
     assert OPEN_MAX == 65_536
@@ -262,7 +263,7 @@ def test_bounds_that_are_none_change_nothing(wrong: Event) -> None:
 
 
 def test_bounds_before_the_first_share_are_kept_for_it() -> None:
-    spec = given(QUOTA, both(), *second(0)).after(bounds(30, 40))
+    spec = given(QUOTA, WIDE, both(), *second(0)).after(bounds(30, 40))
     spec.then_nothing()
     spec.after(*second(1)).then(set_to(30, ShareReason.ARMED), set_to(30, ShareReason.ARMED, on=""))
 
@@ -296,7 +297,7 @@ def test_switched_off_it_lifts_its_caps_once_and_says_nothing_more_but_tenants_q
 
 def test_settings_of_others_are_not_its_own_and_bad_ones_are_refused_whole() -> None:
     spec = armed(settings(queue_max=1))
-    with pytest.raises(ValueError, match=r"quota.step_max_ppm = 5 \(allowed: a whole number from 10000 to 1000000\)"):
+    with pytest.raises(ValueError, match=r"quota.step_max_ppm = 5 \(allowed: a whole number from 1000 to 1000000\)"):
         QUOTA.configure(spec.progress.state, {"deadband_ppm": 7, "step_max_ppm": 5})
     assert spec.progress.state.settings.deadband_ppm == 20_000
 
@@ -320,7 +321,7 @@ def test_explain_says_how_a_share_is_enforced_and_what_is_wanted() -> None:
 
 
 def test_explain_names_what_it_waits_for_before_it_is_armed() -> None:
-    told = given(QUOTA, both()).explained(tick(0))
+    told = given(QUOTA, WIDE, both()).explained(tick(0))
     assert not told["armed"]
     assert told["stale"] == ["e1"]
     assert "no cap holds" in told["engines"][0]["enforced"]

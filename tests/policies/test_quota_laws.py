@@ -11,16 +11,16 @@ from policies.quota import QUOTA
 from policies.quota_settings import QuotaSettings
 from policies.quota_state import IDLE_PERIODS, bounds_of
 from policies.share_control import GAIN_MIN_PPM, Share, settle_periods
-from tests.policies.quota_words import admitted, asks, both, bounds, deferred, quota, second, tenant
+from tests.policies.quota_words import WIDE, admitted, asks, both, bounds, deferred, quota, second, tenant
 from tests.policies.words import S, engine, expired, finished, measured, tick
 from tests.spec import START_NS, Spec, at, restored, snapshot
 from tests.spec import given as given_events
 
-CHOSEN = QuotaSettings()
+CHOSEN = QuotaSettings(**WIDE.settings)
 SETTLE_PERIODS = 96
-"""With default settings a share stands still so many periods after the load has stopped changing. Nearly all of it is
-the forecast's memory: of how wrong it was a sixteenth fades per period, and no share falls below its upper end. With
-the load gone for good it is IDLE_PERIODS and what the steps take."""
+"""A share that has room to move (WIDE) stands still so many periods after the load has stopped changing. Nearly all of
+it is the forecast's memory: of how wrong it was a sixteenth fades per period, and no share falls below its upper end.
+With the load gone for good it is IDLE_PERIODS and what the steps take."""
 SLOPE_MAX = PPM // GAIN_MIN_PPM - 2
 """How much the wanted share may fall for every unit of the share before swings are not promised to end."""
 few = settings(max_examples=60, deadline=None)
@@ -51,7 +51,7 @@ def shares_of(spec: Spec) -> list[SharesSet]:
 def test_after_a_step_of_load_shares_settle_within_the_stated_periods(
     before: list[tuple[int, int]], after: tuple[int, int]
 ) -> None:
-    spec = given_events(QUOTA, both(), *second(0))
+    spec = given_events(QUOTA, WIDE, both(), *second(0))
     for n, load in enumerate(before, start=1):
         spec.after(*second(n, *period(n, *load)))
     first = len(before) + 1
@@ -90,7 +90,7 @@ def happening(number: int, n: int) -> Event:
 @few
 @given(LOADS)
 def test_without_embedding_jobs_the_share_is_back_at_its_least_in_the_stated_periods(before: tuple[int, int]) -> None:
-    spec = given_events(QUOTA, both(), *second(0))
+    spec = given_events(QUOTA, WIDE, both(), *second(0))
     for n in range(1, 9):
         spec.after(*second(n, *period(n, *before)))
     settles = IDLE_PERIODS + settle_periods(
@@ -104,7 +104,7 @@ def test_without_embedding_jobs_the_share_is_back_at_its_least_in_the_stated_per
 @few
 @given(DAYS)
 def test_shares_add_up_and_stay_in_bounds_whatever_happens(day: list[int]) -> None:
-    spec = given_events(QUOTA, both(), *second(0))
+    spec = given_events(QUOTA, WIDE, both(), *second(0))
     for n, number in enumerate(day, start=1):
         for event in (at(n * S, happening(number, n)), at(n * S, measured()), at(n * S, tick(n))):
             before = {name: one.embedding_ppm for name, one in spec.progress.state.shares.items()}
@@ -124,7 +124,7 @@ def test_shares_add_up_and_stay_in_bounds_whatever_happens(day: list[int]) -> No
 @few
 @given(DAYS)
 def test_a_restart_from_a_snapshot_changes_no_decision(day: list[int]) -> None:
-    spec, twin = given_events(QUOTA, both(), *second(0)), given_events(QUOTA, both(), *second(0))
+    spec, twin = given_events(QUOTA, WIDE, both(), *second(0)), given_events(QUOTA, WIDE, both(), *second(0))
     for n, number in enumerate(day, start=1):
         twin.progress = restored(QUOTA, twin.progress)
         for event in (at(n * S, happening(number, n)), at(n * S, measured()), at(n * S, tick(n))):

@@ -124,13 +124,13 @@ async def test_settings_are_shown_changed_and_shown_as_changed(house: House) -> 
 @pytest.mark.parametrize(
     ("name", "order", "told"),
     [
-        ("policy.set", {"actor": "quota", "settings": {"deadband_ppm": 7, "step_max_ppm": 1}}, "10000 to 1000000"),
+        ("policy.set", {"actor": "quota", "settings": {"deadband_ppm": 7, "step_max_ppm": 1}}, "1000 to 1000000"),
         ("policy.set", {"actor": "quota", "settings": {"enabled": "maybe"}}, "(allowed: on, off)"),
         ("policy.set", {"actor": "quota", "settings": {"nonsense": 1}}, "no such setting (allowed: enabled"),
         ("policy.set", {"actor": "quoat", "settings": {"deadband_ppm": 7}}, "did you mean"),
         ("policy.set", {"actor": "quota", "settings": {}}, "nothing to change"),
         ("policy.set", {"actor": "quota"}, "fields actor, settings"),
-        ("policy.show", {"actor": "quoat"}, "allowed: admission, quota"),
+        ("policy.show", {"actor": "quoat"}, "allowed: admission,"),
         ("policy.preset", {"preset": "nonsense"}, "allowed: default, first_come"),
         ("policy.preset", b"{nope", "fields preset"),
         ("quota.set", {"tenant": "t", "kv_bytes_max": -1}, "allowed: 0, for no limit, to"),
@@ -242,7 +242,7 @@ async def test_commands_change_what_commands_show(house: House, capsys: pytest.C
     said = capsys.readouterr().out
     assert "quota goes by it" in said
     assert "nobody runs admission now: it holds from its next start on" in said
-    assert (await settings_of(house, "quota"))["deadband_ppm"] == 20_000
+    assert (await settings_of(house, "quota"))["deadband_ppm"] == 5_000
 
 
 async def test_quota_commands_set_and_show(house: House, capsys: pytest.CaptureFixture[str]) -> None:
