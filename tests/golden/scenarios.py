@@ -1,11 +1,13 @@
 """What the golden journals hold: small days that each show one thing, and one long day with everything in it.
 
-    .venv/bin/python -m tests.golden.scenarios
+    .venv/bin/python -m tests.golden.scenarios [NAME...]
 
-writes all of them anew into `tests/golden/`. Do so only when a policy's behaviour was changed on purpose, in the same
-commit, and say in its message what changed. Journals of bugs stand beside them and are never written anew.
+writes those that are named, or all of them, anew into `tests/golden/`. Do so only when a policy's behaviour was changed
+on purpose, in the same commit, and say in its message what changed. Journals of bugs stand beside them and are never
+written anew.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ from typing import Any
 from msgspec.structs import replace
 
 from events.base import EngineId, Event, HolderId, PoolId, RequestId
+from events.control import PolicyConfigured
 from events.engine import EngineRemoved, Health
 from events.log.base import Message
 from events.log.journal import JournalWriter
 from events.request import AbortReason, HolderStopped, OutputPredicted
+from events.slice import SlicesPinned
 from policies.catalog import ACTORS
 from replay.virtual_log import VirtualLog
 from tests.policies.quota_words import both, bounds, quota, tenant
@@ -121,6 +125,18 @@ QUOTA: Day = [
     (16_400 * MS, quota(enabled="off")), *seconds(17, 17, beat()), (17_500 * MS, tenant("t", 0)),
 ]  # fmt: skip
 
+EVICTION: Day = [
+    (0, PolicyConfigured(actor="eviction", settings={"hot_uses_min": 2})), (0, engine("e1")), (0, tick(0)),
+    (0, arrived("a", 500, out=400, slices=slices("x", "a1", "a2"))),
+    (10 * MS, arrived("b", 600, now=10 * MS, slack=9 * S, slices=slices("x", "b1", "b2"))),
+    (50 * MS, first_token("a")), *seconds(1, 2, beat(a=90)),
+    (2_100 * MS, SlicesPinned(slices=slices("x", "p"), for_ns=3 * S)), *seconds(3, 3, beat(a=95)),
+    (3_100 * MS, finished("a", out=100)), *seconds(4, 6, beat()),
+    (6_100 * MS, engine("e1")), (6_200 * MS, PolicyConfigured(actor="eviction", settings={"kind": "lru"})),
+    *seconds(7, 8, beat()), (8_100 * MS, PolicyConfigured(actor="eviction", settings={"enabled": "off"})),
+    *seconds(9, 10, beat()),
+]  # fmt: skip
+
 
 def outside(name: str, high: int) -> OutputPredicted:
     """A predictor outside of the house says how long an answer will be."""
@@ -157,6 +173,7 @@ DAYS: dict[str, tuple[dict[str, Any], Day]] = {
     "holder_lost": ({}, HOLDER_LOST),
     "observe": ({"mode": "observe", "placement": "round_robin"}, OBSERVE),
     "quota": ({}, QUOTA),
+    "eviction": ({}, EVICTION),
     "miscoverage": ({"output_predictor": "external"}, MISCOVERAGE),
 }
 LONG_DAY = "long_day"
@@ -196,14 +213,15 @@ def _source(event: Event) -> str:
     return next((source for source, says in sources if says(kind)), "gateway")
 
 
-def write_all() -> None:
-    """Write every scenario's journal anew."""
+def write(names: Sequence[str]) -> None:
+    """Write these scenarios' journals anew, all of them if none is named."""
     days = {**DAYS, LONG_DAY: ({}, long_day())}
-    for name, (policy, day) in days.items():
+    for name in names or days:
+        policy, day = days[name]
         with JournalWriter(file_of(name), POOL) as journal:
             for message in played(policy, day):
                 journal.write(message)
 
 
 if __name__ == "__main__":
-    write_all()
+    write(sys.argv[1:])

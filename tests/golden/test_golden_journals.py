@@ -16,6 +16,7 @@ from events import codec
 from events.base import Event
 from events.decisions import (
     DeferReason,
+    EngineDirected,
     MiscoverageNoticed,
     RejectReason,
     RequestAdmitted,
@@ -81,6 +82,7 @@ def decisions_of(path: Path) -> list[Event]:
         ("holder_lost", {"HolderLost"}),
         ("observe", {"RequestAdmitted"}),
         ("quota", {"SharesSet", "TenantQuotaSet"}),
+        ("eviction", {"EngineDirected"}),
         ("miscoverage", {"RequestAdmitted", "MiscoverageNoticed"}),
         (LONG_DAY, {"RequestAdmitted", "RequestDeferred", "RequestRejected", "HolderLost", "WakeAsked"}),
     ],
@@ -107,6 +109,14 @@ def test_the_journals_show_every_reason_that_admission_gives() -> None:
 def test_the_journal_of_quota_shows_every_reason_that_it_gives() -> None:
     said = {event.reason for event in decisions_of(file_of("quota")) if isinstance(event, SharesSet)}
     assert said == {*ShareReason}
+
+
+def test_the_journal_of_eviction_shows_what_an_engine_is_told() -> None:
+    told = [event for event in decisions_of(file_of("eviction")) if isinstance(event, EngineDirected)]
+    assert [event.version for event in told] == list(range(1, len(told) + 1))
+    for field in ("needed", "pinned", "hot"):
+        assert {bool(getattr(event, field)) for event in told} == {True, False}
+    assert {event.eviction for event in told} == {"slo_aware", "lru", ""}
 
 
 def test_the_journal_of_miscoverage_rings_once_is_cleared_once_and_names_who_answered() -> None:
