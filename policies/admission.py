@@ -99,7 +99,7 @@ def decide(state: State, event: Event, now_ns: int) -> list[Event]:
         case HolderBeat():
             return _decide_beat(state, event)
         case RequestFinished():
-            alarms = output_length.alarms(state.histograms)
+            alarms = output_length.alarms(state.outputs)
             return [*alarms, *_drain(state, now_ns, only=event.engine_id)]
         case FirstTokenSeen() | EngineMeasured() | EngineRegistered():
             return _drain(state, now_ns, only=event.engine_id)
@@ -131,7 +131,7 @@ def _first_verdict(state: State, desk: Desk, fresh: Waiting) -> Verdict:
     prospects = ranked(desk, fresh.request, found, group)
     line = state.lines.by_group.get(waiting.line_name(fresh))
     ruling = first_ruling(desk, fresh, prospects, line)
-    verdict = preemption.or_room(desk, fresh, ruling, found)
+    verdict = preemption.or_room(desk, fresh, ruling, found, others_wait=line is not None)
     if isinstance(verdict, Defer) and len(state.lines.group_of) >= settings.queue_max:
         return Reject(RejectReason.QUEUE_FULL, retry_after_ns(line.work_ns if line else 0, settings))
     return verdict
@@ -348,8 +348,8 @@ def _resumed(state: State, desk: Desk, account: Account, one: Waiting) -> Reques
     """It goes on where its stream is; None = not yet."""
     settings, trial, request = desk.settings, desk.trial(account), one.request
     made = one.output_tokens
-    foretold = output_of(desk.histograms, settings, request, so_far=made, key=one.foretold.key)
-    reserved = longer_output(desk.histograms, settings, account, request, one.foretold, so_far=made)
+    foretold = output_of(desk.outputs, settings, request, so_far=made, key=one.foretold.key)
+    reserved = longer_output(desk.outputs, settings, account, request, one.foretold, so_far=made)
     prospect = parking.going_on(trial, one, foretold=foretold, now_ns=desk.now_ns)
     must = settings.mode is Mode.OBSERVE or desk.now_ns >= one.arrived_ns + settings.resume_max_ns
     if not must and (not account.takes_work() or _urgent_waits(state, one) or not parking.fits(prospect, settings)):

@@ -112,7 +112,7 @@ def _request(state: State, desk: Desk, one: Waiting) -> dict[str, Any]:
         | {"rank": rank, "score": scores[prospect.trial.account.engine_id]}
         for rank, prospect in enumerate(order)
     }
-    foretold = order[0].foretold if order else output_of(desk.histograms, desk.settings, request)
+    foretold = order[0].foretold if order else output_of(desk.outputs, desk.settings, request)
     return {
         "request_id": request.request_id,
         "prompt_tokens": request.prompt_tokens,
@@ -123,7 +123,7 @@ def _request(state: State, desk: Desk, one: Waiting) -> dict[str, Any]:
         "output_tokens_low": foretold.low,
         "output_tokens_expected": foretold.expected,
         "output_tokens_high": foretold.high,
-        "predictors": output_length.calibrated(desk.histograms),
+        "predictors": output_length.calibrated(desk.outputs),
         "requests_before": _before(state, line, one) if line is not None else 0,
         "work_before_ns": line.work_ns if line is not None else 0,
         "passed": one.passed,
@@ -144,7 +144,7 @@ def _order(desk: Desk, one: Waiting) -> tuple[list[Prospect], dict[str, Any]]:
     if one.resume_on:
         trial = desk.trial(desk.accounts[one.resume_on])
         made = one.output_tokens
-        foretold = output_of(desk.histograms, desk.settings, one.request, so_far=made, key=one.foretold.key)
+        foretold = output_of(desk.outputs, desk.settings, one.request, so_far=made, key=one.foretold.key)
         prospect = parking.going_on(trial, one, foretold=foretold, now_ns=desk.now_ns)
         goes = parking.fits(prospect, desk.settings)
         return [prospect], {"would": "resume" if goes else "park", "engine_id": one.resume_on, "reason": ""}

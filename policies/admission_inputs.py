@@ -21,11 +21,11 @@ from policies.judgement import holding
 from policies.levers import ENGINE, REQUEST, Lever, with_settings
 from policies.waiting import Line, Place, Waiting
 
-TOKENS_MAX = 10_000_000
-LIMIT_MAX_NS = 86_400 * NS_PER_S
-PRIORITY_MAX = 1_000
-BLOCKS_MAX = 1 << 31
-SEQS_MAX = 65_536
+TIMES_MAX = 64
+"""An amount is tried up to so many times what it was, and at least up to the floors below."""
+TOKENS_FLOOR = 4_096
+LIMIT_FLOOR_NS = NS_PER_S
+PRIORITY_MAX = 100
 ENGINES_MAX = 4
 """Engines whose size is held against the decision: those that come into question, the first of them."""
 ORDER_SETTINGS = frozenset({"strategy"})
@@ -86,22 +86,27 @@ def _due_at(state: State, at_ns: int) -> Waiting | None:
 def _of_request(state: State, event: Event, now_ns: int, one: Waiting) -> list[Lever]:
     request, put = one.request, _put(state, event, one)
 
-    def lever(name: str, value: int, high: int, change: Callable[[int], Waiting], low: int = 0) -> Lever:
+    def lever(name: str, value: int, floor: int, change: Callable[[int], Waiting], low: int = 0) -> Lever:
+        high = max(value * TIMES_MAX, floor)
         return Lever(REQUEST, request.request_id, name, value, lambda other: put(change(other)), low=low, high=high)
 
+    priority = Lever(
+        REQUEST, request.request_id, "priority", request.priority, lambda other: put(_with(one, priority=other)),
+        low=min(-PRIORITY_MAX, request.priority), high=max(PRIORITY_MAX, request.priority),
+    )  # fmt: skip
     levers = [
-        lever("prompt_tokens", request.prompt_tokens, TOKENS_MAX, lambda v: _with_prompt(one, v), low=1),
-        lever("slo_ttft_ns", request.slo_ttft_ns, LIMIT_MAX_NS, lambda v: _with_ttft(one, v)),
-        lever("priority", request.priority, PRIORITY_MAX, lambda v: _with(one, priority=v), low=-PRIORITY_MAX),
+        lever("prompt_tokens", request.prompt_tokens, TOKENS_FLOOR, lambda v: _with_prompt(one, v), low=1),
+        lever("slo_ttft_ns", request.slo_ttft_ns, LIMIT_FLOOR_NS, lambda v: _with_ttft(one, v)),
+        priority,
     ]
     if request.kind is RequestKind.LLM:
         levers += [
-            lever("tokens_max", request.tokens_max, TOKENS_MAX, lambda v: _with(one, tokens_max=v)),
-            lever("slo_tpot_ns", request.slo_tpot_ns, LIMIT_MAX_NS, lambda v: _with(one, slo_tpot_ns=v)),
+            lever("tokens_max", request.tokens_max, TOKENS_FLOOR, lambda v: _with(one, tokens_max=v)),
+            lever("slo_tpot_ns", request.slo_tpot_ns, LIMIT_FLOOR_NS, lambda v: _with(one, slo_tpot_ns=v)),
         ]
     waited_ns = now_ns - one.arrived_ns
     if one is not state.fresh:
-        levers.append(lever("waited_ns", waited_ns, LIMIT_MAX_NS, lambda v: _shifted(one, waited_ns - v)))
+        levers.append(lever("waited_ns", waited_ns, LIMIT_FLOOR_NS, lambda v: _shifted(one, waited_ns - v)))
     return levers
 
 
@@ -175,19 +180,18 @@ def _of_engines(state: State, event: Event, now_ns: int, one: Waiting) -> list[L
     accounts = found if isinstance(found, list) else list(state.accounts.values())
     levers = []
     for account in accounts[:ENGINES_MAX]:
-        levers.append(_of_engine(state, event, account, "kv_blocks", account.kv_blocks, BLOCKS_MAX))
-        levers.append(_of_engine(state, event, account, "seqs_max", account.seqs_max, SEQS_MAX))
+        levers.append(_of_engine(state, event, account, "kv_blocks", account.kv_blocks))
+        levers.append(_of_engine(state, event, account, "seqs_max", account.seqs_max))
         if not isinstance(found, list):
-            tokens = account.context_tokens_max
-            levers.append(_of_engine(state, event, account, "context_tokens_max", tokens, TOKENS_MAX))
+            levers.append(_of_engine(state, event, account, "context_tokens_max", account.context_tokens_max))
     return levers
 
 
-def _of_engine(state: State, event: Event, account: Account, name: str, value: int, high: int) -> Lever:
+def _of_engine(state: State, event: Event, account: Account, name: str, value: int) -> Lever:
     def put(other: int) -> tuple[State, Event]:
         return _with_account(state, account.engine_id, name, other), event
 
-    return Lever(ENGINE, account.engine_id, name, value, put, low=1, high=high)
+    return Lever(ENGINE, account.engine_id, name, value, put, low=1, high=value * TIMES_MAX)
 
 
 def _with_account(state: State, engine_id: EngineId, name: str, value: int) -> State:

@@ -13,6 +13,7 @@ import msgspec
 from events.base import EngineId, Event, HolderId, RequestId
 from events.control import Ticked
 from events.decisions import (
+    DeferReason,
     HolderLost,
     MiscoverageNoticed,
     RejectReason,
@@ -40,7 +41,7 @@ from events.request import (
 from policies import accounts, holders, ordering, parking, prefix_index, settings, tenancy, waiting
 from policies.accounts import Account, Resident
 from policies.admission_settings import AdmissionSettings
-from policies.forecast import trial_of
+from policies.forecast import bytes_min, trial_of
 from policies.holders import Holders
 from policies.judgement import Desk, longer_output, output_of, resident
 from policies.ordering import Ordering
@@ -77,7 +78,7 @@ class State(msgspec.Struct, kw_only=True):
     ordering: Ordering = msgspec.field(default_factory=Ordering)
     fresh: Waiting | None = None
     lost_on: dict[RequestId, EngineId] = msgspec.field(default_factory=dict)
-    histograms: Outputs = msgspec.field(default_factory=Outputs)
+    outputs: Outputs = msgspec.field(default_factory=Outputs)
     holders: Holders = msgspec.field(default_factory=Holders)
     turns: dict[str, int] = msgspec.field(default_factory=dict)
     woken_ns: int = 0
@@ -91,7 +92,7 @@ def initial() -> State:
 def desk_of(state: State, now_ns: int) -> Desk:
     """What a decision of now looks at."""
     return Desk(
-        state.accounts, state.histograms, state.turns, state.settings, state.tenants, now_ns, ordering=state.ordering
+        state.accounts, state.outputs, state.turns, state.settings, state.tenants, now_ns, ordering=state.ordering
     )
 
 
@@ -139,9 +140,9 @@ def evolve(state: State, event: Event, now_ns: int) -> None:  # noqa: C901
         case Ticked():
             _ticked(state, now_ns)
         case OutputPredicted():
-            output_length.heard(state.histograms, event)
+            output_length.heard(state.outputs, event)
         case MiscoverageNoticed():
-            output_length.noticed(state.histograms, event)
+            output_length.noticed(state.outputs, event)
         case SharesSet():
             _shares(state, event)
         case TenantQuotaSet():
@@ -162,6 +163,9 @@ def _arrived(state: State, event: RequestArrived, now_ns: int) -> None:
         return  # Said twice.
     avoid = state.lost_on.pop(event.request_id, EngineId(""))
     state.fresh = Waiting(request=event, avoid=avoid, arrived_ns=now_ns)
+    lane = waiting.tenant_lane(event.tenant)
+    if waiting.group(event) + lane in state.lines.by_group:
+        state.fresh.lane = lane  # Behind those of its tenant that wait for it to have room.
 
 
 def _admitted(state: State, event: RequestAdmitted, now_ns: int) -> None:
@@ -172,12 +176,12 @@ def _admitted(state: State, event: RequestAdmitted, now_ns: int) -> None:
     if one is None or account is None:
         return
     request, group = one.request, waiting.group(one.request)
-    waiting.note_admitted(state.lines, request)
+    waiting.note_admitted(state.lines, one)
     if waiting.take(state.lines, request.request_id) is None:
         state.fresh = None
     state.turns[group] = state.turns.get(group, 0) + 1
-    foretold = output_of(state.histograms, state.settings, request)
-    output_length.sent(state.histograms, request.request_id, foretold)
+    foretold = output_of(state.outputs, state.settings, request)
+    output_length.sent(state.outputs, request.request_id, foretold)
     sent = resident(
         foretold, trial_of(account), request, event.cached_tokens_predicted, event.output_tokens_predicted, now_ns
     )
@@ -251,11 +255,12 @@ def _unpark(state: State, request_id: RequestId) -> Waiting:
 
 def _registered(state: State, event: EngineRegistered) -> None:
     account = state.accounts.get(event.engine_id)
+    is_new = account is None
     if account is None:
         account = state.accounts[event.engine_id] = Account(engine_id=event.engine_id)
-        if state.pool_shares is not None:
-            accounts.divide(account, state.pool_shares)
     accounts.describe(account, event)
+    if is_new and state.pool_shares is not None:
+        accounts.divide(account, state.pool_shares)
     for sent in account.residents.values():
         _charge(state, account, sent)  # A block may be of another size now.
 
@@ -279,7 +284,10 @@ def _deferred(state: State, event: RequestDeferred) -> None:
     one = _undecided(state, event.request_id)
     if one is not None and one is state.fresh:
         one.until_ns, one.work_ns = event.until_ns, event.work_ns
-        one.foretold = output_of(state.histograms, state.settings, one.request)
+        one.foretold = output_of(state.outputs, state.settings, one.request)
+        if event.reason is DeferReason.TENANT_QUOTA:
+            one.lane = waiting.tenant_lane(one.request.tenant)
+            one.bytes_wanted = bytes_min(state.accounts, one.request, one.foretold, state.settings)
         _line_up(state, one)
         state.fresh = None
 
@@ -354,7 +362,7 @@ def _unpreempt(state: State, event: FirstTokenSeen, now_ns: int) -> None:
     if account.can_preempt:
         _park(state, account, one)
     else:
-        reserved = longer_output(state.histograms, state.settings, account, one.request, one.foretold, so_far=1)
+        reserved = longer_output(state.outputs, state.settings, account, one.request, one.foretold, so_far=1)
         _hold(state, account, event.request_id, parking.back_in_place(trial_of(account), one, reserved, now_ns=now_ns))
 
 
@@ -363,7 +371,7 @@ def _finished(state: State, event: RequestFinished, now_ns: int) -> None:
     if account is not None:
         sent = account.residents[event.request_id]
         if sent.decodes:
-            output_length.ended(state.histograms, sent.request, sent.foretold, event.output_tokens)
+            output_length.ended(state.outputs, sent.request, sent.foretold, event.output_tokens)
         else:
             accounts.first_token(account, event.request_id, now_ns)
         holders.hear(state.holders, sent.request.holder)
@@ -421,7 +429,7 @@ def _beat(state: State, event: HolderBeat, now_ns: int) -> None:
         sent = account.residents[one.request_id]
         if sent.decodes and sent.output_tokens >= sent.output_reserved:
             longer = longer_output(
-                state.histograms, state.settings, account, sent.request, sent.foretold, so_far=sent.output_tokens
+                state.outputs, state.settings, account, sent.request, sent.foretold, so_far=sent.output_tokens
             )
             accounts.reserve(account, one.request_id, longer)
             _charge(state, account, sent)

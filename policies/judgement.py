@@ -102,7 +102,7 @@ class Desk:
     was preempted). Changes no account. `preempts_left` bounds how often one decision looks for victims."""
 
     accounts: dict[EngineId, Account]
-    histograms: Outputs
+    outputs: Outputs
     turns: dict[str, int]
     settings: AdmissionSettings
     tenants: Tenants
@@ -154,7 +154,7 @@ def serving(desk: Desk, request: RequestArrived, avoid: EngineId) -> list[Accoun
 def ranked(desk: Desk, request: RequestArrived, accounts: list[Account], group: str) -> list[Prospect]:
     """The request on each of these engines, in the placement's order."""
     settings = desk.settings
-    foretold = output_of(desk.histograms, settings, request)
+    foretold = output_of(desk.outputs, settings, request)
     prospects = [
         prospect(desk.trial(account), request, foretold=foretold, now_ns=desk.now_ns) for account in accounts
     ]  # fmt: skip

@@ -75,8 +75,8 @@ def foretell(
     key = key or quantile.key_of(outputs.quantiles, request)
     who, interval, failed = _ask(outputs, Question(request, key, target_ppm, tokens_default, so_far), kind)
     return Foretold(
-        predictor=who, low=interval.low, expected=interval.expected, high=interval.high, target_ppm=target_ppm,
-        key=key, conversation=quantile.conversation_of(request), failed=failed,
+        predictor=str(who), low=interval.low, expected=interval.expected, high=interval.high, target_ppm=target_ppm,
+        key=key, conversation=quantile.conversation_of(request), failed=str(failed),
     )  # fmt: skip
 
 
