@@ -155,8 +155,8 @@ def _order(desk: Desk, one: Waiting) -> tuple[list[Prospect], dict[str, Any]]:
     return order, _rule(judge(desk, order))
 
 
-def _scores(desk: Desk, one: Waiting, order: list[Prospect]) -> dict[EngineId, list[int]]:
-    """What the placement sorts the engines by, least first."""
+def _scores(desk: Desk, one: Waiting, order: list[Prospect]) -> dict[EngineId, int]:
+    """What the placement gives each engine, at most a million; the greatest comes first."""
     if not order:
         return {}
     in_place = [
@@ -164,7 +164,7 @@ def _scores(desk: Desk, one: Waiting, order: list[Prospect]) -> dict[EngineId, l
     ]
     candidates, asked = contest(desk, one.request, in_place, waiting.group(one.request))
     score = placement.KINDS[desk.settings.placement]
-    return {one.engine_id: [-score(one, asked), one.load_tokens] for one in candidates}
+    return {candidate.engine_id: score(candidate, asked) for candidate in candidates}
 
 
 def _before(state: State, line: Line, one: Waiting) -> int:

@@ -2,7 +2,7 @@
 
 The outcome of a step for a request (or whatever else a decision is about) is all that the step says of it: `admit e1`,
 `defer`, `reject`, `preempt e2`, or nothing. Amounts, reasons and times are not part of it: the same verb on the same
-engine is the same outcome.
+engine is the same outcome. Only a wake has a time: it is nothing else.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from events import decisions
-from events.base import Event
+from events.base import NS_PER_S, Event
 
 VERBS: dict[type[Event], str] = {
     decisions.RequestAdmitted: "admit",
@@ -31,13 +31,15 @@ NOTHING = "nothing"
 
 
 class Word(msgspec.Struct, frozen=True, kw_only=True):
-    """One verb with its engine ("" = none). `nothing`: it waits on, or is left as it is."""
+    """One verb with its engine ("" = none), of a wake with its time. `nothing`: it waits on, or is left as it is."""
 
     verb: str
     engine_id: str = ""
+    at_ns: int = 0
 
     def __str__(self) -> str:
-        return f"{self.verb} {self.engine_id}".rstrip()
+        at = f"at {self.at_ns / NS_PER_S:.3f} s" if self.at_ns else ""
+        return " ".join(part for part in (self.verb, self.engine_id, at) if part)
 
 
 class Subject(NamedTuple):
@@ -59,11 +61,21 @@ def subject_of(decision: Event) -> Subject:
 
 def word_of(decision: Event) -> Word:
     """A decision as verb and engine."""
-    verb = VERBS.get(type(decision), decision.event_kind())
-    if getattr(decision, "resumed", False):
-        verb = "resume"
     engine_id: Any = getattr(decision, "engine_id", "")
-    return Word(verb=verb, engine_id=str(engine_id))
+    at_ns = decision.at_ns if isinstance(decision, decisions.WakeAsked) else 0
+    return Word(verb=_verb_of(decision), engine_id=str(engine_id), at_ns=at_ns)
+
+
+def _verb_of(decision: Event) -> str:
+    match decision:
+        case decisions.RequestAdmitted(resumed=True):
+            return "resume"
+        case decisions.SharesSet(reason=decisions.ShareReason.LIFTED):
+            return "lift_shares"
+        case decisions.EngineDirected(eviction=""):
+            return "release"
+        case _:
+            return VERBS.get(type(decision), decision.event_kind())
 
 
 def outcome(said: Iterable[Event], subject: Subject) -> tuple[Word, ...]:

@@ -122,7 +122,9 @@ def test_a_decision_about_no_request_is_explained_alone(
     place, _ = a_place(log, "wake_asked")
     answer = json.loads(called(capsys, "explain", place, "--log", journal, "--json")[1])
     assert answer["request"] is None
-    assert answer["decisions"][0]["explained"]["outcome"] == [{"verb": "wake", "engine_id": ""}]
+    explained = answer["decisions"][0]["explained"]
+    assert [word["verb"] for word in explained["outcome"]] == ["wake"]
+    assert explained["outcome"][0]["at_ns"] == explained["decision"]["at_ns"]
 
 
 @pytest.mark.parametrize(
