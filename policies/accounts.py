@@ -7,7 +7,7 @@ is taken out of the sums, changed, and put back: no sum can drift.
 import msgspec
 
 from events.base import PPM, EngineId, ModelId, RequestId, RequestKind
-from events.decisions import ShareReason, SharesSet
+from events.decisions import SharesSet
 from events.engine import EngineMeasured, EngineRegistered, Health, StepModel
 from events.request import RequestArrived
 from policies import prefix_index
@@ -131,11 +131,11 @@ def blocks(account: Account, tokens: int) -> int:
     return -(-tokens // account.block_tokens)
 
 
-def divide(account: Account, event: SharesSet) -> None:
-    """Its memory is shared by kind from now on, or no longer."""
-    lifted = event.reason is ShareReason.LIFTED
-    account.llm_ppm = -1 if lifted else event.llm_ppm
-    account.embedding_ppm = -1 if lifted else event.embedding_ppm
+def divide(account: Account, shares: SharesSet | None) -> None:
+    """Its memory is shared by kind from now on, or not (None); never where it serves one kind only."""
+    divided = shares if account.llm and account.embedding else None
+    account.llm_ppm = divided.llm_ppm if divided is not None else -1
+    account.embedding_ppm = divided.embedding_ppm if divided is not None else -1
 
 
 def describe(account: Account, event: EngineRegistered) -> None:

@@ -255,11 +255,10 @@ def _unpark(state: State, request_id: RequestId) -> Waiting:
 
 def _registered(state: State, event: EngineRegistered) -> None:
     account = state.accounts.get(event.engine_id)
-    is_new = account is None
     if account is None:
         account = state.accounts[event.engine_id] = Account(engine_id=event.engine_id)
     accounts.describe(account, event)
-    if is_new and state.pool_shares is not None:
+    if state.pool_shares is not None and not account.own_shares:
         accounts.divide(account, state.pool_shares)
     for sent in account.residents.values():
         _charge(state, account, sent)  # A block may be of another size now.
@@ -268,16 +267,18 @@ def _registered(state: State, event: EngineRegistered) -> None:
 def _shares(state: State, event: SharesSet) -> None:
     """An engine's memory is divided, or that of all engines that have no division of their own."""
     ordering.shares_set(state.ordering, event)
-    if event.engine_id:
-        account = state.accounts.get(event.engine_id)
-        if account is not None:
-            account.own_shares = event.reason is not ShareReason.LIFTED
-            accounts.divide(account, event)
-        return
-    state.pool_shares = None if event.reason is ShareReason.LIFTED else event
-    for account in state.accounts.values():
-        if not account.own_shares:
-            accounts.divide(account, event)
+    lifted = event.reason is ShareReason.LIFTED
+    if not event.engine_id:
+        state.pool_shares = None if lifted else event
+    account = state.accounts.get(event.engine_id)
+    if account is not None:
+        account.own_shares = not lifted
+    there = [account] if account is not None else list(state.accounts.values()) if not event.engine_id else []
+    for each in there:
+        if not each.own_shares:
+            accounts.divide(each, state.pool_shares)
+        elif each is account:
+            accounts.divide(each, event)
 
 
 def _deferred(state: State, event: RequestDeferred) -> None:

@@ -5,7 +5,8 @@ it: neither stands in an account yet. Nothing here changes an account.
 
 An engine's memory is shared by kind. What LLM requests will hold at their worst moment (the predicted peak), what the
 embedding jobs in flight hold (all of it until they end), and what others use there must stay within the budget: the
-engine's blocks without the safety margin. Where shares are set, each kind must also stay within its own.
+engine's blocks without the safety margin. Where shares are set, each kind must also stay within its own; but the first
+of its kind there may be larger than a share (unless that is 0), else it would wait for ever.
 """
 
 from collections.abc import Iterator, Mapping
@@ -246,7 +247,8 @@ def is_full(trial: Trial, request: RequestArrived, settings: AdmissionSettings) 
     own = blocks(account, held_tokens(account, request))
     alike = _blocks_of_kind(load, request.kind, load.blocks_held)
     share = share_blocks(account, request.kind, settings)
-    return load.blocks_held + own > budget_blocks(account, settings) or alike + own > share
+    first = not alike and share > 0
+    return load.blocks_held + own > budget_blocks(account, settings) or (not first and alike + own > share)
 
 
 def blocked(one: Prospect, settings: AdmissionSettings, now_ns: int) -> DeferReason | None:
@@ -328,6 +330,8 @@ def lacks(one: Prospect, settings: AdmissionSettings) -> DeferReason | None:
     """Whether memory there is too small for it now (`kv_budget`), or its kind's share of it (`share`)."""
     account, load, kind = one.trial.account, one.trial.load, one.request.kind
     budget, share = budget_blocks(account, settings), share_blocks(account, kind, settings)
+    if share > 0 and not _blocks_of_kind(load, kind, load.blocks_held):
+        share = budget  # The first of its kind may be larger than a share, else it would wait for ever.
     now, later = blocks(account, held_tokens(account, one.request)), blocks_wanted(one, settings)
     # Cheap answers first: all at full length fits, or what is held already does not.
     if load.blocks_final + later <= budget and _blocks_of_kind(load, kind, load.blocks_final) + later <= share:

@@ -4,6 +4,7 @@ Preempted work is computed again, so it is the last resort. In plain words, for 
 
 1. It is asked for only where waiting would let the request miss its deadline: it is refused as too late, or it lacks
    memory or a sequence and, as far as can be predicted, enough of what runs will not have ended by its latest start.
+   Room that others wait for already when it arrives is not room for it.
 2. Victims have a lower priority. With `preemption` = slack also those of the same priority that wait inside an engine
    for their first token and keep their own deadline when they wait behind this one.
 3. Only what `policies.memory.victims` allows, which protects answers that are nearly complete, those that were
@@ -69,10 +70,12 @@ TRIES_MAX = 3
 """Times that more is asked for on one engine, when what was chosen first is not enough."""
 NO_PACE_NS = 3_600 * NS_PER_S
 """Slack of a running answer without a TPOT limit: nothing makes it late."""
-_ROOM = (DeferReason.KV_BUDGET, DeferReason.SHARE, DeferReason.SEQS_MAX)
+_ROOM = (DeferReason.KV_BUDGET, DeferReason.SHARE, DeferReason.SEQS_MAX, DeferReason.BEHIND_OTHERS)
 
 
-def or_room(desk: Desk, one: Waiting, ruling: Ruling, accounts: Sequence[Account]) -> Verdict:
+def or_room(
+    desk: Desk, one: Waiting, ruling: Ruling, accounts: Sequence[Account], *, others_wait: bool = False
+) -> Verdict:
     """The ruling, or who makes room for the request on one of these engines, which could hold it. Changes nothing but
     what is left of `preempts_left`."""
     if not _may_ask(desk, ruling):
@@ -82,8 +85,10 @@ def or_room(desk: Desk, one: Waiting, ruling: Ruling, accounts: Sequence[Account
         return ruling
     desk.preempts_left -= 1
     there = ranked(desk, one.request, some, waiting.group(one.request))[:ENGINES_MAX]
-    if isinstance(ruling, Defer) and any(desk.now_ns + room_ns(desk, each) <= ruling.until_ns for each in there):
-        return ruling
+    if isinstance(ruling, Defer) and not others_wait:
+        left_ns = ruling.until_ns - desk.now_ns
+        if any(room_ns(desk, each) <= left_ns for each in there):
+            return ruling
     for each in there:
         preempt = _on_engine(desk, each)
         if preempt is not None:
@@ -150,7 +155,7 @@ def _short_blocks(desk: Desk, one: Prospect) -> int:
 def _on_engine(desk: Desk, one: Prospect) -> Preempt | None:
     """The victims on this engine after which the request fits there and is in time; None = there are none."""
     settings, trial = desk.settings, one.trial
-    if above_quota(desk, one):
+    if above_quota(desk, one) or _could_go(one, desk):
         return None
     running = [
         _running(desk, trial, request_id, resident)
@@ -171,10 +176,16 @@ def _on_engine(desk: Desk, one: Prospect) -> Preempt | None:
             return None
         victims = {row.request_id: trial.account.residents[row.request_id] for row in chosen.victims}
         after = prospect(without(trial, victims), one.request, foretold=one.foretold, now_ns=desk.now_ns)
-        if lateness_ns(after, settings, desk.now_ns) <= 0 and blocked(after, settings, desk.now_ns) is None:
+        if _could_go(after, desk):
             return Preempt(victims, Admit(after, slack_ns(after, desk.now_ns)))
         need = chosen.blocks_freed + 1
     return None
+
+
+def _could_go(one: Prospect, desk: Desk) -> bool:
+    """Whether it fits there, and is in time."""
+    settings, now_ns = desk.settings, desk.now_ns
+    return lateness_ns(one, settings, now_ns) <= 0 and blocked(one, settings, now_ns) is None
 
 
 def _candidates(desk: Desk, trial: Trial, one: Prospect) -> Iterator[tuple[RequestId, Resident]]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from events.base import EngineId, RequestId
+from events.base import EngineId, RequestId, TenantId
 from events.request import RequestArrived
 from policies.predictors.output_question import Foretold
 
@@ -21,7 +21,9 @@ Key = tuple[int, int]
 class Waiting(msgspec.Struct, kw_only=True):
     """One deferred request. `until_ns` is the latest start that can still meet its deadline; `work_ns` the prefill
     that it brings; `avoid` the engine it was lost on; `passed` how many later ones went before it while it was the
-    head of its line. `key` is its place in its line, and `number` tells equals apart: who was deferred first.
+    head of its line. `key` is its place in its line, and `number` tells equals apart: who was deferred first. One that
+    waits for what only others like it can free has a line apart with them, `lane`, so that it holds up nobody else;
+    `bytes_wanted` is what it costs its tenant at the least.
 
     One that was preempted comes back with `preemptions` (how often), `preempted_on` (where last), and, where it had its
     first token at `token_ns`, `resume_on`: the only engine it can go on at, with `output_tokens` made so far and the
@@ -41,6 +43,8 @@ class Waiting(msgspec.Struct, kw_only=True):
     foretold: Foretold = Foretold()
     key: Key = (0, 0)
     number: int = 0
+    lane: str = ""
+    bytes_wanted: int = 0
 
 
 Place = tuple[Key, int, RequestId]
@@ -76,6 +80,16 @@ def group(request: RequestArrived) -> str:
     return f"{request.kind.value}:{request.model}"
 
 
+def line_name(waiting: Waiting) -> str:
+    """The line that it waits, or would wait, in."""
+    return group(waiting.request) + waiting.lane
+
+
+def tenant_lane(tenant: TenantId) -> str:
+    """The lane of those that wait for their own tenant's requests to end."""
+    return f"\n{tenant}"
+
+
 def place(waiting: Waiting) -> Place:
     """Where it stands among those of its line."""
     return (waiting.key, waiting.number, waiting.request.request_id)
@@ -83,8 +97,7 @@ def place(waiting: Waiting) -> Place:
 
 def put(lines: Lines, waiting: Waiting) -> None:
     """Into its line, at the place that its key says."""
-    request = waiting.request
-    name = group(request)
+    request, name = waiting.request, line_name(waiting)
     line = lines.by_group.setdefault(name, Line())
     line.entries[request.request_id] = waiting
     lines.number += 1
@@ -108,12 +121,12 @@ def take(lines: Lines, request_id: RequestId) -> Waiting | None:
     return waiting
 
 
-def note_admitted(lines: Lines, request: RequestArrived) -> None:
+def note_admitted(lines: Lines, waiting: Waiting) -> None:
     """This one goes now; if it is not the head of its line, the head was passed."""
-    line = lines.by_group.get(group(request))
+    line = lines.by_group.get(line_name(waiting))
     if line is not None:
         head = line.head()
-        if head.request.request_id != request.request_id:
+        if head is not waiting:
             head.passed += 1
 
 

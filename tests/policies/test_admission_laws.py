@@ -158,7 +158,7 @@ def test_the_day_of_the_budget_law_is_under_pressure() -> None:
 
 
 def test_a_long_wild_day_sees_every_kind_of_decision() -> None:
-    world = live(numbers(3_000, 7), WILD, World())
+    world = live(numbers(3_000, 10), WILD, World())
     said = [event for decisions in world.said for event in decisions]
     reasons = {getattr(event, "reason", "") for event in said if isinstance(event, RequestRejected | RequestDeferred)}
     assert {type(event).__name__ for event in said} >= {

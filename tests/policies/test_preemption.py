@@ -149,9 +149,9 @@ def test_one_that_waits_may_take_a_place_when_its_time_runs_out() -> None:
 
 
 def test_memory_of_another_kind_is_of_no_use_where_shares_are_set() -> None:
-    both = (engine("e1", embedding=True),)
-    spec = house(ON, settings(backlog_max_ns=0), shares(500_000), embedding("vector", 400), engines=both)
-    spec.when(urgent(prompt=510)).then(deferred("high", DeferReason.SHARE), said(WakeAsked))
+    both, peer = (engine("e1", embedding=True),), arrived("peer", 50, out=10, priority=1)
+    spec = house(ON, settings(backlog_max_ns=0), shares(500_000), embedding("vector", 400), peer, engines=both)
+    spec.when(urgent(prompt=480)).then(deferred("high", DeferReason.SHARE), said(WakeAsked))
     spec = house(ON, settings(backlog_max_ns=0), embedding("vector", 2_000, inputs=5), engines=both)
     spec.when(urgent(prompt=490, out=400, slack=150 * MS)).then(preempted("vector", "high"), admitted("high"))
 
