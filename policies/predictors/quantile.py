@@ -33,6 +33,8 @@ LOOK_BACK_SLICES_MAX = 64
 """By how many slices a turn may be longer than the one before it."""
 ANSWERS_MIN = 8
 """Fewer answers of a model than this say nothing."""
+LEVEL_MOVED_PPM = 1_000
+"""Less than that has no interval computed anew."""
 STEPS = 1_024
 """The inverse of Gibbs and Candes' step size: the level forgets in about so many answers."""
 
@@ -44,13 +46,23 @@ class Group(msgspec.Struct):
     offset_ppm: int = 0
 
 
+class Kept(msgspec.Struct, frozen=True, array_like=True):
+    """The interval of a key at a level, as its histogram said it last."""
+
+    target_ppm: int
+    level_ppm: int
+    interval: Interval
+
+
 class Quantiles(msgspec.Struct):
-    """Histograms by key, coarse and fine ones alike; levels by model, tenant and objective; and the output tokens of
-    the last answer by conversation. Each with the one heard of last at the end."""
+    """Histograms by key, coarse and fine ones alike; levels by model, tenant and objective; the output tokens of the
+    last answer by conversation; and by key the interval that is answered until its histogram or level has moved. Each
+    with the one heard of last at the end."""
 
     lengths: dict[str, Lengths] = msgspec.field(default_factory=dict)
     groups: dict[str, Group] = msgspec.field(default_factory=dict)
     conversations: dict[str, int] = msgspec.field(default_factory=dict)
+    kept: dict[str, Kept] = msgspec.field(default_factory=dict)
 
 
 def key_of(quantiles: Quantiles, request: RequestArrived) -> str:
@@ -84,25 +96,39 @@ def coarser(key: str) -> str:
 
 def predict(quantiles: Quantiles, question: Question) -> Interval | None:
     """The interval; None where too little is known, or nothing so long was seen."""
-    of_model = quantiles.lengths.get(question.key.partition("\n")[0])
+    key, target, so_far = question.key, question.target_ppm, question.so_far
+    level = _level_ppm(quantiles, key, target)
+    kept = quantiles.kept.get(key)
+    if kept is not None and not so_far and kept.target_ppm == target and abs(kept.level_ppm - level) < LEVEL_MOVED_PPM:
+        return kept.interval
+    lengths = _lengths_of(quantiles, key)
+    return None if lengths is None else _interval(lengths, target, level, so_far)
+
+
+def _lengths_of(quantiles: Quantiles, key: str) -> Lengths | None:
+    """The finest histogram for a key; None while the model has too few answers."""
+    of_model = quantiles.lengths.get(key.partition("\n")[0])
     if of_model is None or of_model.total < ANSWERS_MIN * LENGTH_WEIGHT:
         return None
-    key, lengths = question.key, None
+    lengths = None
     while lengths is None:
         lengths, key = quantiles.lengths.get(key), coarser(key)
-    target, so_far = question.target_ppm, question.so_far
-    high = quantile(lengths, _level_ppm(quantiles, question), so_far=so_far)
+    return lengths
+
+
+def _interval(lengths: Lengths, target_ppm: int, level_ppm: int, so_far: int) -> Interval | None:
+    high = quantile(lengths, level_ppm, so_far=so_far)
     if not high:
         return None
     expected = min(quantile(lengths, PPM // 2, so_far=so_far), high)
-    return Interval(min(quantile(lengths, PPM - target, so_far=so_far), expected), expected, high)
+    return Interval(min(quantile(lengths, PPM - target_ppm, so_far=so_far), expected), expected, high)
 
 
-def _level_ppm(quantiles: Quantiles, question: Question) -> int:
-    group, target = quantiles.groups.get(coarser(question.key)), question.target_ppm
-    if group is None or group.target_ppm != target:
-        return target
-    return min(max(target + group.offset_ppm, 0), PPM)
+def _level_ppm(quantiles: Quantiles, key: str, target_ppm: int) -> int:
+    group = quantiles.groups.get(coarser(key))
+    if group is None or group.target_ppm != target_ppm:
+        return target_ppm
+    return min(max(target_ppm + group.offset_ppm, 0), PPM)
 
 
 def observe(quantiles: Quantiles, foretold: Foretold, tokens: int, *, judged: bool) -> None:
@@ -122,6 +148,21 @@ def observe(quantiles: Quantiles, foretold: Foretold, tokens: int, *, judged: bo
         add(lengths, tokens, parent)
         parent = lengths
     _bound(quantiles.lengths, KEYS_MAX)
+    _keep(quantiles, foretold)
+
+
+def _keep(quantiles: Quantiles, foretold: Foretold) -> None:
+    """Remember what this key answers from now on, where that has moved."""
+    key, target = foretold.key, foretold.target_ppm
+    lengths, level = _lengths_of(quantiles, key), _level_ppm(quantiles, key, target)
+    kept = quantiles.kept.pop(key, None)
+    fresh = lengths is None or lengths.since == 0
+    if kept is None or fresh or kept.target_ppm != target or abs(kept.level_ppm - level) >= LEVEL_MOVED_PPM:
+        interval = None if lengths is None else _interval(lengths, target, level, 0)
+        kept = None if interval is None else Kept(target, level, interval)
+    if kept is not None:
+        quantiles.kept[key] = kept
+        _bound(quantiles.kept, KEYS_MAX)
 
 
 def _move_level(quantiles: Quantiles, foretold: Foretold, *, late: bool) -> None:
@@ -135,6 +176,6 @@ def _move_level(quantiles: Quantiles, foretold: Foretold, *, late: bool) -> None
     group.offset_ppm = min(max(group.offset_ppm, -target), PPM - target)
 
 
-def _bound(by_key: dict[str, Lengths] | dict[str, Group] | dict[str, int], most: int) -> None:
+def _bound(by_key: dict[str, Lengths] | dict[str, Group] | dict[str, Kept] | dict[str, int], most: int) -> None:
     while len(by_key) > most:
         del by_key[next(iter(by_key))]
