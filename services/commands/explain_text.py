@@ -94,8 +94,8 @@ def _engine(engine: dict[str, Any]) -> str:
         return f"{name}: no candidate ({engine['health']})"
     share = f" (share {engine['share_blocks']:,})" if engine["share_blocks"] < engine["budget_blocks"] else ""
     return (
-        f"{name}: rank {engine['rank'] + 1} (score {engine['score']:,}), TTFT {_amount('_ns', engine['ttft_ns'])}, slack "
-        f"{_amount('_ns', engine['slack_ns'])}, cached {engine['cached_tokens']:,}, peak "
+        f"{name}: rank {engine['rank'] + 1} (score {engine['score']:,}), TTFT {_amount('_ns', engine['ttft_ns'])}, "
+        f"slack {_amount('_ns', engine['slack_ns'])}, cached {engine['cached_tokens']:,}, peak "
         f"{engine['peak_blocks']:,} of {engine['budget_blocks']:,} blocks{share}, {engine['seqs']} of "
         f"{engine['seqs_max']} sequences{', blocked: ' + engine['blocked'] if engine['blocked'] else ''}"
     )

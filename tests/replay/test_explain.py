@@ -1,22 +1,27 @@
 """Why a decision was made: its moment, found again by replay."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import pytest
 
+from events import codec
 from events.base import Cause, Event, PoolId
 from events.control import PolicyConfigured
 from events.log.base import Message
 from policies.admission import ADMISSION
+from policies.catalog import ACTORS
+from policies.decider import Decider
 from replay.explain import DIFFERS, FOUND, NOT_SOUGHT, SAME, Explained, Wanted, explain_many, try_flips
 from replay.outcome import text
 from replay.story import answers_to, near, record_at, story_of
 from replay.virtual_log import VirtualLog
-from tests.policies.words import MS, S, arrived, engine, finished, first_token, settings, tick
+from tests.policies.words import MS, S, arrived, engine, finished, first_token, measured, settings, tick
 from tests.spec import START_NS
 
 POOL = PoolId("why")
+ALONE = {"admission": ADMISSION}
 Day = list[tuple[int, Event]]
 DAY: Day = [
     (0, settings(safety_ppm=0, backlog_max_ns=0, tpot_margin_ppm=0)), (0, engine()), (0, tick(0)),
@@ -26,8 +31,8 @@ DAY: Day = [
 ]  # fmt: skip
 
 
-def lived(day: Day = DAY) -> list[Message]:
-    log = VirtualLog(POOL, {"admission": ADMISSION}, lambda _event, _place: None)
+def lived(day: Day = DAY, *, deciders: Mapping[str, Decider[Any]] = ALONE) -> list[Message]:
+    log = VirtualLog(POOL, deciders, lambda _event, _place: None)
     log.now_ns = START_NS
     log.start({})
     for at_ns, event in day:
@@ -154,6 +159,56 @@ def test_a_fact_names_the_decisions_that_answer_it() -> None:
 def test_an_id_that_is_not_there_has_near_ones() -> None:
     assert story_of(lived(), "lomg") is None
     assert near(lived(), "lomg") == ["long"]
+
+
+PREEMPTED: Day = [
+    (0, settings(preemption="priority", tpot_margin_ppm=0, safety_ppm=0, backlog_max_ns=0)),
+    (0, engine(can_preempt=True)), (0, tick(0)), (0, arrived("low", 500, out=400)), (50 * MS, first_token("low")),
+    (60 * MS, arrived("high", 400, now=60 * MS, out=100, priority=1)), (110 * MS, first_token("high")),
+    (600 * MS, finished("high", out=50)),
+]  # fmt: skip
+
+
+def test_a_preemption_tells_who_it_is_for_and_what_would_have_spared_the_victim() -> None:
+    log = lived(PREEMPTED)
+    first, gave_way, resumed = explained(log, *places_of(log, "low"), flips=Wanted.EVERY_KIND)
+    assert [text(one.outcome) for one in (first, gave_way, resumed)] == ["admit e1", "preempt e1", "resume e1"]
+    [asking] = gave_way.knew["requests"]
+    assert (asking["request_id"], asking["priority"]) == ("high", 1)
+    assert asking["engines"][0]["blocked"] == "kv_budget"
+    assert {flip.kind for flip in gave_way.flips} >= {"request", "engine"}
+    spared = next(flip for flip in gave_way.flips if flip.kind == "request")
+    assert spared.of == "high"
+    assert resumed.knew["requests"][0]["rule"]["would"] == "resume"
+    assert all(one.flip is not None for one in (first, gave_way, resumed))
+
+
+def test_who_gets_the_room_is_admitted_for_that_reason() -> None:
+    log = lived(PREEMPTED)
+    [admitted] = explained(log, *places_of(log, "high"))
+    assert "low gives way on e1" in admitted.rule.text
+    tried = list(try_flips(log, {admitted.at: admitted.flip} if admitted.flip is not None else {}))
+    assert [one.was == one.before != one.flipped for one in tried] == [True]
+    story = story_of(log, "high")
+    assert story is not None
+    assert "request_preempted.v1" in [step.event["type"] for step in story.steps], "and its story names who gave way"
+
+
+@pytest.mark.parametrize("kind", ["shares_set", "engine_directed", "holder_lost"])
+def test_decisions_of_every_actor_are_explained(kind: str) -> None:
+    silent = [(n * S, tick(n)) for n in range(1, 12)]
+    day: Day = [(0, engine(embedding=True)), (0, tick(0)), (0, arrived("a", 500, out=400)), (1, measured()), *silent]
+    log = lived(day, deciders=ACTORS)
+    places = [
+        str(one.at) for message in log for one in codec.decode(message.seq, message.subject, message.body)
+        if one.event.event_kind() == kind
+    ]  # fmt: skip
+    assert places
+    for one in explained(log, *places):
+        assert one.recomputed == SAME
+        assert one.rule.text
+        assert one.knew
+        assert one.flip is not None
 
 
 def test_a_setting_changed_live_counts_from_its_place_on() -> None:
