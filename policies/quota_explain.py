@@ -10,8 +10,9 @@ from policies.quota_state import Engine, State, bounds_of, stale, wanted_ppm
 from policies.settings import Switch
 
 ENFORCED: Final = (
-    "The engine preallocates its KV memory, so no byte moves between the kinds. Admission keeps the share as a cap: the"
-    " predicted peak of the blocks of LLM requests, and the workspace of embedding jobs in flight."
+    "The engine preallocates its KV memory, so no byte moves between the kinds. Admission keeps the share as a cap: on"
+    " the predicted peak of the blocks of LLM requests, and on the workspace of embedding jobs in flight. What is above"
+    " it waits (`share`); the first request of a kind may be larger than its share."
 )
 UNDIVIDED: Final = "It serves one kind only: there is nothing to divide, and no cap holds."
 UNARMED: Final = "No share was set since the pool began or caps were lifted: no cap holds."

@@ -13,10 +13,10 @@ from nats.errors import NoRespondersError
 from events import codec, subjects
 from events.base import PPM, Event, Recorded
 from events.control import PolicyConfigured
-from events.decisions import ShareReason, SharesSet, TenantQuotaSet
+from events.decisions import RequestAdmitted, ShareReason, SharesSet, TenantQuotaSet, Would
 from events.log.jetstream import JetStreamLog
 from policies.catalog import ACTORS, PRESETS
-from services import cli, desk, quota
+from services import admission, cli, desk, quota
 from services.runtime.actor_position import position_of, taken_in
 from services.runtime.config import Config
 from services.runtime.embedded import EmbeddedNats
@@ -25,7 +25,7 @@ from services.runtime.orders import Refused, preset_facts
 from services.runtime.output import Exit
 from services.runtime.pool_clock import PoolClock
 from tests.policies.quota_words import both
-from tests.policies.words import engine, measured, tick
+from tests.policies.words import arrived, engine, measured, tick
 
 pytestmark = pytest.mark.integration
 
@@ -102,6 +102,14 @@ async def house(jetstream_log: JetStreamLog, nats_server: EmbeddedNats, tmp_path
     found.start(desk.run)
     yield found
     await found.stop()
+
+
+async def reached(house: House, actor: str, seq: int) -> bool:
+    """Whether an actor that was just started has taken a message in."""
+    async with asyncio.timeout(10):
+        while not await taken_in(house.log.client, house.log.pool, actor, seq):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    return True
 
 
 async def settings_of(house: House, actor: str) -> dict[str, Any]:
@@ -201,6 +209,22 @@ async def test_orders_take_effect_while_everything_runs(house: House) -> None:
     assert [one.event for one in told if isinstance(one.event, TenantQuotaSet)] == [
         TenantQuotaSet(tenant="acme", kv_bytes_max=4_096)
     ]
+
+
+async def test_a_setting_of_admission_changes_the_next_decision_without_a_restart(house: House) -> None:
+    house.start(admission.run)
+    await house.say(engine("e1"), tick(0), at_s=0)
+    arrival = await house.say(arrived("before"), at_s=0)
+    assert await reached(house, "admission", arrival)
+    order = await house.ask("policy.set", {"actor": "admission", "settings": {"mode": "observe"}})
+    assert order["ok"]
+    arrival = await house.say(arrived("after"), at_s=0)
+    assert await reached(house, "admission", arrival)
+    said = [one for one in await house.records() if isinstance(one.event, RequestAdmitted)]
+    assert [(one.event.request_id, one.event.would) for one in said if isinstance(one.event, RequestAdmitted)] == [
+        ("before", None), ("after", Would.ADMIT),
+    ]  # fmt: skip
+    assert len({one.owner for one in said}) == 1, "the same owner decided both"
 
 
 async def test_without_an_actor_an_order_is_written_and_said_to_wait(house: House) -> None:
