@@ -14,11 +14,12 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from events.base import EngineId, Event, HolderId, PoolId, RequestId
+from events.base import EngineId, Event, HolderId, PoolId, RequestId, TenantId
 from events.control import PolicyConfigured
 from events.engine import EngineRemoved, Health
 from events.log.base import Message
 from events.log.journal import JournalWriter
+from events.quota import TenantQuotaAsked
 from events.request import AbortReason, HolderStopped, OutputPredicted
 from events.slice import SlicesPinned
 from policies.catalog import ACTORS
@@ -165,12 +166,40 @@ MISCOVERAGE: Day = [
 ]  # fmt: skip
 """Outside predictions stop to hold, and hold again; then they are nonsense, then they are not asked for."""
 
+PREEMPT: Day = [
+    (0, settings(preemption="slack", backlog_max_ns=500 * MS)), (0, engine("e1", can_preempt=True)),
+    (0, engine("e2", blocks=40)), (0, tick(0)),
+    (0, arrived("low", 500, out=400)), (60 * MS, first_token("low")),
+    (80 * MS, arrived("lower", 250, out=90, slack=9 * S)),
+    (90 * MS, arrived("high", 600, now=90 * MS, out=100, priority=1, slack=700 * MS)),
+    (100 * MS, arrived("higher", 300, now=100 * MS, out=50, priority=2, slack=400 * MS)),
+    (110 * MS, first_token("lower", "e2")), (200 * MS, first_token("high")), *seconds(1, 1, beat(high=70, lower=60)),
+    (1_200 * MS, finished("high", out=100)), (1_300 * MS, finished("higher", "e2", out=50)),
+    *seconds(2, 2, beat(low=9)),
+    (2_200 * MS, finished("lower", "e2", out=80)), *seconds(3, 5, beat(low=90)), (5_500 * MS, finished("low", out=200)),
+    *seconds(6, 6, beat()),
+]  # fmt: skip
+
+SHARES: Day = [
+    (0, settings(backlog_max_ns=500 * MS)), (0, engine("e1", embedding=True)), (0, tick(0)),
+    (0, arrived("a", 300, out=50)), (10 * MS, embedding("v1", 200, now=10 * MS, slack=9 * S)),
+    *seconds(1, 2, beat(), measured("e1", used_ppm=500_000, running=2)),
+    (2_010 * MS, TenantQuotaAsked(tenant=TenantId("t"), kv_bytes_max=60_000)),
+    (2_020 * MS, arrived("b", 300, now=2_020 * MS, out=50, slack=9 * S)),
+    (2_030 * MS, embedding("v2", 500, now=2_030 * MS, slack=9 * S, tenant="other")),
+    *seconds(3, 4, beat(), measured("e1", used_ppm=500_000, running=2)), (4_500 * MS, finished("a", out=50)),
+    *seconds(5, 5, beat(), measured("e1", used_ppm=200_000, running=1)), (5_500 * MS, finished("v1", out=0)),
+    (5_600 * MS, aborted("v2", engine_id=EngineId("e1"))), *seconds(6, 7, beat(), measured("e1")),
+]  # fmt: skip
+
 DAYS: dict[str, tuple[dict[str, Any], Day]] = {
     "admit": ({}, ADMIT),
     "defer": ({}, DEFER),
     "pace": ({}, PACE),
     "reject": ({}, REJECT),
     "holder_lost": ({}, HOLDER_LOST),
+    "preempt": ({}, PREEMPT),
+    "shares": ({}, SHARES),
     "observe": ({"mode": "observe", "placement": "round_robin"}, OBSERVE),
     "quota": ({}, QUOTA),
     "eviction": ({}, EVICTION),
