@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
+from events import codec, subjects
 from events.base import EngineId, PoolId, Recorded
 from events.decisions import EngineDirected
 from events.engine import EngineKind
@@ -13,7 +15,8 @@ from services.gateway.hosted import HostedEngines
 from services.runtime.config import EngineConfig
 from services.runtime.facts import FactWriter
 from services.runtime.pool_clock import PoolClock
-from tests.services.gateway.rig import MODEL, ScriptedEngine, lost
+from tests.services.gateway.http_rig import config_of, house
+from tests.services.gateway.rig import MODEL, ScriptedEngine, SwitchLog, heard, lost
 
 E1 = EngineId("e1")
 
@@ -83,3 +86,21 @@ async def test_an_engine_that_is_gone_keeps_no_other_from_its_directive() -> Non
         hosted.take(directed(1))
         hosted.take(directed(2, "e2"))
         await until_told(there, ["direct 2"])
+
+
+async def test_a_gateways_engine_says_which_directive_it_goes_by_also_one_from_before_its_start(tmp_path: Path) -> None:
+    log = SwitchLog(PoolId("p"))
+
+    async def direct(version: int) -> None:
+        said = [codec.Said(cause="1.0", event=directed(version).event)]
+        body = codec.encode(owner="test", ts_ns=1, said=said)
+        await log.append(subjects.decision(log.pool, "eviction", "engine_directed"), body)
+
+    await direct(4)
+    async with house(config_of(tmp_path), log=log, decide=lambda _event: []):
+        for version in (4, 5):
+            await direct(version)
+            async with asyncio.timeout(10):
+                await heard(
+                    log, lambda event, wanted=version: getattr(event, "directive_version", 0) == wanted  # type: ignore[misc]
+                )  # fmt: skip
