@@ -18,6 +18,7 @@ from events.request import (
     FirstTokenSeen,
     HolderBeat,
     HolderStopped,
+    OutputPredicted,
     RequestAborted,
     RequestArrived,
     RequestFinished,
@@ -38,6 +39,7 @@ KINDS: Final[dict[str, type[Event]]] = {
     cls.event_kind(): cls
     for cls in (
         RequestArrived, DispatchStarted, FirstTokenSeen, RequestFinished, RequestAborted, HolderBeat, HolderStopped,
+        OutputPredicted,
     )
 }  # fmt: skip
 
@@ -106,6 +108,8 @@ class IngestRules:
             raw["request_id"] = request_id_of(client, given)
         if cls is HolderBeat and isinstance(raw.get("progress"), list):
             raw["progress"] = [_progress(client, each) for each in raw["progress"]]
+        if cls is OutputPredicted:
+            raw.setdefault("source", client)
         if cls is RequestArrived:
             self._complete_arrival(raw, client, now_ns)
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from events.base import Event
-from events.request import DispatchStarted, HolderBeat, RequestArrived, RequestFinished
+from events.request import DispatchStarted, HolderBeat, OutputPredicted, RequestArrived, RequestFinished
 from services.gateway.ingest_rules import (
     AMOUNT_MAX,
     BODY_BYTES_MAX,
@@ -156,8 +156,16 @@ def test_refusal_quotes_no_value() -> None:
         assert "purple" not in refused.value.what + refused.value.mend
 
 
-def test_clients_say_seven_kinds() -> None:
+def test_a_prediction_names_its_source_where_the_client_does_not() -> None:
+    said = {"request_id": "r1", "output_tokens_low": 40, "output_tokens_high": 300}
+    for more, source in (({}, "app"), ({"source": "model-7"}, "model-7")):
+        event = read("output_predicted", said | more)
+        assert isinstance(event, OutputPredicted)
+        assert (event.request_id, event.source, event.output_tokens_high) == ("app/r1", source, 300)
+
+
+def test_clients_say_eight_kinds() -> None:
     assert sorted(KINDS) == [
-        "dispatch_started", "first_token_seen", "holder_beat", "holder_stopped", "request_aborted",
-        "request_arrived", "request_finished",
+        "dispatch_started", "first_token_seen", "holder_beat", "holder_stopped", "output_predicted",
+        "request_aborted", "request_arrived", "request_finished",
     ]  # fmt: skip
