@@ -20,8 +20,7 @@ class QuotaSettings(Settings, kw_only=True):
     nobody asked for other bounds. Urgency = `slack_weight_ppm` x slack deficit + `queue_weight_ppm` x queue pressure;
     that of embedding jobs counts `embedding_weight_ppm`. The embedding load is forecast `forecast_periods` ahead.
 
-    The default bounds are narrow, since the inputs of an embedding job pass through an engine one after another: it
-    holds little at once. Where the first of its kind is larger than the share, admission lets it go on alone.
+    Where the first request of a kind is larger than its share, admission lets it go on all the same.
 
     Nothing moves before every engine was measured, nor while one was not for `fresh_ns`.
     """
@@ -29,11 +28,11 @@ class QuotaSettings(Settings, kw_only=True):
     enabled: Switch = Switch.ON
     period_ns: Annotated[int, Meta(ge=NS_PER_S, le=3_600 * NS_PER_S)] = NS_PER_S
     deadband_ppm: Annotated[int, Meta(ge=0, le=200_000)] = 5_000
-    step_max_ppm: Annotated[int, Meta(ge=1_000, le=PPM)] = 20_000
+    step_max_ppm: Annotated[int, Meta(ge=1_000, le=PPM)] = 50_000
     embedding_min_ppm: Annotated[int, Meta(ge=0, le=PPM)] = 30_000
-    embedding_max_ppm: Annotated[int, Meta(ge=0, le=PPM)] = 70_000
+    embedding_max_ppm: Annotated[int, Meta(ge=0, le=PPM)] = 500_000
     slack_weight_ppm: Annotated[int, Meta(ge=0, le=10 * PPM)] = PPM
     queue_weight_ppm: Annotated[int, Meta(ge=1, le=10 * PPM)] = PPM
     embedding_weight_ppm: Annotated[int, Meta(ge=1, le=10 * PPM)] = PPM
-    forecast_periods: Annotated[int, Meta(ge=1, le=STEPS_MAX)] = 2
+    forecast_periods: Annotated[int, Meta(ge=1, le=STEPS_MAX)] = 1
     fresh_ns: Annotated[int, Meta(ge=2 * NS_PER_S, le=600 * NS_PER_S)] = 5 * NS_PER_S

@@ -85,6 +85,7 @@ class Engine(msgspec.Struct, kw_only=True):
 
     kv_bytes: int
     kv_tokens: int
+    batch_tokens: int
     llm: bool
     embedding: bool
     ready: bool = True
@@ -98,15 +99,16 @@ class Engine(msgspec.Struct, kw_only=True):
 
 
 class Open(msgspec.Struct, array_like=True):
-    """A request that has not ended: what it wants, and what it holds on an engine ("" = nowhere). `tokens` of it stand
-    in the pool's book while it waits."""
+    """A request that has not ended: its prompt, and what it holds on an engine ("" = nowhere). While it waits,
+    `waits` tokens stand in the pool's book for it."""
 
     kind: RequestKind
     tokens: int
     slo_ns: int
+    inputs: int = 1
     engine_id: EngineId = POOL
     held: int = 0
-    waits: bool = False
+    waits: int = 0
     seen: bool = False
 
 
@@ -218,15 +220,24 @@ def evolve(state: State, event: Event, now_ns: int) -> None:  # noqa: C901
 def _arrived(state: State, event: RequestArrived) -> None:
     if event.request_id in state.open:
         return  # Offered again, or said twice: what it wants is known.
-    state.open[event.request_id] = Open(event.kind, event.prompt_tokens, event.slo_ttft_ns)
+    state.open[event.request_id] = Open(event.kind, event.prompt_tokens, event.slo_ttft_ns, max(1, event.inputs))
     if len(state.open) > OPEN_MAX:
         _forget(state, next(iter(state.open)))
 
 
 def _wait(state: State, one: Open) -> None:
     if not one.waits:
-        one.waits = True
-        _hold(state.waiting.of(one.kind), one.tokens)
+        one.waits = max(1, _at_once(state, one))
+        _hold(state.waiting.of(one.kind), one.waits)
+
+
+def _at_once(state: State, one: Open) -> int:
+    """Tokens that it will hold at once. The inputs of an embedding job pass through an engine one after another: a step
+    computes so many, and the longest input (its mean, here) may have begun before that."""
+    if one.kind is RequestKind.LLM:
+        return one.tokens
+    batch = max((engine.batch_tokens for engine in _able(state, one.kind)), default=one.tokens)
+    return min(one.tokens, batch + one.tokens // one.inputs)
 
 
 def _admitted(state: State, one: Open, event: RequestAdmitted) -> None:
@@ -246,11 +257,11 @@ def _hold(book: Book, amount: int) -> None:
 def _let_go(state: State, one: Open) -> None:
     """It neither waits nor holds anything any more."""
     if one.waits:
-        state.waiting.of(one.kind).held -= one.tokens
+        state.waiting.of(one.kind).held -= one.waits
     engine = state.engines.get(one.engine_id)
     if engine is not None:
         engine.books.of(one.kind).held -= one.held
-    one.waits, one.engine_id, one.held = False, POOL, 0
+    one.waits, one.engine_id, one.held = 0, POOL, 0
 
 
 def _forget(state: State, request_id: RequestId) -> None:
@@ -288,6 +299,7 @@ def _registered(state: State, event: EngineRegistered) -> None:
     before = state.engines.get(event.engine_id)
     engine = state.engines[event.engine_id] = Engine(
         kv_bytes=max(1, event.kv_blocks * event.block_bytes), kv_tokens=max(1, event.kv_blocks * event.block_tokens),
+        batch_tokens=event.capability.batch_tokens_max,
         llm=event.capability.llm, embedding=event.capability.embedding,
     )  # fmt: skip
     if before is not None:

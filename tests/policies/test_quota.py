@@ -25,7 +25,19 @@ from tests.policies.quota_words import (
     shares,
     tenant,
 )
-from tests.policies.words import S, aborted, engine, expired, finished, first_token, health, measured, settings, tick
+from tests.policies.words import (
+    S,
+    aborted,
+    arrived,
+    engine,
+    expired,
+    finished,
+    first_token,
+    health,
+    measured,
+    settings,
+    tick,
+)
 from tests.spec import Spec, at, given, said
 
 LLM, EMBEDDING = RequestKind.LLM, RequestKind.EMBEDDING
@@ -150,6 +162,15 @@ def test_what_waits_in_the_pool_presses_on_the_engines_that_could_take_it() -> N
     spec = armed().after(asks("v", EMBEDDING, prompt=400), deferred("v"))
     spec.after(at(2 * S, measured())).when(at(2 * S, tick(2))).then(set_to(15), set_to(15, on=""))
     assert spec.progress.state.engines["e1"].wants.embedding_urgency == 400_000
+
+
+def test_of_an_embedding_job_that_waits_only_what_it_holds_at_once_counts() -> None:
+    """Inputs pass one after another: a step of 100 tokens, and one input of 25 that began before it."""
+    many = arrived("v", 400, kind=EMBEDDING, inputs=16)
+    spec = armed().after(many, deferred("v"))
+    assert spec.progress.state.waiting.embedding.held == 125
+    spec.after(admitted("v", 12_500))
+    assert spec.progress.state.waiting.embedding.held == 0
 
 
 def test_late_answers_make_a_kind_more_urgent() -> None:
