@@ -104,7 +104,7 @@ def _count(state: State, desk: Desk, earlier: Event, one: Waiting) -> None:
 
 def _request(state: State, desk: Desk, one: Waiting) -> dict[str, Any]:
     request = one.request
-    line = state.lines.by_group.get(waiting.group(request))
+    line = state.lines.by_group.get(waiting.line_name(one))
     order, rule = _order(desk, one)
     scores = _scores(desk, one, order)
     seen = {

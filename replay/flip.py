@@ -20,7 +20,7 @@ from events.base import PPM
 from policies.levers import Lever
 from replay.outcome import Word
 
-FINENESS = 1_024
+FINENESS = 256
 """The first distance is this part of the value; each further one is twice the one before."""
 WHOLE = FINENESS.bit_length() - 1
 """The round in which the distance is the whole value: picks are tried then."""

@@ -8,6 +8,7 @@
 import os
 import time
 from functools import cache
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -15,6 +16,7 @@ from msgspec.structs import replace
 
 from events import codec
 from events.log.base import Message
+from events.log.journal import read_journal
 from replay.cluster import simulate
 from replay.explain import FOUND, NONE, SAME, explain_many, try_flips
 from replay.workloads.mixed import engines, mixed
@@ -24,6 +26,8 @@ NONE_SHARE_MAX = 0.1
 SECONDS_PER_DECISION_MAX = 0.5
 """A bound against a search that went astray, on any machine; what is promised is 1,000 in a minute."""
 SEED = 7
+GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN_DECISIONS = 16
 
 
 @cache
@@ -59,3 +63,18 @@ def test_the_stated_flip_flips_and_one_step_before_does_not(speed: float) -> Non
     print(f"\n{len(places)} of {len(known)} decisions at speed {speed}: {rate:.0f}/s, {none} none in bounds")
     assert none <= NONE_SHARE_MAX * len(places)
     assert seconds <= SECONDS_PER_DECISION_MAX * len(places)
+
+
+JOURNALS = sorted(path for path in GOLDEN.iterdir() if ".jsonl" in path.name)
+
+
+@pytest.mark.parametrize("path", JOURNALS, ids=lambda path: path.name.partition(".")[0])
+def test_decisions_of_every_golden_journal_are_explained(path: Path) -> None:
+    log = list(read_journal(path)[1])
+    known = decisions_in(log)
+    places = Random(SEED).sample(known, min(GOLDEN_DECISIONS, len(known)))
+    explained = list(explain_many(log, places))
+    assert [one.at for one in explained if not one.rule.text or not one.knew] == []
+    flips = {one.at: one.flip for one in explained if one.flip is not None}
+    for one in try_flips(log, flips):
+        assert one.before == one.was != one.flipped
