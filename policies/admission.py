@@ -47,7 +47,7 @@ from events.request import (
     RequestExpired,
     RequestFinished,
 )
-from policies import holders, parking, preemption, waiting
+from policies import holders, parking, preemption, sessions, waiting
 from policies.accounts import Account, Resident, blocks, bytes_of
 from policies.admission_explain import explain
 from policies.admission_settings import AdmissionSettings, Mode
@@ -77,6 +77,7 @@ from policies.judgement import (
 )
 from policies.lineup import first_ruling, keeps_out, line_key, lineup
 from policies.predictors import output_length
+from policies.settings import Switch
 from policies.waiting import Line, Waiting
 
 ACTOR = "admission"
@@ -119,7 +120,7 @@ def _decide_fresh(state: State, fresh: Waiting, now_ns: int) -> list[Event]:
     verdict = _first_verdict(state, desk, fresh)
     said = _said(desk, verdict, fresh)
     if isinstance(verdict, Defer):
-        return [*said, *_wake(state, verdict.until_ns, now_ns)]
+        return [*said, *_wake(state, _look_ns(state, fresh, verdict.until_ns, now_ns), now_ns)]
     return said
 
 
@@ -233,8 +234,8 @@ def _decide_tick(state: State, now_ns: int) -> list[Event]:
         return decisions
     drained = _drain(state, now_ns, gone=gone, expire=True)
     left = [
-        one.until_ns for line in state.lines.by_group.values() for request_id, one in line.entries.items()
-        if request_id not in gone
+        _look_ns(state, one, one.until_ns, now_ns)
+        for line in state.lines.by_group.values() for request_id, one in line.entries.items() if request_id not in gone
     ]  # fmt: skip
     return [*decisions, *drained, *(_wake(state, max(min(left), now_ns + 1), now_ns) if left else ())]
 
@@ -373,6 +374,14 @@ def _urgent_waits(state: State, parked: Waiting) -> bool:
         return False
     some = islice(line.entries.values(), state.settings.scan_max)
     return any(one.request.priority > parked.request.priority for one in some)
+
+
+def _look_ns(state: State, one: Waiting, until_ns: int, now_ns: int) -> int:
+    """When it has to be looked at again at the latest: when its time is up, or when it needs no slot any more."""
+    if state.settings.session_slots is Switch.OFF or not one.request.session:
+        return until_ns
+    slot_ns = sessions.waits_until_ns(one.request, wait_max_ns=state.settings.session_wait_max_ns)
+    return min(until_ns, slot_ns) if slot_ns > now_ns else until_ns
 
 
 def _wake(state: State, until_ns: int, now_ns: int) -> list[Event]:

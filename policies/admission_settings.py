@@ -72,6 +72,11 @@ class AdmissionSettings(Settings, kw_only=True):
     answer is past `protect_ppm` of its expected length, and each at most `preemptions_max` times. One that was
     preempted after its first token goes on after at most `resume_max_ns`, whatever else waits.
 
+    `session_slots` on: sessions begin only while the prefixes of the active ones stay within `session_kv_ppm` of the
+    model's KV in the pool; a turn waits for that at most `session_wait_max_ns`, and a session that is silent for
+    `session_lease_max_ns` is active no more. Off by default: it pays only where the sessions' prefixes are larger than
+    the engines' KV.
+
     A holder is lost after `holder_timeout_ns` without a word; a request holds its place at most
     `request_max_ns`. `retry_after_max_ns` bounds the advice given with a refusal.
 
@@ -102,6 +107,10 @@ class AdmissionSettings(Settings, kw_only=True):
     protect_ppm: Annotated[int, Meta(ge=0, le=PPM)] = 800_000
     preemptions_max: Annotated[int, Meta(ge=0, le=100)] = 2
     resume_max_ns: Annotated[int, Meta(ge=0, le=600 * NS_PER_S)] = 3 * NS_PER_S
+    session_slots: Switch = Switch.OFF
+    session_kv_ppm: Annotated[int, Meta(ge=1, le=10 * PPM)] = 900_000
+    session_wait_max_ns: Annotated[int, Meta(ge=0, le=600 * NS_PER_S)] = 5 * NS_PER_S
+    session_lease_max_ns: Annotated[int, Meta(ge=0, le=3_600 * NS_PER_S)] = 60 * NS_PER_S
     holder_timeout_ns: Annotated[int, Meta(ge=2 * NS_PER_S, le=3_600 * NS_PER_S)] = 5 * NS_PER_S
     request_max_ns: Annotated[int, Meta(ge=60 * NS_PER_S, le=86_400 * NS_PER_S)] = 3_600 * NS_PER_S
     retry_after_max_ns: Annotated[int, Meta(ge=NS_PER_S, le=3_600 * NS_PER_S)] = 60 * NS_PER_S

@@ -38,7 +38,7 @@ from events.request import (
     RequestExpired,
     RequestFinished,
 )
-from policies import accounts, holders, ordering, parking, prefix_index, settings, tenancy, waiting
+from policies import accounts, holders, ordering, parking, prefix_index, sessions, settings, tenancy, waiting
 from policies.accounts import Account, Resident
 from policies.admission_settings import AdmissionSettings
 from policies.forecast import bytes_min, trial_of
@@ -47,6 +47,8 @@ from policies.judgement import Desk, longer_output, output_of, resident
 from policies.ordering import Ordering
 from policies.predictors import output_length
 from policies.predictors.output_length import Outputs
+from policies.sessions import Sessions
+from policies.settings import Switch
 from policies.tenancy import Tenants
 from policies.waiting import Lines, Waiting
 
@@ -74,6 +76,7 @@ class State(msgspec.Struct, kw_only=True):
     parked_on: dict[RequestId, EngineId] = msgspec.field(default_factory=dict)
     tenants: Tenants = msgspec.field(default_factory=Tenants)
     pool_shares: SharesSet | None = None
+    sessions: Sessions = msgspec.field(default_factory=Sessions)
     lines: Lines = msgspec.field(default_factory=Lines)
     ordering: Ordering = msgspec.field(default_factory=Ordering)
     fresh: Waiting | None = None
@@ -92,14 +95,17 @@ def initial() -> State:
 def desk_of(state: State, now_ns: int) -> Desk:
     """What a decision of now looks at."""
     return Desk(
-        state.accounts, state.outputs, state.turns, state.settings, state.tenants, now_ns, ordering=state.ordering
-    )
+        state.accounts, state.outputs, state.turns, state.settings, state.tenants, now_ns, ordering=state.ordering,
+        sessions=state.sessions,
+    )  # fmt: skip
 
 
 def configure(state: State, changes: Mapping[str, Any]) -> None:
     """Change the named settings, all or none. ValueError names key, value and what is allowed."""
     settings.apply("admission", state.settings, changes)
     _keep_order(state)
+    if state.settings.session_slots is Switch.OFF:
+        sessions.clear(state.sessions)
 
 
 def evolve(state: State, event: Event, now_ns: int) -> None:  # noqa: C901
@@ -186,6 +192,8 @@ def _admitted(state: State, event: RequestAdmitted, now_ns: int) -> None:
         foretold, trial_of(account), request, event.cached_tokens_predicted, event.output_tokens_predicted, now_ns
     )
     sent.preemptions, sent.preempted_on = one.preemptions, one.preempted_on
+    if state.settings.session_slots is Switch.ON:
+        sessions.turn_began(state.sessions, request, now_ns)
     if not one.preemptions:
         ordering.decided(state.ordering, request, served=True, tokens=sent.uncached_tokens)
         _keep_order(state)
@@ -286,6 +294,8 @@ def _deferred(state: State, event: RequestDeferred) -> None:
     if one is not None and one is state.fresh:
         one.until_ns, one.work_ns = event.until_ns, event.work_ns
         one.foretold = output_of(state.outputs, state.settings, one.request)
+        if event.reason is DeferReason.SESSION_SLOT:
+            one.lane = waiting.SESSIONS_LANE
         if event.reason is DeferReason.TENANT_QUOTA:
             one.lane = waiting.tenant_lane(one.request.tenant)
             one.bytes_wanted = bytes_min(state.accounts, one.request, one.foretold, state.settings)
@@ -373,6 +383,7 @@ def _finished(state: State, event: RequestFinished, now_ns: int) -> None:
         sent = account.residents[event.request_id]
         if sent.decodes:
             output_length.ended(state.outputs, sent.request, sent.foretold, event.output_tokens)
+            _end_turn(state, sent.request, event.output_tokens, now_ns)
         else:
             accounts.first_token(account, event.request_id, now_ns)
         holders.hear(state.holders, sent.request.holder)
@@ -401,15 +412,28 @@ def _account_of(state: State, request_id: RequestId) -> Account | None:
 def _forget(state: State, request_id: RequestId, now_ns: int) -> None:
     """It ended, wherever it was."""
     if request_id in state.running:
-        account, _ = _release(state, request_id, now_ns)
+        account, sent = _release(state, request_id, now_ns)
+        _end_turn(state, sent.request, sent.output_tokens, now_ns)
         _drop_if_gone(state, account.engine_id)
     elif request_id in state.parked_on:
         one = _unpark(state, request_id)
+        _end_turn(state, one.request, one.output_tokens, now_ns)
         _drop_if_gone(state, one.resume_on)
-    elif waiting.take(state.lines, request_id) is None:
-        fresh = state.fresh
-        if fresh is not None and fresh.request.request_id == request_id:
-            state.fresh = None
+    elif request_id in state.lines.group_of:
+        left = waiting.take(state.lines, request_id)
+        assert left is not None, "who has a line waits in it"
+        _end_turn(state, left.request, 0, now_ns)
+    elif state.fresh is not None and state.fresh.request.request_id == request_id:
+        state.fresh = None
+
+
+def _end_turn(state: State, request: RequestArrived, output_tokens: int, now_ns: int) -> None:
+    """The lease of its session runs until its next turn is due. A second time changes nothing."""
+    if request.session:
+        sessions.turn_ended(
+            state.sessions, request, tokens=request.prompt_tokens + output_tokens, now_ns=now_ns,
+            lease_max_ns=state.settings.session_lease_max_ns,
+        )  # fmt: skip
 
 
 def _drop_if_gone(state: State, engine_id: EngineId) -> None:
@@ -463,6 +487,7 @@ def requests_of(state: State, holder: HolderId) -> list[RequestId]:
 
 def _ticked(state: State, now_ns: int) -> None:
     holders.tick(state.holders, now_ns)
+    sessions.expire(state.sessions, now_ns)
     for holder in holders.silent(state.holders, state.settings.holder_timeout_ns):
         if not requests_of(state, holder):
             del state.holders.heard[holder]  # Nothing of it is left: no need to say so.

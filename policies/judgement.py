@@ -20,11 +20,11 @@ there; memory is.
 
 from dataclasses import dataclass, field
 
-from events.base import NS_PER_S, PPM, EngineId, RequestId, RequestKind, TenantId
+from events.base import NS_PER_S, PPM, EngineId, ModelId, RequestId, RequestKind, TenantId
 from events.decisions import DeferReason, RejectReason
 from events.request import RequestArrived
-from policies import placement
-from policies.accounts import Account, Resident, bytes_of
+from policies import placement, sessions
+from policies.accounts import Account, Resident, bytes_of, kv_tokens
 from policies.admission_settings import AdmissionSettings
 from policies.forecast import (
     Prospect,
@@ -49,6 +49,7 @@ from policies.predictors import output_length
 from policies.predictors.output_length import Outputs
 from policies.predictors.output_question import Foretold
 from policies.predictors.step_time import step_ns
+from policies.sessions import Sessions
 from policies.settings import Switch
 from policies.tenancy import Tenants
 from policies.waiting import Waiting
@@ -99,7 +100,8 @@ Verdict = Ruling | Preempt
 @dataclass(slots=True)
 class Desk:
     """What one decision looks at: the accounts, and what it has promised so far (`promised_bytes` by tenant, less what
-    was preempted). Changes no account. `preempts_left` bounds how often one decision looks for victims."""
+    was preempted; `session_tokens` by model). Changes no account. `preempts_left` bounds how often one decision looks
+    for victims."""
 
     accounts: dict[EngineId, Account]
     outputs: Outputs
@@ -108,7 +110,9 @@ class Desk:
     tenants: Tenants
     now_ns: int
     trials: dict[EngineId, Trial] = field(default_factory=dict)
+    sessions: Sessions = field(default_factory=Sessions)
     promised_bytes: dict[TenantId, int] = field(default_factory=dict)
+    session_tokens: dict[ModelId, int] = field(default_factory=dict)
     preempts_left: int = PREEMPTS_MAX
     ordering: Ordering = field(default_factory=Ordering)
 
@@ -241,7 +245,24 @@ def hindrance(desk: Desk, one: Prospect) -> DeferReason | None:
     """Why it cannot go to an engine where it would be in time; None when it can."""
     if desk.tenants.quota and above_quota(desk, one):
         return DeferReason.TENANT_QUOTA
-    return blocked(one, desk.settings, desk.now_ns) if desk.settings.deferral is Switch.ON else None
+    if desk.settings.deferral is Switch.OFF:
+        return None
+    if desk.settings.session_slots is Switch.ON and lacks_slot(desk, one.request):
+        return DeferReason.SESSION_SLOT
+    return blocked(one, desk.settings, desk.now_ns)
+
+
+def lacks_slot(desk: Desk, request: RequestArrived) -> bool:
+    """Whether its session has to wait until fewer are active."""
+    until_ns = sessions.waits_until_ns(request, wait_max_ns=desk.settings.session_wait_max_ns)
+    if not request.session or desk.now_ns >= until_ns:
+        return False
+    model = request.model
+    kv = sum(kv_tokens(one) for one in desk.accounts.values() if one.takes_work() and one.serves(model, request.kind))
+    return sessions.needs_slot(
+        desk.sessions, request, tokens_max=kv * desk.settings.session_kv_ppm // PPM,
+        promised=desk.session_tokens.get(model, 0),
+    )  # fmt: skip
 
 
 def above_quota(desk: Desk, one: Prospect, *, alone: bool = False) -> bool:
@@ -296,6 +317,9 @@ def settle(desk: Desk, one: Prospect) -> None:
     sent = resident(one.foretold, one.trial, one.request, one.cached_tokens, reserved, desk.now_ns)
     promise(one.trial, sent)
     _promise_bytes(desk, sent, bytes_of(one.trial.account, sent))
+    if one.request.session:
+        model = one.request.model
+        desk.session_tokens[model] = desk.session_tokens.get(model, 0) + one.request.prompt_tokens
 
 
 def clear(desk: Desk, one: Prospect, victims: dict[RequestId, Resident]) -> None:

@@ -85,6 +85,10 @@ def line_name(waiting: Waiting) -> str:
     return group(waiting.request) + waiting.lane
 
 
+SESSIONS_LANE = "\n\nsessions"
+"""The lane of turns that wait until fewer sessions are active. No tenant's name has a line break."""
+
+
 def tenant_lane(tenant: TenantId) -> str:
     """The lane of those that wait for their own tenant's requests to end."""
     return f"\n{tenant}"
