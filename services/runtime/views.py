@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from events.base import NS_PER_S, PPM, Event, Recorded
+from events.base import NS_PER_S, PPM, Event, Recorded, RequestKind
 from events.control import ActorStarted, IngestRefused, PolicyConfigured, Ticked
 from events.decisions import (
     HolderLost,
@@ -165,15 +165,15 @@ class Views:
                 cached_tokens=event.cached_tokens_predicted, ttft_ns=event.ttft_predicted_ns,
                 slo_slack_ns=event.slo_slack_ns, predictor=event.predictor,
             )  # fmt: skip
-            if event.predictor:
+            if event.predictor and row.kind == RequestKind.LLM:
                 predictor = self._of_predictor(event.predictor)
                 predictor.asked += 1
                 predictor.stood_in += event.predictor != self._predictor
-        self._hold(row, event.engine_id)
+        self._hold(row, event.engine_id, event.kv_bytes_reserved)
 
-    def _hold(self, row: RequestRow, engine_id: str) -> None:
-        """What was promised to a request is its own from now on."""
-        row.engine, row.kv_bytes_reserved = engine_id, row.predicted.kv_bytes
+    def _hold(self, row: RequestRow, engine_id: str, kv_bytes: int) -> None:
+        """What is promised to a request is its own from now on."""
+        row.engine, row.kv_bytes_reserved = engine_id, kv_bytes
         engine = self._engine(engine_id)
         engine.admitted += 1
         engine.kv_bytes_reserved += row.kv_bytes_reserved
@@ -193,7 +193,7 @@ class Views:
         if row is not None and row.stage is Stage.PREEMPTED:
             if self._engine(event.engine_id).can_preempt:
                 return
-            self._hold(row, event.engine_id)  # The order came too late.
+            self._hold(row, event.engine_id, row.predicted.kv_bytes)  # The order came too late.
         self._move(event.request_id, Stage.STREAMING)
 
     def _finished(self, event: RequestFinished) -> None:
@@ -216,7 +216,7 @@ class Views:
         engine.embedding_workspace_bytes_actual += event.embedding_workspace_bytes
         self._count_slack("predicted", predicted.slo_slack_ns)
         self._count_slack("actual", event.slo_slack_ns)
-        if predicted.predictor:
+        if predicted.predictor and row.kind == RequestKind.LLM:
             predictor = self._of_predictor(predicted.predictor)
             predictor.finished += 1
             predictor.covered += event.output_tokens <= predicted.output_tokens
@@ -269,6 +269,9 @@ class Views:
                 row.can_preempt = event.capability.can_preempt
                 self._weigh_share(event.engine_id)
             case EngineRemoved():
+                rows = self.tables[View.REQUESTS]
+                for left in [each for each, row in rows.items() if row.engine == event.engine_id]:
+                    self._release(left)  # It may come back: then it holds nothing of theirs.
                 self._drop(View.ENGINES, event.engine_id)
                 self._drop(View.SHARES, event.engine_id)
             case EngineHealthChanged():

@@ -4,7 +4,7 @@ import pytest
 from msgspec.structs import replace
 from prometheus_client import CollectorRegistry, generate_latest
 
-from events.base import NS_PER_S, EngineId, Event, ModelId, Recorded, RequestId, TenantId
+from events.base import NS_PER_S, EngineId, Event, ModelId, Recorded, RequestId, RequestKind, TenantId
 from events.control import ActorStarted
 from events.decisions import (
     MiscoverageNoticed,
@@ -100,8 +100,10 @@ def test_a_preempted_request_holds_nothing_and_is_counted_until_it_goes_on() -> 
         0,
         0,
     )
-    views.take(Recorded(seq=9, item=0, event=replace(ADMITTED, resumed=True, kv_cache_tokens=999)))
-    assert (row.stage, row.engine, row.kv_bytes_reserved) == (Stage.ADMITTED, "e1", 10_000)
+    views.take(
+        Recorded(seq=9, item=0, event=replace(ADMITTED, resumed=True, kv_cache_tokens=999, kv_bytes_reserved=8_000))
+    )
+    assert (row.stage, row.engine, row.kv_bytes_reserved) == (Stage.ADMITTED, "e1", 8_000)
     assert row.predicted.kv_cache_tokens == 160, "what was predicted at first is what it is held against"
     views.take(Recorded(seq=10, item=0, event=FINISHED))
     assert views.tables[View.FINISHED][R1].evictions == 1
@@ -118,6 +120,14 @@ def test_a_first_token_after_the_order_means_that_it_came_too_late_for_an_engine
     views = after(engine, ARRIVED, ADMITTED, PREEMPTED, FirstTokenSeen(request_id=R1, engine_id=E1, ttft_ns=1))
     assert views.tables[View.REQUESTS][R1].stage is stage
     assert views.tables[View.ENGINES][E1].kv_bytes_reserved == reserved
+
+
+def test_an_engine_that_left_and_came_back_holds_nothing_of_before() -> None:
+    gone = EngineRemoved(engine_id=E1)
+    views = after(REGISTERED, ARRIVED, ADMITTED, gone, REGISTERED, FINISHED)
+    row = views.tables[View.ENGINES][E1]
+    assert (row.admitted, row.kv_bytes_reserved, row.embedding_bytes_reserved) == (0, 0, 0)
+    assert views.tables[View.TENANTS]["t"].kv_bytes == 0
 
 
 def test_a_tenants_bytes_stand_beside_its_quota() -> None:
@@ -159,6 +169,11 @@ def test_a_predictor_is_held_against_what_came() -> None:
     assert 'tidegate_predictor_miscovers{predictor="quantile"} 1.0' in told(views)
     views.take(Recorded(seq=99, item=0, event=replace(noticed, cleared=True)))
     assert (row.alarm, row.alarms) == (False, 1)
+
+
+def test_a_job_without_output_says_nothing_about_a_predictor() -> None:
+    embedding = replace(ARRIVED, kind=RequestKind.EMBEDDING)
+    assert not after(REGISTERED, embedding, ADMITTED, FINISHED).tables[View.PREDICTORS]
 
 
 @pytest.mark.parametrize(("configured", "fallbacks"), [("quantile", 1), ("constant", 0)])
