@@ -69,7 +69,7 @@ ADMIT: Day = [
 ]  # fmt: skip
 
 DEFER: Day = [
-    (0, settings(passes_max=1, backlog_max_ns=30 * MS)), (0, engine("e1", seqs_max=4)), (0, tick(0)),
+    (0, settings(passes_max=1, backlog_max_ns=30 * MS, strategy="fifo")), (0, engine("e1", seqs_max=4)), (0, tick(0)),
     (0, arrived("a", 500, out=400)), (10 * MS, arrived("b", 100, now=10 * MS, out=5)),
     (50 * MS, first_token("a")), (60 * MS, arrived("c", 500, now=60 * MS, slack=3 * S)),
     (70 * MS, arrived("d", 50, now=70 * MS, out=10)), (80 * MS, arrived("e", 50, now=80 * MS, slack=800 * MS)),
@@ -192,6 +192,23 @@ SHARES: Day = [
     (5_600 * MS, aborted("v2", engine_id=EngineId("e1"))), *seconds(6, 7, beat(), measured("e1")),
 ]  # fmt: skip
 
+SESSIONS: Day = [
+    (0, settings(session_slots="on", session_lease_max_ns=3 * S, session_wait_max_ns=9 * S)), (0, engine("e1")),
+    (0, tick(0)), (0, arrived("a1", 400, out=10, session="a")), (40 * MS, first_token("a1")),
+    (50 * MS, arrived("b1", 400, now=50 * MS, out=10, session="b")), (100 * MS, finished("a1")),
+    (200 * MS, finished("b1")), (300 * MS, arrived("c1", 400, now=300 * MS, out=10, slack=30 * S, session="c")),
+    *seconds(1, 1, beat()), (1_500 * MS, arrived("a2", 500, now=1_500 * MS, out=10, session="a")),
+    (1_600 * MS, finished("a2")), *seconds(2, 6, beat()), (6_500 * MS, finished("c1")), *seconds(7, 10, beat()),
+]  # fmt: skip
+
+SET_ASIDE: Day = [
+    (0, settings(long_prefill_ns=50 * MS, backlog_max_ns=500 * MS)), (0, engine("e1", blocks=1_000)), (0, tick(0)),
+    (0, arrived("long", 900, out=10, slack=5 * S)), (0, arrived("longer", 1_000, out=10, slack=5 * S)),
+    (0, arrived("short", 100, out=10)), (90 * MS, first_token("long")), (100 * MS, first_token("short")),
+    *seconds(1, 1, beat(long=9)), (1_100 * MS, finished("long")), (1_200 * MS, finished("short")),
+    (1_300 * MS, first_token("longer")), (1_400 * MS, finished("longer")), *seconds(2, 2, beat()),
+]  # fmt: skip
+
 DAYS: dict[str, tuple[dict[str, Any], Day]] = {
     "admit": ({}, ADMIT),
     "defer": ({}, DEFER),
@@ -200,6 +217,8 @@ DAYS: dict[str, tuple[dict[str, Any], Day]] = {
     "holder_lost": ({}, HOLDER_LOST),
     "preempt": ({}, PREEMPT),
     "shares": ({}, SHARES),
+    "sessions": ({}, SESSIONS),
+    "set_aside": ({}, SET_ASIDE),
     "observe": ({"mode": "observe", "placement": "round_robin"}, OBSERVE),
     "quota": ({}, QUOTA),
     "eviction": ({}, EVICTION),
