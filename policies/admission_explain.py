@@ -9,7 +9,7 @@ import msgspec
 from events.base import EngineId, Event
 from events.decisions import RequestAdmitted, RequestPreempted
 from events.request import RequestArrived
-from policies import ordering, parking, placement, waiting
+from policies import ordering, parking, placement, sessions, waiting
 from policies.accounts import Account
 from policies.admission_inputs import asking
 from policies.admission_state import State, desk_of
@@ -40,6 +40,7 @@ from policies.judgement import (
     ranked,
     settle,
     slack_ns,
+    slot_tokens_max,
 )
 from policies.predictors import output_length
 from policies.predictors.kv_footprint import footprint_bytes
@@ -131,6 +132,10 @@ def _request(state: State, desk: Desk, one: Waiting) -> dict[str, Any]:
         "tenant": request.tenant,
         "tenant_bytes_held": desk.tenants.held.get(request.tenant, 0),
         "tenant_bytes_max": desk.tenants.quota.get(request.tenant, 0),
+        "session": request.session,
+        "session_has_slot": sessions.key_of(request) in desk.sessions.leases,
+        "session_tokens_active": desk.sessions.tokens.get(request.model, 0) + desk.session_tokens.get(request.model, 0),
+        "session_tokens_max": slot_tokens_max(desk, request),
         "rule": rule,
         "engines": [
             _account(desk, account) | seen.get(account.engine_id, {"candidate": False})

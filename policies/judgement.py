@@ -257,12 +257,15 @@ def lacks_slot(desk: Desk, request: RequestArrived) -> bool:
     until_ns = sessions.waits_until_ns(request, wait_max_ns=desk.settings.session_wait_max_ns)
     if not request.session or desk.now_ns >= until_ns:
         return False
-    model = request.model
-    kv = sum(kv_tokens(one) for one in desk.accounts.values() if one.takes_work() and one.serves(model, request.kind))
-    return sessions.needs_slot(
-        desk.sessions, request, tokens_max=kv * desk.settings.session_kv_ppm // PPM,
-        promised=desk.session_tokens.get(model, 0),
-    )  # fmt: skip
+    promised = desk.session_tokens.get(request.model, 0)
+    return sessions.needs_slot(desk.sessions, request, tokens_max=slot_tokens_max(desk, request), promised=promised)
+
+
+def slot_tokens_max(desk: Desk, request: RequestArrived) -> int:
+    """How many tokens the prefixes of the active sessions of its model may have."""
+    model, kind = request.model, request.kind
+    kv = sum(kv_tokens(one) for one in desk.accounts.values() if one.takes_work() and one.serves(model, kind))
+    return kv * desk.settings.session_kv_ppm // PPM
 
 
 def above_quota(desk: Desk, one: Prospect, *, alone: bool = False) -> bool:

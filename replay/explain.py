@@ -50,8 +50,8 @@ class Explained(msgspec.Struct, kw_only=True):
 
     `recomputed`: `as recorded`, or `differs` (then `computed` is what this code says of the same subject). `outcome`
     is all that the step said of the subject. `flip_status`: found, none in bounds, or not sought (this code does not
-    decide the same, or nobody asked for one). `flips` are the
-    nearest ones of every kind of lever (setting, request, engine), where they were asked for; `flip` is the nearest.
+    decide the same, or nobody asked for one). `flip` is the nearest; `flips` has it, and where they were asked for the
+    nearest of every kind of lever.
     """
 
     at: str

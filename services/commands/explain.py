@@ -28,13 +28,15 @@ class Told(msgspec.Struct, kw_only=True):
 
 
 class Answer(msgspec.Struct, kw_only=True):
-    """What `--json` says. `request` is None where a decision about no request was asked for."""
+    """What `--json` says. `request` is None where a decision about no request was asked for. `unexplained` are places
+    of decisions that do not follow from the log, or were made by an actor that this version does not know."""
 
     format: str = FORMAT
     id: str
     pool: str
     request: "Story | None"
     decisions: "list[Told]"
+    unexplained: "list[str]"
 
 
 class NotThere(Exception):
@@ -95,9 +97,13 @@ def _explain(source: "JournalSource", id_: str, *, each: bool, any_version: bool
         about = str(found[0].decision.get("request_id", ""))
         story = story_of(source, about) if about else None
     told = [Told(explained=one, chain=chain_of(one.at, source)) for one in found]
-    answer = Answer(id=id_, pool=source.pool, request=story, decisions=told)
+    known = [one.at for one in found]
+    answer = Answer(
+        id=id_, pool=source.pool, request=story, decisions=told,
+        unexplained=[place for place in places if place not in known],
+    )  # fmt: skip
     out.result(answer, lambda console: show(answer, console))
-    return Exit.FINE if found or not places else Exit.NO
+    return Exit.NO if answer.unexplained else Exit.FINE
 
 
 def _decision_at(source: "JournalSource", id_: str) -> str:

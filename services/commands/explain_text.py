@@ -38,6 +38,10 @@ def show(answer: "Answer", console: "Console") -> None:
     for told in answer.decisions:
         console.print()
         _show_decision(told, console)
+    for place in answer.unexplained:
+        console.print()
+        why = "nothing that this version knows leads to it; tidegate replay verify says where the log and the code part"
+        _line(console, "", f"decision {place} is not explained: {why}")
     if answer.request is not None and not answer.request.decisions:
         console.print("nothing was decided about it before the log ended")
 
@@ -83,6 +87,9 @@ def _show_known(request: dict[str, Any], console: "Console") -> None:
     parts.append(f"{request['requests_before']} before it in line")
     if request["tenant_bytes_max"]:
         parts.append(f"tenant holds {request['tenant_bytes_held']:,} of {request['tenant_bytes_max']:,} bytes")
+    if request["session_tokens_active"]:
+        active, most = request["session_tokens_active"], request["session_tokens_max"]
+        parts.append(f"sessions active with {active:,} of {most:,} tokens")
     _line(console, "  knew    ", ", ".join(parts))
     for engine in request["engines"]:
         _line(console, "          ", _engine(engine))

@@ -153,6 +153,25 @@ def test_a_fact_says_which_decisions_answer_it(
     assert f"because of it: {story['decisions'][0]}" in err
 
 
+def test_a_decision_that_nothing_leads_to_is_a_no(
+    capsys: pytest.CaptureFixture[str], log: list[Message], tmp_path: Path
+) -> None:
+    place, request_id = a_place(log, "request_rejected")
+    altered = [
+        message._replace(subject=message.subject.replace(".admission.", ".oracle."))
+        if message.seq == int(place.partition(".")[0]) else message for message in log
+    ]  # fmt: skip
+    path = tmp_path / "oracle.jsonl"
+    with JournalWriter(path, "why") as writer:  # type: ignore[arg-type]
+        for message in altered:
+            writer.write(message)
+    code, out, _ = called(capsys, "explain", place, "--log", path)
+    assert code == Exit.NO
+    assert f"decision {place} is not explained" in out
+    code, out, _ = called(capsys, "explain", request_id, "--log", path, "--json")
+    assert (code, json.loads(out)["unexplained"]) == (Exit.NO, [place])
+
+
 @pytest.mark.parametrize("argv", [("r",), ("r", "--log", "x.jsonl", "--pool", "p")])
 def test_the_log_is_named_once(capsys: pytest.CaptureFixture[str], argv: tuple[str, ...]) -> None:
     code, _, err = called(capsys, "explain", *argv)
