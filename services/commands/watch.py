@@ -8,11 +8,14 @@ from typing import NamedTuple
 import click
 import msgspec
 
-from events.base import NS_PER_MS, Event, PoolId, Recorded
+from events.base import NS_PER_MS, NS_PER_S, PPM, Event, PoolId, Recorded
 from services.commands.options import Settings, with_output, with_settings
 from services.runtime.output import Exit, Output
 
 PENDING_MESSAGES_MAX = 65_536
+MB = 10**6
+POINT_IN_TIME_NS = 10**6 * NS_PER_S
+"""No time that lasts is as long; the pool's time of a live log is far beyond."""
 
 
 class _Filter(NamedTuple):
@@ -136,18 +139,27 @@ def _show(subject: str, recorded: Recorded, out: Output) -> None:
             (f"{recorded.ts_ns // NS_PER_MS % 100_000_000 / 1000:>10.3f} ", "dim"),
             (f"{recorded.actor or subject.split('.')[4]:<10} ", "cyan" if recorded.actor else "default"),
             (f"{recorded.event.event_kind():<24} ", "bold" if recorded.actor else "default"),
-            _fields(recorded.event),
+            fields(recorded.event),
             (f"  <- {recorded.cause}" if recorded.cause else "", "dim"),
         )
     )
 
 
-def _fields(event: Event) -> str:
+def fields(event: Event) -> str:
+    """What an event says, on one line for people: shares in percent, memory in MB, times in ms (points in time as they
+    are), long lists as their length. `--json` has every digit."""
     plain: dict[str, object] = msgspec.to_builtins(event)
-    return " ".join(f"{name}={_short(value)}" for name, value in plain.items() if name != "type")
+    return " ".join(f"{name}={_short(name, value)}" for name, value in plain.items() if name != "type")
 
 
-def _short(value: object) -> str:
+def _short(name: str, value: object) -> str:
     if isinstance(value, list | tuple) and len(value) > 2:
         return f"[{len(value)}]"
+    if isinstance(value, int) and not isinstance(value, bool):
+        if name.endswith("_ppm"):
+            return f"{value / PPM:.1%}"
+        if "bytes" in name and abs(value) >= MB:
+            return f"{value / MB:.1f}MB"
+        if name.endswith("_ns") and abs(value) < POINT_IN_TIME_NS:
+            return f"{value / NS_PER_MS:.1f}ms"
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
