@@ -5,7 +5,8 @@ eviction (`policies.memory.kinds`), which answers are too near their end to give
 the slices that are special:
 
 - pinned: an operator said so; until the pin ends.
-- needed: those that waiting requests for a model of this engine begin with, in the order in which they began to wait.
+- needed: those that waiting requests for a model of this engine begin with, as far as anybody asked for them before
+  (what nobody did is nowhere), in the order in which they began to wait.
 - hot: those used most of late in the whole pool, and at least `hot_uses_min` times.
 
 What is pinned and needed takes at most half of an engine's KV, what is hot a quarter; whole slices from the beginning
@@ -18,8 +19,8 @@ in all; engines that were told longest ago come first. Switched off, engines are
 Sources: pins with an end are Mooncake's soft pins and LMCache's pin call; the hot set of a pool is our own. That
 engines answer within a step and the log holds only what they go by is the design's (delegated choices).
 
-Example: request a begins with slices 1, 2, 3 and is deferred; with the next tick engine e1 is told that 1, 2, 3 are
-needed. a is admitted; with the tick after that e1 is told that nothing is.
+Example: request a begins with slices 1, 2, 3, of which another began with 1, 2, and is deferred; with the next tick
+engine e1 is told that 1, 2 are needed. a is admitted; with the tick after that e1 is told that nothing is.
 """
 
 from collections.abc import Iterable
@@ -105,7 +106,7 @@ def _needed(state: State, engine: Engine, most: int) -> tuple[SliceId, ...]:
             break
         one = state.open[request_id]
         if one.model in engine.models:
-            found.update(dict.fromkeys(one.slices))
+            found.update(dict.fromkeys(one.slices[: one.computed]))
     return tuple(islice(found, max(0, most)))
 
 

@@ -45,10 +45,12 @@ class Engine(msgspec.Struct, kw_only=True):
 
 
 class Open(msgspec.Struct, array_like=True):
-    """A request that has not ended: its model and the slices that it begins with."""
+    """A request that has not ended: its model, the slices that it begins with, and how many of those, from the first,
+    somebody may have computed: another request before it, or itself before it was preempted."""
 
     model: ModelId
     slices: tuple[SliceId, ...]
+    computed: int = 0
 
 
 class State(msgspec.Struct, kw_only=True):
@@ -113,7 +115,8 @@ def _arrived(state: State, event: RequestArrived, now_ns: int) -> None:
         return
     if event.attempt == 0:
         _warm_up(state, lead, now_ns)
-    state.open[event.request_id] = Open(event.model, lead)
+    computed = next((n for n, slice_id in enumerate(lead) if slice_id not in state.warm), len(lead))
+    state.open[event.request_id] = Open(event.model, lead, computed)
     state.slice_tokens = max(1, event.slice_tokens)
     if len(state.open) > OPEN_MAX:
         _end(state, [next(iter(state.open))])
@@ -146,6 +149,9 @@ def _decided(state: State, event: RequestDeferred | RequestPreempted | RequestAd
         state.waiting.pop(event.request_id, None)
     elif event.request_id in state.open:
         state.waiting[event.request_id] = None
+        if isinstance(event, RequestPreempted):
+            one = state.open[event.request_id]
+            one.computed = len(one.slices)
 
 
 def _end(state: State, ended: Sequence[RequestId]) -> None:
