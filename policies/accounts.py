@@ -6,14 +6,15 @@ is taken out of the sums, changed, and put back: no sum can drift.
 
 import msgspec
 
-from events.base import PPM, EngineId, ModelId, RequestId, RequestKind
+from events.base import PPM, EngineId, ModelId, RequestId, RequestKind, SliceId
 from events.decisions import SharesSet
 from events.engine import EngineMeasured, EngineRegistered, Health, StepModel
 from events.request import RequestArrived
-from policies import prefix_index
+from policies import prefix_index, shared_prefix
 from policies.predictors.output_question import Foretold
 from policies.predictors.ttft import Correction, take_in
 from policies.prefix_index import PrefixIndex
+from policies.shared_prefix import SharedPrefix
 from policies.waiting import Waiting
 
 BEAT_TOKENS = 64
@@ -23,7 +24,7 @@ KV_TOKENS_DEFAULT = 1_000_000
 
 
 class Resident(msgspec.Struct, kw_only=True):
-    """One request that was sent to an engine, as it arrived (without its slices once the first token is there).
+    """One request that was sent to an engine, as it arrived.
     `output_reserved` is what memory is promised for, `output_expected` the median; `first_ns` is 0 until its first
     token; `seen_ns` is when `output_tokens` was last told.
 
@@ -115,6 +116,7 @@ class Account(msgspec.Struct, kw_only=True):
     foreign_seqs: int = 0
     excess_seqs: int = 0
     correction: Correction = msgspec.field(default_factory=Correction)
+    shared: SharedPrefix = msgspec.field(default_factory=SharedPrefix)
     prefix: PrefixIndex = msgspec.field(default_factory=PrefixIndex)
 
     def takes_work(self) -> bool:
@@ -136,6 +138,17 @@ def divide(account: Account, shares: SharesSet | None) -> None:
     divided = shares if account.llm and account.embedding else None
     account.llm_ppm = divided.llm_ppm if divided is not None else -1
     account.embedding_ppm = divided.embedding_ppm if divided is not None else -1
+
+
+def _slices_of(resident: Resident) -> tuple[SliceId, ...]:
+    """The slices that its prompt fills and keeps: an embedding job keeps none."""
+    request = resident.request
+    return request.slices[: request.prompt_tokens // request.slice_tokens] if resident.decodes else ()
+
+
+def shared_blocks(account: Account) -> int:
+    """Blocks that stand in the books more than once, and in the engine once: whole ones only."""
+    return account.shared.tokens // account.block_tokens
 
 
 def describe(account: Account, event: EngineRegistered) -> None:
@@ -186,6 +199,7 @@ def bytes_of(account: Account, resident: Resident) -> int:
 def hold(account: Account, request_id: RequestId, resident: Resident) -> None:
     """A request was sent there."""
     account.residents[request_id] = resident
+    shared_prefix.hold(account.shared, _slices_of(resident), slice_tokens=resident.request.slice_tokens)
     priority = resident.request.priority
     account.priorities[priority] = account.priorities.get(priority, 0) + 1
     if resident.prefilling:
@@ -230,8 +244,6 @@ def _begin_decode(account: Account, request_id: RequestId, now_ns: int) -> None:
     resident.first_ns = resident.token_ns or resident.seen_ns
     if resident.decodes and not resident.output_tokens:
         resident.output_tokens = 1
-    if resident.request.slices:
-        resident.request = msgspec.structs.replace(resident.request, slices=())  # Long, and wanted no more.
     count(account.load, account, resident, 1)
     del account.prefilling[request_id]
     account.head_since_ns = now_ns
@@ -270,6 +282,7 @@ def reserve(account: Account, request_id: RequestId, output_reserved: int) -> No
 def release(account: Account, request_id: RequestId, now_ns: int) -> Resident:
     """It ended: all it held is free."""
     resident = account.residents.pop(request_id)
+    shared_prefix.release(account.shared, _slices_of(resident))
     count(account.load, account, resident, -1)
     priority = resident.request.priority
     account.priorities[priority] -= 1
@@ -288,6 +301,7 @@ def measure(account: Account, event: EngineMeasured) -> None:
     account.suspect = False
     load = account.load
     ours = min(load.blocks_final, load.blocks_held + load.decode_seqs * blocks(account, BEAT_TOKENS))
+    ours -= shared_blocks(account)
     excess_blocks = max(0, event.kv_used_ppm * account.kv_blocks // PPM - ours)
     excess_seqs = max(0, event.running + event.waiting - load.seqs)
     account.foreign_blocks = min(excess_blocks, account.excess_blocks)

@@ -18,7 +18,7 @@ from events.base import PPM, EngineId, RequestId, RequestKind
 from events.decisions import DeferReason
 from events.request import RequestArrived
 from policies import prefix_index
-from policies.accounts import Account, Load, Resident, blocks, count
+from policies.accounts import Account, Load, Resident, blocks, count, shared_blocks
 from policies.admission_settings import AdmissionSettings
 from policies.predictors.output_question import Foretold
 from policies.predictors.peak_memory import Growing, peak_blocks
@@ -113,6 +113,12 @@ def share_blocks(account: Account, kind: RequestKind, settings: AdmissionSetting
     ppm = account.llm_ppm if kind is RequestKind.LLM else account.embedding_ppm
     usable = usable_blocks(account, settings)
     return usable if ppm < 0 else usable * ppm // PPM
+
+
+def room_blocks(account: Account, kind: RequestKind, settings: AdmissionSettings) -> int:
+    """What the books may hold of this kind there: its share, and once more what its prompts have in common."""
+    share = share_blocks(account, kind, settings)
+    return share + shared_blocks(account) if kind is RequestKind.LLM else share
 
 
 def share_is_set(account: Account) -> bool:
@@ -246,7 +252,7 @@ def is_full(trial: Trial, request: RequestArrived, settings: AdmissionSettings) 
         return False
     own = blocks(account, held_tokens(account, request))
     alike = _blocks_of_kind(load, request.kind, load.blocks_held)
-    share = share_blocks(account, request.kind, settings)
+    share = room_blocks(account, request.kind, settings)
     first = not alike and share > 0
     return load.blocks_held + own > budget_blocks(account, settings) or (not first and alike + own > share)
 
@@ -284,8 +290,8 @@ def backlog_ns(trial: Trial, now_ns: int) -> int:
 
 
 def budget_blocks(account: Account, settings: AdmissionSettings) -> int:
-    """The KV blocks that ours may hold there."""
-    return usable_blocks(account, settings) - account.foreign_blocks
+    """The KV blocks that ours may hold there, as the books count: what prompts have in common is counted for each."""
+    return usable_blocks(account, settings) - account.foreign_blocks + shared_blocks(account)
 
 
 def budget_left_ppm(one: Prospect, settings: AdmissionSettings) -> int:
@@ -329,7 +335,7 @@ def llm_peak(one: Prospect, settings: AdmissionSettings) -> int:
 def lacks(one: Prospect, settings: AdmissionSettings) -> DeferReason | None:
     """Whether memory there is too small for it now (`kv_budget`), or its kind's share of it (`share`)."""
     account, load, kind = one.trial.account, one.trial.load, one.request.kind
-    budget, share = budget_blocks(account, settings), share_blocks(account, kind, settings)
+    budget, share = budget_blocks(account, settings), room_blocks(account, kind, settings)
     if share > 0 and not _blocks_of_kind(load, kind, load.blocks_held):
         share = budget  # The first of its kind may be larger than a share, else it would wait for ever.
     now, later = blocks(account, held_tokens(account, one.request)), blocks_wanted(one, settings)

@@ -40,7 +40,7 @@ from policies.forecast import (
     expected_tokens,
     llm_peak,
     prospect,
-    share_blocks,
+    room_blocks,
     share_is_set,
     tokens_now,
     without,
@@ -148,7 +148,7 @@ def _short_blocks(desk: Desk, one: Prospect) -> int:
     alike = peak if kind is RequestKind.LLM else embedding
     return max(
         peak + embedding - budget_blocks(account, desk.settings),
-        alike - share_blocks(account, kind, desk.settings),
+        alike - room_blocks(account, kind, desk.settings),
     )
 
 

@@ -144,7 +144,7 @@ def test_with_exact_predictions_no_engine_ever_holds_more_than_its_budget(day: l
     for number in [*day, *numbers(40, 3)]:
         live([number], ("arrive", "arrive", "step"), world)
         for engine_id, kv_blocks in blocks_of.items():
-            held = sum(run.blocks for run in world.running.values() if run.engine_id == engine_id)
+            held = world.blocks_held(engine_id)
             assert held <= kv_blocks, engine_id
 
 

@@ -124,5 +124,4 @@ def test_with_exact_predictions_the_budget_holds_under_preemption_too(day: list[
     for number in [*day, *numbers(40, 3)]:
         live([number], ("arrive", "arrive", "step"), world)
         for engine in engines:
-            here = [run for run in world.running.values() if run.engine_id == engine.engine_id]
-            assert sum(run.blocks for run in here) <= engine.kv_blocks
+            assert world.blocks_held(engine.engine_id) <= engine.kv_blocks

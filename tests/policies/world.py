@@ -153,6 +153,13 @@ class World:
         self.final[request_id, attempt] = decision
         return self.waiting.pop(request_id)
 
+    def blocks_held(self, engine_id: str) -> int:
+        """Blocks in use there: slices that several prompts begin with are held once, as by a prefix cache."""
+        runs = [run for run in self.running.values() if run.engine_id == engine_id]
+        sliced = [run.request for run in runs if run.request.kind is RequestKind.LLM]
+        full = [name for one in sliced for name in one.slices[: one.prompt_tokens // one.slice_tokens]]
+        return sum(run.blocks for run in runs) - (len(full) - len(set(full)))  # A slice is a block here.
+
     # What can happen, each with a number that says how.
 
     def arrive(self, n: int) -> None:

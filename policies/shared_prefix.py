@@ -1,0 +1,55 @@
+"""What the prompts that run on an engine have in common: an engine with a prefix cache holds it once.
+
+Every resident is counted in the books with its whole prompt, as if it ran alone. What several of them begin with is
+held once by the engine, so the books hold more than the engine does by (holders - 1) times each common slice. That much
+more may be promised. Where an engine does not share after all, it reports more in use than it could, and the difference
+is taken off the budget as if it were somebody else's (`policies.accounts.measure`).
+
+Without it four turns of agents with a system prompt of 6K tokens count 18K tokens that nobody holds. On the mixed
+workload (two engines of 98K tokens) that was worth 3 to 6 % of goodput.
+
+Example: a and b begin with slice s of 256 tokens. Each counts it; 256 tokens are shared. When a ends, none are.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from events.base import SliceId
+
+
+class Common(msgspec.Struct):
+    """One slice: how many residents hold it, and its tokens as the first of them said."""
+
+    holders: int
+    tokens: int
+
+
+class SharedPrefix(msgspec.Struct):
+    """The slices of the residents, and the tokens that the books count more than once. Bounded by the residents and
+    the slices of a prompt."""
+
+    held: dict[SliceId, Common] = msgspec.field(default_factory=dict)
+    tokens: int = 0
+
+
+def hold(shared: SharedPrefix, slices: Sequence[SliceId], *, slice_tokens: int) -> None:
+    """A resident with these slices came."""
+    for slice_id in slices:
+        common = shared.held.get(slice_id)
+        if common is None:
+            shared.held[slice_id] = Common(1, slice_tokens)
+        else:
+            common.holders += 1
+            shared.tokens += common.tokens
+
+
+def release(shared: SharedPrefix, slices: Sequence[SliceId]) -> None:
+    """A resident with these slices, which came before, went."""
+    for slice_id in slices:
+        common = shared.held[slice_id]
+        common.holders -= 1
+        if common.holders:
+            shared.tokens -= common.tokens
+        else:
+            del shared.held[slice_id]
