@@ -33,8 +33,8 @@ SMALL = EngineConfig(
     id="e1", kind=EngineKind.SIMULATED, models=["tiny"], kv_blocks=80, context_tokens_max=1_280, batch_tokens_max=512
 )
 SPEED = 5
-LONG, SHORT = 800, 600
-"""Output tokens: each fits the engine's 1,280 alone, both together do not."""
+LONG, SHORT = 1_100, 1_000
+"""Output tokens: each fits the 1,280 of the engine alone; both would not even if they grew side by side."""
 URGENT = {"x-llm-d-inference-objective": "urgent", "x-llm-d-slo-ttft-ms": "1500"}
 
 
