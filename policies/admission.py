@@ -75,7 +75,7 @@ from policies.judgement import (
     settle,
     slack_ns,
 )
-from policies.lineup import first_ruling, keeps_out, line_key, lineup
+from policies.lineup import first_ruling, keeps_out, line_key, lineup, passes_left
 from policies.predictors import output_length
 from policies.settings import Switch
 from policies.waiting import Line, Waiting
@@ -295,7 +295,7 @@ def _drain_line(desk: Desk, line: Line, *, only: EngineId | None, gone: dict[Req
         request_id, said = one.request.request_id, _again(desk, one, only=only)
         if not said:
             if head is None:
-                head, passes = one, settings.passes_max - one.passed
+                head, passes = one, passes_left(desk, one)
             continue
         decisions += said
         gone[request_id] = None

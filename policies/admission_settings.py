@@ -89,7 +89,7 @@ class AdmissionSettings(Settings, kw_only=True):
     deferral: Switch = Switch.ON
     placement: Placement = Placement.SLO_AWARE
     strategy: Strategy = Strategy.SLO_AWARE
-    safety_ppm: Annotated[int, Meta(ge=0, le=500_000)] = 50_000
+    safety_ppm: Annotated[int, Meta(ge=0, le=500_000)] = 20_000
     output_predictor: OutputPredictor = OutputPredictor.QUANTILE
     output_quantile_ppm: Annotated[int, Meta(ge=1, le=PPM)] = 800_000
     output_tokens_default: Annotated[int, Meta(ge=1, le=1_000_000)] = 512

@@ -98,7 +98,14 @@ def may_go(desk: Desk, going: list[Waiting], one: Waiting) -> bool:
     if going[0] is one:
         return True
     near = any(other is one for other in islice(going, desk.settings.scan_max))
-    return near and going[0].passed < desk.settings.passes_max
+    return near and passes_left(desk, going[0]) > 0
+
+
+def passes_left(desk: Desk, head: Waiting) -> int:
+    """How many later ones may go before the first in line. None, if it lags behind: what frees up is kept for it."""
+    if lags(desk.ordering, head.request, desk.settings):
+        return 0
+    return desk.settings.passes_max - head.passed
 
 
 def _after_others(desk: Desk, fresh: Waiting, prospects: list[Prospect], line: Line) -> Ruling:
