@@ -44,22 +44,25 @@ _REJECT: dict[RejectReason, str] = {
     ),
     RejectReason.KV_BUDGET: "Its KV cannot be found within its slack.",
     RejectReason.DEADLINE_PASSED: "It waited until the latest start that could still meet its deadline, and past it.",
-    RejectReason.TENANT_QUOTA: "Its tenant holds as many bytes of KV as it may, and not enough will be free in time.",
+    RejectReason.TENANT_QUOTA: "It wants more bytes of KV than its tenant may hold (with deferral off: than are left).",
     RejectReason.EVICTED_DEADLINE_PASSED: (
         "It was preempted, and its latest start passed before there was room for it again."
     ),
 }  # fmt: skip
+_IN_TIME = "It can wait and be in time. Nobody takes it now; on the first engine where it would be in time, "
 _DEFER: dict[DeferReason, str] = {
-    DeferReason.KV_BUDGET: "it fits none: with it, the predicted peak of KV blocks would be above the budget.",
-    DeferReason.SEQS_MAX: "they run as many sequences as they can.",
-    DeferReason.PREFILL_BACKLOG: "their prefill backlog is long; it loses nothing by waiting here (backlog_max_ns).",
-    DeferReason.TPOT_GUARD: "it would break the pace of what runs there, or its own.",
-    DeferReason.BEHIND_OTHERS: "others were there before it, and have been passed as often as they may be.",
-    DeferReason.SHARE: "the share of KV memory that its kind of work has there is used up.",
-    DeferReason.TENANT_QUOTA: "its tenant holds as many bytes of KV as it may.",
-    DeferReason.SESSION_SLOT: "as many sessions are active as the tiers can hold; one has to pause first.",
-    DeferReason.SET_ASIDE: "not all that waits can be in time: the longest prefills are set aside first.",
-}
+    DeferReason.KV_BUDGET: _IN_TIME + "the predicted peak of KV blocks would be above the budget with it.",
+    DeferReason.SEQS_MAX: _IN_TIME + "as many sequences run as can.",
+    DeferReason.PREFILL_BACKLOG: _IN_TIME + "the prefill backlog is long: it loses nothing here (backlog_max_ns).",
+    DeferReason.TPOT_GUARD: _IN_TIME + "it would break the pace of what runs there, or its own.",
+    DeferReason.SHARE: _IN_TIME + "the share of KV memory that its kind of work has is used up.",
+    DeferReason.BEHIND_OTHERS: "It can wait and be in time, and others come first in the order of the strategy.",
+    DeferReason.TENANT_QUOTA: "With it its tenant would hold more bytes of KV than it may: others of it end first.",
+    DeferReason.SESSION_SLOT: "As many sessions are active as the KV can hold: its session begins when one pauses.",
+    DeferReason.SET_ASIDE: (
+        "Not all that waits can be in time, so the longest prefills are set aside; it goes when there is room for it."
+    ),
+}  # fmt: skip
 _PREEMPT: dict[PreemptReason, str] = {
     PreemptReason.MORE_URGENT: "A strictly more urgent request needs the room, and this one is the one to give way.",
 }
@@ -86,8 +89,7 @@ def _text(decision: Event, fellows: Sequence[Event]) -> str:
         case RequestAdmitted():
             return _admitted(decision, fellows)
         case RequestDeferred():
-            why = _DEFER[decision.reason]
-            return f"It would be in time after a wait, but on the engines where it would be in time now, {why}"
+            return _DEFER[decision.reason]
         case RequestRejected():
             return _REJECT[decision.reason]
         case RequestPreempted():
