@@ -53,7 +53,7 @@ from policies.admission_explain import explain
 from policies.admission_settings import AdmissionSettings, Mode
 from policies.admission_state import State, configure, desk_of, evolve, initial, requests_of
 from policies.decider import Decider
-from policies.forecast import Prospect, bytes_wanted, is_full, promise, reserved_tokens
+from policies.forecast import Prospect, bytes_wanted, can_ever_hold, is_full, promise, reserved_tokens
 from policies.judgement import (
     RETRY_AFTER_MIN_NS,
     Admit,
@@ -72,6 +72,7 @@ from policies.judgement import (
     output_of,
     ranked,
     retry_after_ns,
+    serving,
     settle,
     slack_ns,
 )
@@ -310,12 +311,18 @@ def _again(desk: Desk, one: Waiting, *, only: EngineId | None) -> list[Event]:
         return [_observed(desk, one)]
     if one.until_ns <= desk.now_ns:
         return [_too_late(one)]
-    holds = holding(desk, one.request, one.avoid)
-    if isinstance(holds, Reject):
-        return [_rejected(holds, one)]
-    there = [account for account in holds if only is None or account.engine_id == only]
     # Too late on one engine is not too late on all: the next tick looks at them all.
-    elsewhere = len(there) < len(holds)
+    elsewhere = only is not None and len(desk.accounts) > 1
+    if elsewhere:
+        there = [account for account in serving(desk, one.request, one.avoid, only=only)
+                 if can_ever_hold(account, one.request, desk.settings)]  # fmt: skip
+        if not there:
+            return []
+    else:
+        holds = holding(desk, one.request, one.avoid)
+        if isinstance(holds, Reject):
+            return [_rejected(holds, one)]
+        there = holds
     ruling: Ruling
     if elsewhere and all(is_full(desk.trial(account), one.request, desk.settings) for account in there):
         ruling = Defer(DeferReason.KV_BUDGET, one.until_ns, one.work_ns)

@@ -40,6 +40,8 @@ class Trial:
     promised: list[Resident] = field(default_factory=list)
     withdrawn: dict[RequestId, Resident] = field(default_factory=dict)
     resumed: dict[RequestId, None] = field(default_factory=dict)
+    backlog_ns: int | None = None
+    """Kept from the first time that it is asked for, until the load changes."""
 
     def residents(self) -> Iterator[Resident]:
         """Those that are or will be there."""
@@ -72,14 +74,14 @@ def trial_of(account: Account) -> Trial:
 
 def promise(trial: Trial, resident: Resident) -> None:
     """Count a request that this decision sends there."""
-    trial.load = msgspec.structs.replace(trial.load)
+    trial.load, trial.backlog_ns = msgspec.structs.replace(trial.load), None
     count(trial.load, trial.account, resident, 1)
     trial.promised.append(resident)
 
 
 def withdraw(trial: Trial, victims: dict[RequestId, Resident]) -> None:
     """Count what this decision takes off that engine."""
-    trial.load = msgspec.structs.replace(trial.load)
+    trial.load, trial.backlog_ns = msgspec.structs.replace(trial.load), None
     for resident in victims.values():
         count(trial.load, trial.account, resident, -1)
     trial.withdrawn |= victims
@@ -286,7 +288,10 @@ def goes_on_first(trial: Trial, request: RequestArrived) -> bool:
 
 def backlog_ns(trial: Trial, now_ns: int) -> int:
     """Prefill work in line there, corrected."""
-    return raw_ttft_ns(trial, tokens=0, pairs=0, now_ns=now_ns) * trial.account.correction.ratio_ppm // PPM
+    if trial.backlog_ns is None:
+        raw_ns = raw_ttft_ns(trial, tokens=0, pairs=0, now_ns=now_ns) if trial.load.prefill_tokens else 0
+        trial.backlog_ns = raw_ns * trial.account.correction.ratio_ppm // PPM
+    return trial.backlog_ns
 
 
 def budget_blocks(account: Account, settings: AdmissionSettings) -> int:

@@ -146,10 +146,11 @@ def longer_output(
     return max(so_far + 1, min(longer, longest_output(account, request.prompt_tokens, settings)))
 
 
-def serving(desk: Desk, request: RequestArrived, avoid: EngineId) -> list[Account]:
-    """The engines that would take it, without the one that it was lost on if there is another."""
+def serving(desk: Desk, request: RequestArrived, avoid: EngineId, *, only: EngineId | None = None) -> list[Account]:
+    """The engines that would take it, without the one that it was lost on if there is another. `only`: of these."""
     model, kind = request.model, request.kind
-    found = [account for account in desk.accounts.values() if account.takes_work() and account.serves(model, kind)]
+    looked_at = desk.accounts.values() if only is None else [desk.accounts[only]] if only in desk.accounts else []
+    found = [account for account in looked_at if account.takes_work() and account.serves(model, kind)]
     if avoid:
         return [account for account in found if account.engine_id != avoid] or found
     return found

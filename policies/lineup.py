@@ -11,11 +11,12 @@ A request that just arrived is put into the order as if it waited, and goes at o
 from bisect import bisect_left
 from itertools import islice
 
-from events.base import RequestId, RequestKind
+from events.base import RequestId, RequestKind, TenantId
 from events.decisions import DeferReason
 from policies.forecast import Prospect, alone_ns, backlog_ns
 from policies.judgement import Admit, Defer, Desk, Ruling, judge, serving
 from policies.ordering import kind_turns, lags, long_lane, rule_of
+from policies.ordering.fairness import class_of
 from policies.ordering.set_aside import PLAN_MAX, Job, kept
 from policies.settings import Switch
 from policies.waiting import Line, Place, Waiting, place
@@ -33,7 +34,7 @@ def lineup(desk: Desk, line: Line, *, gone: dict[RequestId, None], fresh: Waitin
     entries = list(left)
     if fresh is not None:
         entries.insert(bisect_left(entries, (fresh.key, fresh.number), key=_sort_key), fresh)
-    behind = [lags(desk.ordering, one.request, desk.settings) for one in entries]
+    behind = _who_lags(desk, entries)
     if any(behind):
         first = [position for position, lagging in enumerate(behind) if lagging]
         then = [position for position, lagging in enumerate(behind) if not lagging]
@@ -45,6 +46,18 @@ def lineup(desk: Desk, line: Line, *, gone: dict[RequestId, None], fresh: Waitin
         return entries  # No engine is left: each of them is told so.
     jobs = [Job(one.until_ns - desk.now_ns, one.work_ns, lagging) for one, lagging in zip(entries, behind, strict=True)]
     return [entries[position] for position in kept(jobs, free_ns)]
+
+
+def _who_lags(desk: Desk, entries: list[Waiting]) -> list[bool]:
+    """Whether each of them does; asked once per class and tenant."""
+    known: dict[tuple[int, TenantId], bool] = {}
+    behind = []
+    for one in entries:
+        kind = (class_of(one.request), one.request.tenant)
+        if kind not in known:
+            known[kind] = lags(desk.ordering, one.request, desk.settings)
+        behind.append(known[kind])
+    return behind
 
 
 def _sort_key(one: Waiting) -> tuple[tuple[int, int], int]:
