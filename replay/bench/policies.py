@@ -19,6 +19,10 @@ from statistics import fmean, stdev
 import msgspec
 
 from policies.catalog import PRESETS, Preset
+from policies.eviction import EVICTION
+from policies.memory.kinds import EvictionKind
+from policies.quota import QUOTA
+from policies.settings import Switch
 from replay.bench.offered import BATCH_TOKENS_SHIPPED, SWEEPS, Extent, Offer, Workload, arrivals
 from replay.bench.runs import Player, Task, players
 from replay.score import Part, Scores
@@ -29,6 +33,7 @@ SEEDS = (1, 2, 3, 4, 5)
 """What defaults are judged with."""
 LOADS = (0.5, 0.8, 1.0, 1.2, 1.5)
 CHUNK_GRID = (512, 1_024, 2_048)
+QUOTA_OFF = "quota_off"
 BASELINE, RIVAL, DEFAULT = "first_come_affinity", "honest_rival", "default"
 CHUNK_LOAD_MIN = 1.0
 """From this load on the rival's goodput counts in the choice of its chunk budget."""
@@ -38,7 +43,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What to run. `presets` are names, or what `variants` adds to them; `trace` "" = the drawn conversation."""
 
     presets: tuple[str, ...]
-    workloads: tuple[Workload, ...] = tuple(Workload)
+    workloads: tuple[Workload, ...] = (Workload.CONVERSATION, Workload.MIXED)
     loads: tuple[float, ...] = LOADS
     seeds: tuple[int, ...] = SEEDS
     chunks: tuple[int, ...] = CHUNK_GRID
@@ -118,8 +123,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def variants() -> dict[str, Preset]:
-    """All that is compared, by name."""
-    return dict(PRESETS)
+    """All that is compared, by name: presets, then the default with each kind of slice eviction, and without quota."""
+    kinds = {f"eviction_{kind.value}": {EVICTION.name: {"kind": kind.value}} for kind in EvictionKind}
+    return {**PRESETS, **kinds, QUOTA_OFF: {QUOTA.name: {"enabled": Switch.OFF.value}}}
 
 
 def compare(plan: Plan, *, on_progress: Callable[[int], None] = lambda _done: None) -> Report:

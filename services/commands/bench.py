@@ -51,7 +51,12 @@ def command() -> None:
 @click.option("--seeds", help="So many of the judging seeds, a list (1,2,3), or 'tuning'.")
 @click.option("--loads", help="Multiples of the knee, such as 0.8,1.2.")
 @click.option("--presets", help="Only these, such as default,first_come.")
-@click.option("--workloads", help="Only these: conversation, conversation_spread, mixed.")
+@click.option(
+    "--workloads",
+    default="conversation,mixed",
+    show_default=True,
+    help="Any of conversation, conversation_spread, mixed.",
+)
 @click.option("--jobs", type=click.IntRange(min=1), help="Runs at a time (default: one a core).")
 @click.option("--out", "made", type=FILE, help="Write the whole report there as JSON, too.")
 @click.option("--strict", is_flag=True, help="Exit code 1 when a goal is not met.")
