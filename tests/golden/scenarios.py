@@ -209,6 +209,34 @@ SET_ASIDE: Day = [
     (1_300 * MS, first_token("longer")), (1_400 * MS, finished("longer")), *seconds(2, 2, beat()),
 ]  # fmt: skip
 
+ORDERS = ("fifo", "priority", "slo_aware", "cost_optimized", "adaptive", "hybrid")
+ORDERINGS: Day = [
+    (0, engine("e1", blocks=1_000, embedding=True)), (0, tick(0)),
+    *((at_ms * MS, event) for start, strategy in zip(range(0, 6_000, 1_000), ORDERS, strict=True) for at_ms, event in (
+        (start, settings(strategy=strategy, backlog_max_ns=10 * MS)),
+        (start, arrived(f"{strategy}-a", 1_000, out=1, now=start * MS)),
+        (start, arrived(f"{strategy}-b", 400, out=1, now=start * MS, slack=900 * MS)),
+        (start, arrived(f"{strategy}-c", 300, out=9, now=start * MS, slack=800 * MS, priority=1)),
+        (start, embedding(f"{strategy}-v", 200, now=start * MS, slack=700 * MS)),
+        (start + 100, first_token(f"{strategy}-a")), (start + 101, finished(f"{strategy}-a", out=1)),
+        *((start + 200 + 100 * n, finished(f"{strategy}-{name}", out=1)) for n, name in enumerate("cvbcvb")),
+        (start + 990, tick(start // 1_000 + 1)),
+    )),
+]  # fmt: skip
+
+KINDS = ("round_robin", "least_loaded", "prefix_affinity", "load_balanced", "affinity", "locality", "topology_aware",
+         "dynamo_kv", "slo_aware")  # fmt: skip
+PLACEMENTS: Day = [
+    (0, engine("e1", labels={"host": "a", "rack": "1"})), (0, engine("e2", labels={"host": "b", "rack": "1"})),
+    (0, engine("e3", labels={"host": "c", "rack": "2"})), (0, tick(0)),
+    *((at_ms * MS, event) for start, kind in zip(range(0, 9_000, 1_000), KINDS, strict=True) for at_ms, event in (
+        (start, settings(placement=kind, affinity_tokens_min=100)),
+        *((start + n, arrived(f"{kind}-{n}", 100 + 100 * n, out=5, now=(start + n) * MS, session=f"s{n % 2}",
+                              slices=slices("x", "y") if n % 2 else (), slice_tokens=100)) for n in range(4)),
+        *((start + 500 + n, aborted(f"{kind}-{n}")) for n in range(4)), (start + 990, tick(start // 1_000 + 1)),
+    )),
+]  # fmt: skip
+
 DAYS: dict[str, tuple[dict[str, Any], Day]] = {
     "admit": ({}, ADMIT),
     "defer": ({}, DEFER),
@@ -219,6 +247,8 @@ DAYS: dict[str, tuple[dict[str, Any], Day]] = {
     "shares": ({}, SHARES),
     "sessions": ({}, SESSIONS),
     "set_aside": ({}, SET_ASIDE),
+    "orderings": ({}, ORDERINGS),
+    "placements": ({}, PLACEMENTS),
     "observe": ({"mode": "observe", "placement": "round_robin"}, OBSERVE),
     "quota": ({}, QUOTA),
     "eviction": ({}, EVICTION),
