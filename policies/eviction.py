@@ -43,7 +43,7 @@ from events.request import RequestAborted, RequestArrived, RequestExpired, Reque
 from events.slice import SlicesPinned
 from policies.decider import Decider
 from policies.eviction_state import ACTOR, Engine, State, configure, evolve, initial, uses_of_late
-from policies.memory.reuse import half_life_ns
+from policies.memory.reuse import HEAT_ONE, half_life_ns
 from policies.settings import Switch
 
 SAID_EVERY_NS = NS_PER_S
@@ -61,7 +61,8 @@ def decide(state: State, event: Event, now_ns: int) -> list[Event]:
             return list(_say(state, [event.engine_id], now_ns))
         case Ticked():
             waited = [name for name, engine in state.engines.items() if _may_be_told(engine, now_ns)]
-            return list(_say(state, sorted(waited, key=lambda name: state.engines[name].said_ns), now_ns))
+            waited.sort(key=lambda name: state.engines[name].said_ns)
+            return list(_say(state, waited, now_ns)) if waited else []
         case _:
             return []
 
@@ -113,10 +114,12 @@ def _needed(state: State, engine: Engine, most: int) -> tuple[SliceId, ...]:
 def _hot(state: State, now_ns: int) -> list[SliceId]:
     """The hottest first. Only what was used more than once is looked at."""
     settings, half_life = state.settings, half_life_ns(state.settings.horizon_ns)
+    least = settings.hot_uses_min * HEAT_ONE  # Most slices are below it before anything has faded.
     used = (
-        (state.heat[slice_id].order(), slice_id)
+        (heat.order(), slice_id)
         for slice_id in state.warm
-        if uses_of_late(state.heat[slice_id], now_ns, half_life) >= settings.hot_uses_min
+        if (heat := state.heat[slice_id]).amount >= least
+        and uses_of_late(heat, now_ns, half_life) >= settings.hot_uses_min
     )
     return [slice_id for _, slice_id in nlargest(settings.hot_max, used)]
 
