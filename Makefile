@@ -16,7 +16,7 @@ UV := .uv/bin/uv
 TIDEGATE := .venv/bin/tidegate
 ENGINE_LIST := deploy/vllm/requirements-cpu.txt
 
-.PHONY: demo setup test test-engine check fmt bench simulate docs clean
+.PHONY: demo setup test test-engine check fmt bench simulate endurance docs clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -48,6 +48,10 @@ bench: setup
 
 simulate: setup
 	$(TIDEGATE) replay simulate --seed $(SEED) $(ARGS)
+
+# A randomised run of 100,000 requests in virtual time (two minutes): nobody starves, memory keeps to its budget.
+endurance: setup
+	.venv/bin/python -m tests.simulation.endurance --seed $(SEED) $(ARGS)
 
 # Holds the docs against the tree: links, targets, commands.
 docs: setup
