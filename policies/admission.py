@@ -335,15 +335,16 @@ def _again(desk: Desk, one: Waiting, *, only: EngineId | None) -> list[Event]:
 
 
 def _go_on(state: State, desk: Desk, *, only: EngineId | None, gone: dict[RequestId, None]) -> list[Event]:
-    """Those that are parked and can go on now, or have to. On each engine the most important goes first, then who
-    was parked first; the next does not pass it."""
+    """Those that are parked and can go on now, or have to. On each engine those go first that have to, then the most
+    important, then who was parked first; the next does not pass it."""
     engines = [only] if only is not None else list(dict.fromkeys(state.parked_on.values()))
     decisions: list[Event] = []
     for engine_id in engines:
         account = state.accounts.get(engine_id)
         parked = account.parked.items() if account is not None else ()
-        in_order = sorted((item for item in parked if item[0] not in gone), key=lambda item: -item[1].request.priority)
-        for request_id, one in in_order[: state.settings.scan_max]:
+        left = (item for item in parked if item[0] not in gone)
+        in_order = sorted(left, key=lambda item: (not _must_go_on(desk, item[1]), -item[1].request.priority))
+        for request_id, one in in_order[:EXPIRED_MAX]:
             said = _resumed(state, desk, state.accounts[engine_id], one)
             if said is None:
                 break
@@ -359,8 +360,9 @@ def _resumed(state: State, desk: Desk, account: Account, one: Waiting) -> Reques
     foretold = output_of(desk.outputs, settings, request, so_far=made, key=one.foretold.key)
     reserved = longer_output(desk.outputs, settings, account, request, one.foretold, so_far=made)
     prospect = parking.going_on(trial, one, foretold=foretold, now_ns=desk.now_ns)
-    must = settings.mode is Mode.OBSERVE or desk.now_ns >= one.arrived_ns + settings.resume_max_ns
-    if not must and (not account.takes_work() or _urgent_waits(state, one) or not parking.fits(prospect, settings)):
+    if not _must_go_on(desk, one) and (
+        not account.takes_work() or _urgent_waits(state, one) or not parking.fits(prospect, settings)
+    ):
         return None
     sent = parking.resident_again(trial, one, reserved=reserved, cached=prospect.cached_tokens, now_ns=desk.now_ns)
     promise(trial, sent)
@@ -372,6 +374,11 @@ def _resumed(state: State, desk: Desk, account: Account, one: Waiting) -> Reques
         kv_bytes_reserved=bytes_of(account, sent), ttft_predicted_ns=prospect.ttft_ns if prospect.judged else 0,
         slo_slack_ns=0,
     )  # fmt: skip
+
+
+def _must_go_on(desk: Desk, one: Waiting) -> bool:
+    """Whether it has been parked for as long as it may."""
+    return desk.settings.mode is Mode.OBSERVE or desk.now_ns >= one.arrived_ns + desk.settings.resume_max_ns
 
 
 def _urgent_waits(state: State, parked: Waiting) -> bool:

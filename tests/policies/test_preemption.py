@@ -248,6 +248,15 @@ def test_it_goes_on_in_bounded_time_whatever_else_there_is() -> None:
     spec.when(at(2 * S, tick(3))).then(admitted("low", resumed=True))
 
 
+def test_not_even_one_that_is_more_important_and_parked_there_later_holds_it_up_for_longer() -> None:
+    spec = parked(settings(resume_max_ns=2 * S), beat(high=9))
+    spec.when(at(1 * S, urgent("highest", 450, now=1 * S, out=300, priority=2, slack=500 * MS))).then(
+        preempted("high", "highest"), admitted("highest")
+    )
+    spec.after(at(1 * S, tick(2)), beat())
+    spec.when(at(2 * S, tick(3))).then(admitted("low", resumed=True))
+
+
 def test_it_goes_on_though_its_deadline_has_passed_long_ago() -> None:
     spec = parked(settings(resume_max_ns=600 * S)).after(at(1 * S, tick(2)), beat(), at(3 * S, tick(3)), beat())
     spec.when(finished("high")).then(admitted("low", resumed=True))
