@@ -196,8 +196,7 @@ def evolve(state: State, event: Event, now_ns: int) -> None:  # noqa: C901
         case EngineRegistered():
             _registered(state, event)
         case EngineRemoved():
-            state.engines.pop(event.engine_id, None)
-            state.shares.pop(event.engine_id, None)
+            _removed(state, event.engine_id)
         case EngineHealthChanged() if event.engine_id in state.engines:
             state.engines[event.engine_id].ready = event.health is Health.READY
         case EngineMeasured() if event.engine_id in state.engines:
@@ -305,6 +304,15 @@ def _registered(state: State, event: EngineRegistered) -> None:
     if before is not None:
         engine.ready, engine.measured_ns = before.ready, before.measured_ns
         engine.books, engine.wants = before.books, before.wants
+
+
+def _removed(state: State, engine_id: EngineId) -> None:
+    """What is open there holds nothing that counts any more: an engine that comes back begins with empty books."""
+    for one in state.open.values():
+        if one.engine_id == engine_id:
+            _let_go(state, one)
+    state.engines.pop(engine_id, None)
+    state.shares.pop(engine_id, None)
 
 
 def _set(state: State, event: SharesSet) -> None:

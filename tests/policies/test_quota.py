@@ -115,6 +115,11 @@ def test_a_removed_engine_is_forgotten_and_what_it_held_with_it() -> None:
     assert not spec.progress.state.open
 
 
+def test_what_ran_on_an_engine_before_it_left_owes_it_nothing_when_it_is_back() -> None:
+    spec = armed(asks("a"), admitted("a", 100), EngineRemoved(engine_id=EngineId("e1")), both(), finished("a"))
+    assert spec.progress.state.engines[EngineId("e1")].books.llm.held == 0
+
+
 # The division -------------------------------------------------------------------------------------------------------
 
 
