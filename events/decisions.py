@@ -60,8 +60,9 @@ class Would(StrEnum):
 class RequestAdmitted(Event, frozen=True, kw_only=True, tag="request_admitted.v1"):
     """Send it to this engine. Predicted amounts, to be held against the actual ones.
 
-    `kv_cache_tokens` = prompt (cached part included) + predicted output; `kv_bytes_reserved` the new bytes
-    it will hold at its end; `slo_slack_ns` what is left to the deadline after the predicted TTFT.
+    `kv_cache_tokens` = prompt (cached part included) + predicted output; `kv_bytes_reserved` the bytes of whole blocks
+    that it will hold at its end, shared ones included (its tenant is charged as many); of an embedding job, the
+    workspace. `slo_slack_ns` is what is left to the deadline after the predicted TTFT.
     `would` is set in observe mode only, with the `reason` that would have been given.
     """
 

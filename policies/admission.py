@@ -87,6 +87,9 @@ WAKE_STEP_NS = 10 * NS_PER_MS
 EXPIRED_MAX = 256
 """Requests refused per tick because their time is up; a wake is asked for when there are more. What is decided because
 of one record has to fit into one message."""
+DECIDED_MAX = 512
+"""Decisions because of one record, after which no further line is looked at: a line says at most `scan_max` words, and
+what is left has its turn with the next record."""
 LOST_NAMED_MAX = 1_024
 """Requests that end per record because their holders are lost; the others end with the next tick or beat."""
 
@@ -254,11 +257,23 @@ def _drain(
     desk = desk_of(state, now_ns)
     resumed = _go_on(state, desk, only=only, gone=gone) if state.parked_on else []
     lines.sort(key=partial(line_key, desk))
+    expire = expire and state.settings.mode is Mode.ENFORCE
     decisions: list[Event] = [*resumed, *(_expire(lines, now_ns, gone) if expire else ())]
     for line in lines:
-        if not line.head().lane or _any_has_quota_left(desk, line):
+        if len(decisions) >= DECIDED_MAX:
+            break
+        if desk.settings.mode is Mode.OBSERVE:
+            decisions += _let_through(desk, line, gone=gone)
+        elif not line.head().lane or _any_has_quota_left(desk, line):
             decisions += _drain_line(desk, line, only=only, gone=gone)
     return decisions
+
+
+def _let_through(desk: Desk, line: Line, *, gone: dict[RequestId, None]) -> list[Event]:
+    """What still waits when mode `observe` begins goes on, late or not; nothing is set aside."""
+    left = [one for one in line.ordered() if one.request.request_id not in gone][:EXPIRED_MAX]
+    gone.update(dict.fromkeys(one.request.request_id for one in left))
+    return [_observed(desk, one) for one in left]
 
 
 def _any_has_quota_left(desk: Desk, line: Line) -> bool:
@@ -284,7 +299,7 @@ def _drain_line(desk: Desk, line: Line, *, only: EngineId | None, gone: dict[Req
     decisions: list[Event] = []
     settings, passes = desk.settings, 0
     head: Waiting | None = None
-    if only is not None and settings.mode is Mode.ENFORCE:
+    if only is not None:
         account = desk.accounts.get(only)
         if account is None or is_backed_up(desk.trial(account), desk):
             return []
@@ -307,8 +322,6 @@ def _drain_line(desk: Desk, line: Line, *, only: EngineId | None, gone: dict[Req
 
 def _again(desk: Desk, one: Waiting, *, only: EngineId | None) -> list[Event]:
     """What is said now to a request that waits; nothing = it waits on."""
-    if desk.settings.mode is Mode.OBSERVE:
-        return [_observed(desk, one)]
     if one.until_ns <= desk.now_ns:
         return [_too_late(one)]
     # Too late on one engine is not too late on all: the next tick looks at them all.
@@ -344,8 +357,8 @@ def _go_on(state: State, desk: Desk, *, only: EngineId | None, gone: dict[Reques
         parked = account.parked.items() if account is not None else ()
         left = (item for item in parked if item[0] not in gone)
         in_order = sorted(left, key=lambda item: (not _must_go_on(desk, item[1]), -item[1].request.priority))
-        for request_id, one in in_order[:EXPIRED_MAX]:
-            said = _resumed(state, desk, state.accounts[engine_id], one)
+        for request_id, one in in_order:
+            said = _resumed(state, desk, state.accounts[engine_id], one) if len(decisions) < EXPIRED_MAX else None
             if said is None:
                 break
             decisions.append(said)

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from events.base import EngineId, Event, HolderId, RequestId
+from events.base import EngineId, Event, HolderId, RequestId, RequestKind
 from events.control import Ticked
 from events.decisions import (
     DeferReason,
@@ -38,7 +38,7 @@ from events.request import (
     RequestExpired,
     RequestFinished,
 )
-from policies import accounts, holders, ordering, parking, prefix_index, sessions, settings, tenancy, waiting
+from policies import accounts, holders, ordering, parking, placement, prefix_index, sessions, settings, tenancy, waiting
 from policies.accounts import Account, Resident
 from policies.admission_settings import AdmissionSettings
 from policies.forecast import bytes_min, trial_of
@@ -185,7 +185,7 @@ def _admitted(state: State, event: RequestAdmitted, now_ns: int) -> None:
     waiting.note_admitted(state.lines, one)
     if waiting.take(state.lines, request.request_id) is None:
         state.fresh = None
-    state.turns[group] = state.turns.get(group, 0) + 1
+    placement.count_turn(state.turns, group)
     foretold = output_of(state.outputs, state.settings, request)
     output_length.sent(state.outputs, request.request_id, foretold)
     sent = resident(
@@ -362,8 +362,8 @@ def _unpreempt(state: State, event: FirstTokenSeen, now_ns: int) -> None:
     Where the engine can preempt, the stream is held there; where it cannot, the order was not carried out."""
     account = state.accounts.get(event.engine_id)
     one = _preempted_from(state, event.request_id, event.engine_id)
-    if account is None or one is None:
-        return
+    if account is None or one is None or one.request.kind is RequestKind.EMBEDDING:
+        return  # What has no answer to go on with is done when it is finished, and not before.
     if event.request_id in state.running:
         left, _ = _release(state, event.request_id, now_ns)
         _drop_if_gone(state, left.engine_id)

@@ -111,10 +111,11 @@ def usable_blocks(account: Account, settings: AdmissionSettings) -> int:
 
 
 def share_blocks(account: Account, kind: RequestKind, settings: AdmissionSettings) -> int:
-    """The KV blocks that requests of this kind may hold there: all that are usable, where no shares are set."""
+    """The KV blocks that requests of this kind may hold there: all that are usable, where no shares are set; and a
+    share that is not 0 is at least a block, however small the engine."""
     ppm = account.llm_ppm if kind is RequestKind.LLM else account.embedding_ppm
     usable = usable_blocks(account, settings)
-    return usable if ppm < 0 else usable * ppm // PPM
+    return usable if ppm < 0 else -(-usable * ppm // PPM)
 
 
 def room_blocks(account: Account, kind: RequestKind, settings: AdmissionSettings) -> int:

@@ -86,6 +86,8 @@ def keeps_out(desk: Desk, one: Waiting) -> bool:
 
 def first_ruling(desk: Desk, fresh: Waiting, prospects: list[Prospect], line: Line | None) -> Ruling:
     """What is said to a request that just arrived; `line` are those that wait already."""
+    if desk.settings.deferral is Switch.OFF:
+        return judge(desk, prospects)  # Whoever else waits, for whatever reason.
     rule = rule_of(desk.ordering, desk.settings)
     if not rule.sets_aside:
         return _after_others(desk, fresh, prospects, line) if line is not None else judge(desk, prospects)

@@ -202,7 +202,7 @@ def _candidates(desk: Desk, trial: Trial, one: Prospect) -> Iterator[tuple[Reque
             continue
         if has_begun(resident):
             # An answer in one piece whose prefill is presumed to be over: nobody knows how far it is.
-            if account.can_preempt and resident.request.stream:
+            if account.can_preempt and resident.decodes and resident.request.stream:
                 yield request_id, resident
         elif account.can_abort:
             yield request_id, resident

@@ -36,6 +36,15 @@ KINDS: dict[Placement, Score] = {
 }
 LOOKS_AT_ROOM = frozenset({Placement.LOAD_BALANCED, Placement.AFFINITY, Placement.LOCALITY, Placement.TOPOLOGY_AWARE})
 """Kinds whose candidates need `budget_left_ppm` and `conflict`."""
+TURNS_MAX = 1_024
+"""Lines of which turns are counted; the one that nothing was placed of for longest goes first."""
+
+
+def count_turn(turns: dict[str, int], line: str) -> None:
+    """One more request of this line was placed."""
+    turns[line] = turns.pop(line, 0) + 1
+    if len(turns) > TURNS_MAX:
+        del turns[next(iter(turns))]
 
 
 def ranked(kind: Placement, candidates: Sequence[Candidate], asked: Asked) -> list[Candidate]:

@@ -3,12 +3,13 @@
 from typing import Any
 
 import msgspec
+import pytest
 
-from events.base import EngineId
+from events.base import EngineId, ModelId
 from events.control import Ticked
 from events.decisions import DeferReason, HolderLost, RequestAdmitted, WakeAsked
 from events.request import AbortReason, RequestArrived
-from policies import prefix_index
+from policies import admission, prefix_index
 from policies.admission import ADMISSION, EXPIRED_MAX, LOST_NAMED_MAX
 from policies.decider import advance, begin
 from policies.prefix_index import ENTRIES_MAX, PrefixIndex
@@ -109,6 +110,19 @@ def test_many_whose_time_is_up_at_once_are_refused_in_parts_that_fit_a_message()
     assert len(refused) == EXPIRED_MAX + spec.state.settings.scan_max
     spec.when(at(wake.at_ns - START_NS, tick(3)))
     assert len(spec.decisions) == count - len(refused)
+    assert not spec.state.lines.group_of
+
+
+def test_what_many_lines_wait_for_is_said_in_parts_that_fit_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "DECIDED_MAX", 3)
+    models = tuple(ModelId(f"m{n}") for n in range(10))
+    small, large = (
+        msgspec.structs.replace(engine("e1", step=None, seqs_max=seats), models=models) for seats in (0, 100)
+    )
+    spec = house(*(arrived(f"r{n}", 10, out=1, model=models[n]) for n in range(10)), engines=(small,))
+    spec.when(large).then(*(admitted(f"r{n}") for n in range(3)))
+    for n in range(3):
+        spec.after(tick(n))
     assert not spec.state.lines.group_of
 
 

@@ -14,6 +14,7 @@ from events.request import HolderStopped
 from tests.policies.house import admitted, full, house, rejected
 from tests.policies.words import (
     MS,
+    S,
     aborted,
     arrived,
     beat,
@@ -39,6 +40,23 @@ def test_observe_admits_at_once_and_says_what_would_have_been() -> None:
 
 def test_those_who_wait_go_at_once_when_the_mode_changes_to_observe() -> None:
     full(settings(mode="observe")).when(at(10 * MS, tick(9))).then(admitted("b", would=Would.DEFER))
+
+
+def test_what_keeps_out_of_the_way_goes_as_well_when_the_mode_changes_to_observe() -> None:
+    long = arrived("c", 400, out=100, slack=20 * S)
+    spec = full(settings(strategy="slo_aware", long_prefill_ns=1), long, settings(mode="observe"))
+    spec.when(at(10 * MS, tick(9))).then(admitted("b"), admitted("c"))
+
+
+def test_nobody_is_refused_for_being_late_once_the_mode_is_observe() -> None:
+    spec = full(*(event for n in range(1, 10) for event in (at(n * S, beat()), at(n * S, tick(n)))))
+    spec.after(settings(mode="observe"))
+    spec.when(at(10 * S, tick(10))).then(admitted("b", would=Would.REJECT))
+
+
+def test_with_deferral_off_nothing_waits_behind_those_who_wait_already() -> None:
+    spec = full(settings(deferral="off", strategy="slo_aware", passes_max=0))
+    spec.when(arrived("c", 100, slack=11 * S)).then(admitted("c"))
 
 
 @pytest.mark.parametrize("before", [(arrived("a", 100),), (arrived("a", 500, out=500), arrived("b", 500))])

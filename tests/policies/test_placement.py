@@ -9,7 +9,7 @@ from hypothesis import strategies as some
 
 from events.base import PPM, EngineId
 from policies.admission_settings import Placement
-from policies.placement import KINDS, ranked
+from policies.placement import KINDS, TURNS_MAX, count_turn, ranked
 from policies.placement.affinity import drawn_ppm
 from policies.placement.candidate import Asked, Candidate
 from policies.placement.dynamo_kv import cost_ppm
@@ -129,3 +129,12 @@ def test_every_score_is_between_0_and_1(drawn: list[Any], prompt: int, turn: int
 
 def test_every_kind_that_can_be_set_is_there() -> None:
     assert set(KINDS) == set(Placement)
+
+
+def test_turns_are_counted_of_a_bounded_number_of_lines() -> None:
+    turns: dict[str, int] = {}
+    for number in range(2 * TURNS_MAX):
+        count_turn(turns, f"llm:m{number}")
+        count_turn(turns, "llm:m")
+    assert len(turns) == TURNS_MAX
+    assert turns["llm:m"] == 2 * TURNS_MAX

@@ -78,6 +78,12 @@ KEEPS_ITS_PLACE: dict[str, tuple[tuple[Any, ...], dict[str, Any], RequestArrived
     "every answer that has begun is protected": ((settings(protect_ppm=0),), {}, LOW, urgent()),
     "it was preempted too often": ((settings(preemptions_max=0),), {}, LOW, urgent()),
     "the engine cannot": ((), {"engines": CANNOT}, LOW, urgent()),
+    "it has no answer to go on with": (
+        (),
+        {"engines": (engine("e1", can_preempt=True, embedding=True, batch_tokens_max=900),)},
+        embedding("low", 900, stream=True),
+        urgent(slack=15 * MS),
+    ),
     "it would not be in time in its place either": ((), {}, LOW, urgent(slack=39 * MS)),
 }
 

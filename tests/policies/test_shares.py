@@ -43,6 +43,14 @@ def test_the_first_of_its_kind_may_be_larger_than_the_share() -> None:
     mixed(shares(0)).when(arrived("r", 500)).then(deferred("r", DeferReason.SHARE), said(WakeAsked))
 
 
+def test_a_share_of_less_than_a_block_lets_one_after_the_other_go() -> None:
+    """Rounded down to nothing it would starve its kind, though somebody gave it a share."""
+    spec = mixed(shares(1)).when(arrived("a", 300, out=10)).then(admitted("a"))
+    spec.when(arrived("b", 300, out=10)).then(deferred("b", DeferReason.SHARE), said(WakeAsked))
+    spec.when(finished("a")).then(admitted("b"))
+    mixed(shares(999_999)).when(embedding("r", 500)).then(admitted("r"))
+
+
 def test_the_share_counts_all_that_its_kind_holds_and_nothing_else() -> None:
     spec = mixed(shares(500_000), arrived("a", 300, out=50))
     spec.when(embedding("vector", 300)).then(admitted("vector"))
