@@ -31,6 +31,7 @@ class DeferReason(StrEnum):
     TENANT_QUOTA = "tenant_quota"
     SESSION_SLOT = "session_slot"
     SET_ASIDE = "set_aside"
+    KEPT_FOR_OTHERS = "kept_for_others"
 
 
 class PreemptReason(StrEnum):

@@ -33,7 +33,14 @@ PRESETS: dict[str, Preset] = {
     # The same with load-aware early rejection: what could not be in time is refused at once, nothing waits here. Its
     # chunk budget is the engine's `batch_tokens_max`.
     "honest_rival": {
-        "admission": {"mode": "enforce", "deferral": "off", "placement": "prefix_affinity", "tpot_margin_ppm": 0},
+        "admission": {
+            "mode": "enforce",
+            "deferral": "off",
+            "placement": "prefix_affinity",
+            "strategy": "fifo",
+            "tpot_margin_ppm": 0,
+            "fairness_ppm": 0,
+        },
         **_ALONE,
     },
     # Peers' rules as published; each one's source stands in `policies.placement`.

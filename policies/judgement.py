@@ -23,18 +23,18 @@ from dataclasses import dataclass, field
 from events.base import NS_PER_S, PPM, EngineId, ModelId, RequestId, RequestKind, TenantId
 from events.decisions import DeferReason, RejectReason
 from events.request import RequestArrived
-from policies import placement, sessions
+from policies import kept_room, ordering, placement, sessions
 from policies.accounts import Account, Resident, bytes_of, kv_tokens
 from policies.admission_settings import AdmissionSettings
 from policies.forecast import (
     Prospect,
     Trial,
     alone_ns,
-    backlog_ns,
     blocked,
     budget_left_ppm,
     bytes_wanted,
     can_ever_hold,
+    is_backed_up,
     is_full,
     longest_output,
     promise,
@@ -115,6 +115,8 @@ class Desk:
     session_tokens: dict[ModelId, int] = field(default_factory=dict)
     preempts_left: int = PREEMPTS_MAX
     ordering: Ordering = field(default_factory=Ordering)
+    kept_tokens: int | None = None
+    """Prompt tokens for which room is kept, once it was asked for."""
 
     def trial(self, account: Account) -> Trial:
         """The engine with what was promised on it."""
@@ -193,15 +195,13 @@ def _candidate(desk: Desk, position: int, one: Prospect, *, looks: bool) -> Cand
         account.engine_id, position, load.decode_context + load.prefill_context, one.cached_tokens, one.ttft_ns,
         load.prefill_tokens, account.block_tokens, account.labels,
         budget_left_ppm(one, desk.settings) if looks else PPM,
-        looks and (is_full(one.trial, one.request, desk.settings) or is_backed_up(one.trial, desk)),
+        looks and (is_full(one.trial, one.request, desk.settings) or has_no_turn(one.trial, desk)),
     )  # fmt: skip
 
 
-def is_backed_up(trial: Trial, desk: Desk) -> bool:
+def has_no_turn(trial: Trial, desk: Desk) -> bool:
     """Whether so much prefill work stands before the engine that nobody who waits goes there."""
-    limit_ns = desk.settings.backlog_max_ns
-    limited = limit_ns and trial.account.step is not None and trial.load.prefill_tokens
-    return bool(limited) and backlog_ns(trial, desk.now_ns) > limit_ns
+    return trial.account.step is not None and is_backed_up(trial, desk.settings, desk.now_ns)
 
 
 def holding(desk: Desk, request: RequestArrived, avoid: EngineId) -> list[Account] | Reject:
@@ -239,7 +239,8 @@ def judge(desk: Desk, prospects: list[Prospect], *, ahead_ns: int = 0, may_go: b
     assert reason is not None, "an engine where it is in time either takes it or says why not"
     if settings.deferral is Switch.OFF and reason is DeferReason.TENANT_QUOTA:
         return Reject(RejectReason.TENANT_QUOTA, RETRY_AFTER_MIN_NS)
-    return Defer(reason, request.deadline_ns - with_margin(work_ns, settings), work_ns)
+    control_ns = min(one.trial.account.control_ns for one in prospects)
+    return Defer(reason, request.deadline_ns - control_ns - with_margin(work_ns, settings), work_ns)
 
 
 def hindrance(desk: Desk, one: Prospect) -> DeferReason | None:
@@ -250,7 +251,18 @@ def hindrance(desk: Desk, one: Prospect) -> DeferReason | None:
         return None
     if desk.settings.session_slots is Switch.ON and lacks_slot(desk, one.request):
         return DeferReason.SESSION_SLOT
-    return blocked(one, desk.settings, desk.now_ns)
+    why = blocked(one, desk.settings, desk.now_ns)
+    return DeferReason.KEPT_FOR_OTHERS if why is None and takes_kept_room(desk, one) else why
+
+
+def takes_kept_room(desk: Desk, one: Prospect) -> bool:
+    """Whether it would take the room that is kept for prompts that lag behind, and is none of them."""
+    if desk.kept_tokens is None:
+        desk.kept_tokens = ordering.kept_tokens(desk.ordering, desk.settings)
+    if not desk.kept_tokens or ordering.lags(desk.ordering, one.request, desk.settings):
+        return False
+    trials = [desk.trial(account) for account in serving(desk, one.request, EngineId(""))]
+    return kept_room.takes_it(one, trials, kept_tokens=desk.kept_tokens, settings=desk.settings)
 
 
 def lacks_slot(desk: Desk, request: RequestArrived) -> bool:

@@ -62,6 +62,9 @@ _DEFER: dict[DeferReason, str] = {
     DeferReason.SET_ASIDE: (
         "Not all that waits can be in time, so the longest prefills are set aside; it goes when there is room for it."
     ),
+    DeferReason.KEPT_FOR_OTHERS: (
+        _IN_TIME + "it would take the room that is kept for prompts of a length that is served less (fairness_ppm)."
+    ),
 }  # fmt: skip
 _PREEMPT: dict[PreemptReason, str] = {
     PreemptReason.MORE_URGENT: "A strictly more urgent request needs the room, and this one is the one to give way.",

@@ -62,6 +62,11 @@ def lags(ordering: Ordering, request: RequestArrived, settings: AdmissionSetting
     return fairness.lags(ordering.standings, request, fairness_ppm=settings.fairness_ppm)
 
 
+def kept_tokens(ordering: Ordering, settings: AdmissionSettings) -> int:
+    """Prompt tokens for which room is kept (0 = none): see `policies.kept_room`."""
+    return fairness.kept_tokens(ordering.standings, fairness_ppm=settings.fairness_ppm)
+
+
 def shares_set(ordering: Ordering, event: SharesSet) -> None:
     """Quota divided the memory anew."""
     kind_turns.weigh(ordering.turns, event)

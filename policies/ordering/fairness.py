@@ -2,7 +2,9 @@
 
 An order that keeps the most requests in time does it at the expense of the long ones, and of the tenants that send
 them. So there is a floor: a class (or tenant) of which less is served than `fairness_ppm` of what is served overall is
-not set aside, need not keep to the long lane, and has its turn first until it has caught up.
+not set aside, need not keep to the long lane, and has its turn first until it has caught up. For a class of prompts
+that lags behind memory is kept, too: what runs for seconds would not make room within the slack of one second, so
+nobody else is let in where no prompt of its mean length would fit any more.
 
 What is counted is what was decided: offered = admitted or refused, served = admitted (which is said only of what will
 be in time). Counters decay by halves whenever HALVE_AT requests were decided, so they tell of the last few hundred.
@@ -24,17 +26,18 @@ PROMPT_CLASSES = (4_096, 16_384, 32_768)
 UNIT = 1_024
 """What one request counts, so that halving loses little."""
 HALVE_AT = 512 * UNIT
-OFFERED_MIN = 16 * UNIT
+OFFERED_MIN = 8 * UNIT
 """A class or tenant with less has no standing yet."""
 TENANTS_MAX = 256
 """Tenants that are counted; the one that was heard of longest ago goes first."""
 
 
 class Standing(msgspec.Struct):
-    """How much was decided, and how much of it was served; decaying, in units of UNIT."""
+    """How much was decided, how much of it was served, and the prompt tokens of all; decaying, in units of UNIT."""
 
     offered: int = 0
     served: int = 0
+    tokens: int = 0
 
 
 def _classes() -> list[Standing]:
@@ -65,10 +68,12 @@ def decided(standings: Standings, request: RequestArrived, *, served: bool) -> N
     for one in (standings.overall, standings.classes[class_of(request)], tenant):
         one.offered += UNIT
         one.served += UNIT * served
+        one.tokens += UNIT * request.prompt_tokens
     if standings.overall.offered >= HALVE_AT:
         for one in (standings.overall, *standings.classes, *standings.tenants.values()):
             one.offered //= 2
             one.served //= 2
+            one.tokens //= 2
 
 
 def lags(standings: Standings, request: RequestArrived, *, fairness_ppm: int) -> bool:
@@ -80,6 +85,16 @@ def lags(standings: Standings, request: RequestArrived, *, fairness_ppm: int) ->
         return True
     tenant = standings.tenants.get(request.tenant)
     return tenant is not None and _behind(tenant, overall, fairness_ppm)
+
+
+def kept_tokens(standings: Standings, *, fairness_ppm: int) -> int:
+    """Prompt tokens for which room is kept: the mean of the longest class of prompts that lags behind (0 = none)."""
+    if not fairness_ppm:
+        return 0
+    for one in reversed(standings.classes[: len(PROMPT_CLASSES) + 1]):
+        if _behind(one, standings.overall, fairness_ppm):
+            return one.tokens // one.offered
+    return 0
 
 
 def _behind(one: Standing, overall: Standing, fairness_ppm: int) -> bool:

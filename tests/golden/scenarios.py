@@ -106,6 +106,18 @@ HOLDER_LOST: Day = [
     *seconds(8, 9, beat("h", "2")), (9_500 * MS, HolderStopped(holder=HolderId("h"))),
 ]  # fmt: skip
 
+KEPT_ROOM: Day = [
+    (0, engine("e1", blocks=10_000, seqs_max=64, batch_tokens_max=10_000, context_tokens_max=90_000)), (0, tick(0)),
+    *((n * MS, event) for n in range(10) for event in (
+        arrived(f"long{n}", 20_000, slack=1, now=n * MS), arrived(f"s{n}", 2_000, out=50, slack=50 * S, now=n * MS),
+        first_token(f"s{n}"), finished(f"s{n}", out=20),
+    )),
+    (20 * MS, arrived("big", 70_000, out=900, slack=50 * S, now=20 * MS)), (90 * MS, first_token("big")),
+    (95 * MS, arrived("waits", 12_000, out=90, slack=50 * S, now=95 * MS)),
+    (97 * MS, arrived("goes", 20_000, out=90, slack=50 * S, now=97 * MS)), (150 * MS, first_token("goes")),
+    *seconds(1, 2, beat()), (2_100 * MS, finished("big", out=300)), *seconds(3, 4, beat()),
+]  # fmt: skip
+
 OBSERVE: Day = [
     (0, engine("e1")), (0, engine("e2")), (0, tick(0)),
     *((n * MS, arrived(f"r{n}", 300 + n, out=200, now=n * MS, slack=(100 + 5 * n) * MS)) for n in range(12)),
@@ -247,6 +259,7 @@ DAYS: dict[str, tuple[dict[str, Any], Day]] = {
     "shares": ({}, SHARES),
     "sessions": ({}, SESSIONS),
     "set_aside": ({}, SET_ASIDE),
+    "kept_room": ({}, KEPT_ROOM),
     "orderings": ({}, ORDERINGS),
     "placements": ({}, PLACEMENTS),
     "observe": ({"mode": "observe", "placement": "round_robin"}, OBSERVE),
