@@ -6,7 +6,7 @@ is taken out of the sums, changed, and put back: no sum can drift.
 
 import msgspec
 
-from events.base import PPM, EngineId, ModelId, RequestId, RequestKind, SliceId
+from events.base import NS_PER_S, PPM, EngineId, ModelId, RequestId, RequestKind, SliceId
 from events.decisions import SharesSet
 from events.engine import EngineMeasured, EngineRegistered, Health, StepModel
 from events.request import RequestArrived
@@ -19,6 +19,10 @@ from policies.waiting import Waiting
 
 BEAT_TOKENS = 64
 """Tokens that a decode may have made since its holder last said so: no sign of somebody else's use."""
+CONTROL_MAX_NS = NS_PER_S
+"""The longest way from a decision to its engine that is believed: what takes longer was held up by something else."""
+CONTROL_FADE = 16
+"""The newest of these ways counts one part in so many."""
 KV_TOKENS_DEFAULT = 1_000_000
 """Tokens that an engine which does not tell the size of its KV is taken to hold."""
 
@@ -41,6 +45,8 @@ class Resident(msgspec.Struct, kw_only=True):
     output_expected: int
     admitted_ns: int
     ttft_raw_ns: int
+    begun_ns: int = 0
+    """From when `ttft_raw_ns` counts: from its dispatch if no prefill stood before it, else from its admission."""
     due_ns: int = 0
     """When its prefill is presumed to be over, where nobody tells: its answer comes in one piece. 0 = it is told."""
     presumed: bool = False
@@ -110,6 +116,8 @@ class Account(msgspec.Struct, kw_only=True):
     priorities: dict[int, int] = msgspec.field(default_factory=dict)
     head_since_ns: int = 0
     """When the first of `prefilling` came to its turn."""
+    control_ns: int = 0
+    """How long it takes of late from a decision to its holder's call: log, decider and holder together."""
     load: Load = msgspec.field(default_factory=Load)
     foreign_blocks: int = 0
     excess_blocks: int = 0
@@ -202,11 +210,24 @@ def hold(account: Account, request_id: RequestId, resident: Resident) -> None:
     shared_prefix.hold(account.shared, _slices_of(resident), slice_tokens=resident.request.slice_tokens)
     priority = resident.request.priority
     account.priorities[priority] = account.priorities.get(priority, 0) + 1
+    resident.begun_ns = resident.admitted_ns
     if resident.prefilling:
         if not account.prefilling:
-            account.head_since_ns = resident.admitted_ns
+            resident.begun_ns += account.control_ns
+            account.head_since_ns = resident.begun_ns
         account.prefilling[request_id] = resident.uncached_tokens
     count(account.load, account, resident, 1)
+
+
+def dispatched(account: Account, request_id: RequestId, now_ns: int) -> None:
+    """Its holder is about to call the engine. Only now the turn of one at the head of the line begins."""
+    resident = account.residents[request_id]
+    took_ns = min(max(now_ns - resident.admitted_ns, 0), CONTROL_MAX_NS)
+    account.control_ns += (took_ns - account.control_ns) // CONTROL_FADE
+    if next(iter(account.prefilling), None) == request_id:
+        if resident.begun_ns == account.head_since_ns:
+            resident.begun_ns = account.head_since_ns = now_ns
+        account.head_since_ns = max(account.head_since_ns, now_ns)
 
 
 def first_token(account: Account, request_id: RequestId, now_ns: int) -> None:
@@ -215,7 +236,7 @@ def first_token(account: Account, request_id: RequestId, now_ns: int) -> None:
     if resident.token_ns or not (resident.prefilling or resident.presumed):
         return
     take_in(
-        account.correction, seen_ns=max(0, now_ns - resident.admitted_ns), predicted_ns=resident.ttft_raw_ns,
+        account.correction, seen_ns=max(0, now_ns - resident.begun_ns), predicted_ns=resident.ttft_raw_ns,
         modelled=account.step is not None,
     )  # fmt: skip
     if resident.presumed:

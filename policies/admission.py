@@ -38,6 +38,7 @@ from events.decisions import (
 )
 from events.engine import EngineHealthChanged, EngineMeasured, EngineRegistered, EngineRemoved
 from events.request import (
+    DispatchStarted,
     FirstTokenSeen,
     HolderBeat,
     HolderStopped,
@@ -64,9 +65,9 @@ from policies.judgement import (
     Ruling,
     Verdict,
     clear,
+    has_no_turn,
     has_quota_left,
     holding,
-    is_backed_up,
     judge,
     longer_output,
     output_of,
@@ -301,7 +302,7 @@ def _drain_line(desk: Desk, line: Line, *, only: EngineId | None, gone: dict[Req
     head: Waiting | None = None
     if only is not None:
         account = desk.accounts.get(only)
-        if account is None or is_backed_up(desk.trial(account), desk):
+        if account is None or has_no_turn(desk.trial(account), desk):
             return []
     for one in islice(lineup(desk, line, gone=gone), settings.scan_max):
         if head is not None and passes <= 0:
@@ -428,8 +429,8 @@ ADMISSION: Decider[State] = Decider(
     configure=configure,
     explain=explain,
     takes=frozenset({
-        RequestArrived, FirstTokenSeen, RequestFinished, RequestAborted, RequestExpired, HolderBeat, HolderStopped,
-        OutputPredicted, EngineRegistered, EngineRemoved, EngineHealthChanged, EngineMeasured, Ticked,
+        RequestArrived, DispatchStarted, FirstTokenSeen, RequestFinished, RequestAborted, RequestExpired, HolderBeat,
+        HolderStopped, OutputPredicted, EngineRegistered, EngineRemoved, EngineHealthChanged, EngineMeasured, Ticked,
         SharesSet, TenantQuotaSet,
     }),
 )  # fmt: skip

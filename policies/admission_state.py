@@ -29,6 +29,7 @@ from events.decisions import (
 from events.engine import EngineHealthChanged, EngineMeasured, EngineRegistered, EngineRemoved
 from events.request import (
     AbortReason,
+    DispatchStarted,
     FirstTokenSeen,
     HolderBeat,
     HolderStopped,
@@ -122,6 +123,8 @@ def evolve(state: State, event: Event, now_ns: int) -> None:  # noqa: C901
         case RequestRejected() | RequestExpired():
             _refused(state, event)
             _forget(state, event.request_id, now_ns)
+        case DispatchStarted():
+            _dispatched(state, event, now_ns)
         case FirstTokenSeen():
             _first_token(state, event, now_ns)
         case RequestFinished():
@@ -346,6 +349,12 @@ def _preempted_from(state: State, request_id: RequestId, engine_id: EngineId) ->
         return None
     sent = account.residents[request_id]
     return parking.as_waiting(sent) if sent.preempted_on == engine_id and not accounts.has_begun(sent) else None
+
+
+def _dispatched(state: State, event: DispatchStarted, now_ns: int) -> None:
+    account = _account_of(state, event.request_id)
+    if account is not None and account.engine_id == event.engine_id:
+        accounts.dispatched(account, event.request_id, now_ns)
 
 
 def _first_token(state: State, event: FirstTokenSeen, now_ns: int) -> None:

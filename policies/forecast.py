@@ -26,6 +26,9 @@ from policies.predictors.step_time import step_ns
 from policies.predictors.tpot import Decoding, Pace, breaks_pace
 from policies.predictors.ttft import NOMINAL, SAMPLES_MIN, prefill_pairs, work_ns
 
+AHEAD = 4
+"""An engine gets work ahead for so many ways from a decision to it. While the one before is computed the next is under
+way, so an engine without work loses at most one part in so many: a longer prefill is followed by one such gap."""
 EXPECTED_LEFT_MIN = 3
 """A running answer is taken to have at least one part in so many of its expected length still to come."""
 
@@ -152,11 +155,12 @@ def resident_of(
     pairs = prefill_pairs(prompt=prompt, cached=cached, inputs=request.inputs)
     raw_ns = raw_ttft_ns(trial, tokens=uncached, pairs=pairs, now_ns=now_ns)
     told = request.stream or request.kind is RequestKind.EMBEDDING
+    due_ns = now_ns + lead_ns(trial) + raw_ns * account.correction.ratio_ppm // PPM
     return Resident(
         request=request, foretold=foretold, decodes=request.kind is RequestKind.LLM,
         prompt_tokens=held_tokens(account, request), uncached_tokens=uncached,
         pairs=pairs, output_reserved=reserved, output_expected=min(foretold.expected, reserved), admitted_ns=now_ns,
-        ttft_raw_ns=raw_ns, due_ns=0 if told else now_ns + raw_ns * account.correction.ratio_ppm // PPM,
+        ttft_raw_ns=raw_ns, due_ns=0 if told else due_ns,
     )  # fmt: skip
 
 
@@ -170,7 +174,14 @@ def prospect(trial: Trial, request: RequestArrived, *, foretold: Foretold, now_n
     raw_ns = raw_ttft_ns(trial, tokens=max(prompt - cached, 1), pairs=pairs, now_ns=now_ns)
     correction = account.correction
     judged = account.step is not None or correction.samples >= SAMPLES_MIN
-    return Prospect(trial, request, cached, foretold, raw_ns, raw_ns * correction.ratio_ppm // PPM, judged)
+    ttft_ns = lead_ns(trial) + raw_ns * correction.ratio_ppm // PPM
+    return Prospect(trial, request, cached, foretold, raw_ns, ttft_ns, judged)
+
+
+def lead_ns(trial: Trial) -> int:
+    """How long an engine without prefill work waits until a request that is sent there now arrives. Behind other
+    work, the way there costs nothing."""
+    return 0 if trial.load.prefill_tokens else trial.account.control_ns
 
 
 def reserved_tokens(one: Prospect, settings: AdmissionSettings) -> int:
@@ -271,8 +282,7 @@ def blocked(one: Prospect, settings: AdmissionSettings, now_ns: int) -> DeferRea
         why = lacks(one, settings)
         if why is not None:
             return why
-    limited = settings.backlog_max_ns and one.judged and load.prefill_tokens
-    if limited and backlog_ns(one.trial, now_ns) > settings.backlog_max_ns:
+    if one.judged and is_backed_up(one.trial, settings, now_ns):
         return DeferReason.PREFILL_BACKLOG
     if settings.tpot_margin_ppm and account.step is not None and _breaks_pace(one, settings, now_ns):
         return DeferReason.TPOT_GUARD
@@ -293,6 +303,13 @@ def backlog_ns(trial: Trial, now_ns: int) -> int:
         raw_ns = raw_ttft_ns(trial, tokens=0, pairs=0, now_ns=now_ns) if trial.load.prefill_tokens else 0
         trial.backlog_ns = raw_ns * trial.account.correction.ratio_ppm // PPM
     return trial.backlog_ns
+
+
+def is_backed_up(trial: Trial, settings: AdmissionSettings, now_ns: int) -> bool:
+    """Whether so much prefill work stands before the engine that what waits loses nothing by waiting here."""
+    if not settings.backlog_max_ns or not trial.load.prefill_tokens:
+        return False
+    return backlog_ns(trial, now_ns) > settings.backlog_max_ns + AHEAD * trial.account.control_ns
 
 
 def budget_blocks(account: Account, settings: AdmissionSettings) -> int:
