@@ -402,7 +402,7 @@ def _finished(state: State, event: RequestFinished, now_ns: int) -> None:
 def _aborted(state: State, event: RequestAborted, now_ns: int) -> None:
     engine_id = state.running.get(event.request_id)
     _forget(state, event.request_id, now_ns)
-    if engine_id is None or event.reason is not AbortReason.ENGINE_LOST:
+    if engine_id is None or event.engine_id not in ("", engine_id) or event.reason is not AbortReason.ENGINE_LOST:
         return  # Who runs nothing there cannot know.
     account = state.accounts.get(engine_id)
     if account is not None:

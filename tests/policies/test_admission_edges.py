@@ -135,6 +135,13 @@ def test_who_runs_nothing_on_an_engine_cannot_call_it_lost() -> None:
     assert spec.state.lost_on == {}
 
 
+def test_an_engine_that_a_request_was_lost_on_before_it_was_sent_elsewhere_is_not_the_one_it_is_on_now() -> None:
+    spec = house(arrived("a"), engines=(engine("e1"), engine("e2")))
+    spec.after(aborted("a", AbortReason.ENGINE_LOST, engine_id=EngineId("e2"), final=False))
+    assert not any(account.suspect for account in spec.state.accounts.values())
+    assert spec.state.lost_on == {}
+
+
 def test_progress_beyond_what_an_engine_can_hold_is_not_believed() -> None:
     spec = house(arrived("a", 100, out=100), first_token("a"), beat(a=10**30))
     assert spec.state.accounts["e1"].load.decode_context == 100 + 1_000
