@@ -1,10 +1,16 @@
 """The docs hold: links lead somewhere, and every command that they name is there."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
+from events.decisions import DeferReason, RejectReason
+from policies.admission_settings import Placement, Strategy
+from policies.catalog import ACTORS, PRESETS
+from policies.memory.kinds import EvictionKind
+from policies.predictors.output_length import OutputPredictor
 from services.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -12,6 +18,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("depl
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)(?:#[^)\s]*)?\)")
 CODE = re.compile(r"`([^`\n]+)`|^(?: {4}|\t)(.+)$", re.MULTILINE)
 MAKE = re.compile(r"(?:^|&& |\| )make ([a-z][a-z-]*)")
+REFUSED = [reason for reason in RejectReason if reason is not RejectReason.KV_BUDGET]
+"""What admission says; of memory it has another word, to wait."""
 TIDEGATE = re.compile(r"(?:^|&& |\| |/)tidegate ([a-z]+)")
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -35,6 +43,16 @@ def test_named_targets_and_commands_are_there(page: Path) -> None:
 def test_the_pages_are_found() -> None:
     assert {"README.md", "CONTRIBUTING.md", "ARCHITECTURE.md"} <= {page.name for page in PAGES}
     assert "demo" in _targets()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [ACTORS, PRESETS, Placement, Strategy, EvictionKind, OutputPredictor, DeferReason, REFUSED],
+    ids=["actors", "presets", "placements", "strategies", "evictions", "predictors", "deferred", "rejected"],
+)
+def test_the_page_of_policies_names_every_kind(names: Iterable[str]) -> None:
+    page = (ROOT / "docs" / "policies.md").read_text()
+    assert [str(name) for name in names if f"`{name}`" not in page and f"| {name} |" not in page] == []
 
 
 def _targets() -> set[str]:
