@@ -5,6 +5,8 @@
   batch. The scale is the speed: 2.0 offers the same requests in half the time.
 - `conversation_spread`: the same windows, each arrival at a drawn moment of its three seconds. Less bursty than the
   trace says, and nearer to what people do.
+- `conversation_embedding`: the windows of `conversation` with waves of embedding jobs, as those of `mixed`, on the same
+  four engines: what a fleet sees that serves both. The waves are drawn by the seed; their pace goes with the speed.
 - `mixed`: sessions of three tenants and waves of embedding jobs (`replay.workloads.mixed`) on two engines with little
   KV. A seed draws everything. The scale is the number of sessions and waves, not their pace.
 
@@ -29,7 +31,7 @@ from replay.costmodel import registered
 from replay.traces.mooncake import read_mooncake
 from replay.workloads.base import Arrival
 from replay.workloads.facts import Slo
-from replay.workloads.mixed import EMBEDDING_MODEL, ENGINE_KV_TOKENS, LLM_MODEL, Mixed, mixed
+from replay.workloads.mixed import EMBEDDING_MODEL, ENGINE_KV_TOKENS, LLM_MODEL, Mixed, mixed, waves
 from replay.workloads.mixed import ENGINES as MIXED_ENGINES
 
 CONVERSATION_ENGINES = 4
@@ -45,12 +47,14 @@ class Workload(StrEnum):
 
     CONVERSATION = "conversation"
     SPREAD = "conversation_spread"
+    EMBEDDING = "conversation_embedding"
     MIXED = "mixed"
 
 
 SWEEPS: dict[Workload, tuple[float, ...]] = {
     Workload.CONVERSATION: (0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6),
     Workload.SPREAD: (1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7),
+    Workload.EMBEDDING: (0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6),
     Workload.MIXED: (0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8),
 }
 """Scales among which the knee is looked for."""
@@ -101,9 +105,9 @@ def arrivals(offer: Offer) -> list[Arrival]:
 
 def engines(workload: Workload, batch_tokens: int) -> list[EngineRegistered]:
     """The engines that a workload is meant for, with that chunk budget."""
-    mixes = workload is Workload.MIXED
-    count, kv_tokens = (MIXED_ENGINES, ENGINE_KV_TOKENS) if mixes else (CONVERSATION_ENGINES, 0)
-    models = (LLM_MODEL, EMBEDDING_MODEL) if mixes else (LLM_MODEL,)
+    small, both = workload is Workload.MIXED, workload in (Workload.MIXED, Workload.EMBEDDING)
+    count, kv_tokens = (MIXED_ENGINES, ENGINE_KV_TOKENS) if small else (CONVERSATION_ENGINES, 0)
+    models = (LLM_MODEL, EMBEDDING_MODEL) if both else (LLM_MODEL,)
     described = registered("", models, kv_tokens=kv_tokens)
     capability = msgspec.structs.replace(described.capability, batch_tokens_max=batch_tokens)
     return [
@@ -133,7 +137,19 @@ def _window(offer: Offer) -> list[Arrival]:
     drawn = [(one.at_ns + rng.randrange(spread_ns), rng.random(), one) for one in whole[first:last]]
     drawn.sort(key=lambda each: each[:2])
     start_ns = drawn[0][0]
+    if offer.workload is Workload.EMBEDDING:
+        drawn += _embeddings(rng, offer.extent.window_s, start_ns)
+        drawn.sort(key=lambda each: each[:2])
     return [msgspec.structs.replace(one, at_ns=int((at_ns - start_ns) / offer.scale)) for at_ns, _, one in drawn]
+
+
+def _embeddings(rng: Random, seconds: int, start_ns: int) -> list[tuple[int, float, Arrival]]:
+    """Waves over so many seconds of the trace, as many a second as in `mixed`."""
+    shape = _grown(Mixed(), seconds, 1.0)
+    return [
+        (start_ns + one.at_ns, rng.random(), msgspec.structs.replace(one, request_id=f"v{number}"))
+        for number, one in enumerate(waves(rng, shape, seconds * 1_000))
+    ]
 
 
 @cache

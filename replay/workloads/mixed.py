@@ -67,7 +67,7 @@ def mixed(seed: int, shape: Mixed = MIXED_DEFAULT) -> list[Arrival]:
     drawn: list[Arrival] = []
     for number, start_ms in enumerate(starts_ms):
         drawn += _session(rng, shape, number, start_ms, span_ms)
-    drawn += _waves(rng, shape, span_ms)
+    drawn += waves(rng, shape, span_ms)
     drawn.sort(key=lambda arrival: (arrival.at_ns, arrival.session, arrival.prompt_tokens))
     return [msgspec.structs.replace(arrival, request_id=f"m{number}") for number, arrival in enumerate(drawn)]
 
@@ -111,7 +111,8 @@ def _session(rng: Random, shape: Mixed, number: int, start_ms: int, span_ms: int
     return turns
 
 
-def _waves(rng: Random, shape: Mixed, span_ms: int) -> list[Arrival]:
+def waves(rng: Random, shape: Mixed, span_ms: int) -> list[Arrival]:
+    """The embedding waves alone, in no order and without names."""
     out: list[Arrival] = []
     for wave in range(shape.waves):
         wave_ms = rng.randrange(span_ms)

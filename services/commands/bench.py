@@ -55,7 +55,7 @@ def command() -> None:
     "--workloads",
     default="conversation,mixed",
     show_default=True,
-    help="Any of conversation, conversation_spread, mixed.",
+    help="Any of conversation, conversation_spread, conversation_embedding, mixed.",
 )
 @click.option("--jobs", type=click.IntRange(min=1), help="Runs at a time (default: one a core).")
 @click.option("--out", "made", type=FILE, help="Write the whole report there as JSON, too.")

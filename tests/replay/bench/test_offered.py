@@ -61,6 +61,18 @@ def test_batches_stay_whole_unless_they_are_spread(trace: str) -> None:
     assert sorted(names(whole)) == sorted(names(spread))
 
 
+def test_waves_of_embedding_jobs_come_on_top_of_the_window(trace: str) -> None:
+    window, both = arrivals(offer(trace)), arrivals(offer(trace, workload=Workload.EMBEDDING))
+    jobs = [one for one in both if one.kind is RequestKind.EMBEDDING]
+    assert sorted(names([one for one in both if one.kind is RequestKind.LLM])) == sorted(names(window))
+    assert jobs
+    assert [one.at_ns for one in both] == sorted(one.at_ns for one in both)
+    assert len(set(names(both))) == len(both), "every request has a name of its own"
+    assert {model for each in engines(Workload.EMBEDDING, 1_024) for model in each.models} == {
+        one.model for one in both
+    }
+
+
 def test_a_window_without_a_trace_is_drawn() -> None:
     found = arrivals(offer())
     assert found
