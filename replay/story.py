@@ -6,6 +6,7 @@ Also where to look when somebody asks about an id: a request's, or the place of 
 from collections import deque
 from collections.abc import Iterator
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -166,10 +167,12 @@ def answers_to(source: Source, place: Cause) -> tuple[str, ...]:
 
 
 def near(source: Source, request_id: str) -> list[str]:
-    """Ids of requests in the log that look like one that is not there."""
+    """Ids of requests in the log that look like one that is not there: those that have it as a part first (a client's
+    own id without the client's name before it)."""
     ids: deque[str] = deque(maxlen=IDS_MAX)
     for message in source:
         if RequestArrived.event_tag().encode() in message.body:
             records = codec.decode(message.seq, message.subject, message.body)
             ids += [one.event.request_id for one in records if isinstance(one.event, RequestArrived)]
-    return get_close_matches(request_id, ids, n=NEAR_MAX)
+    having = list(islice((one for one in ids if request_id in one), NEAR_MAX))
+    return having or get_close_matches(request_id, ids, n=NEAR_MAX)

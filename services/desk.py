@@ -137,8 +137,9 @@ def _read(body: bytes, kind: type[Any]) -> Any:
     try:
         return msgspec.json.decode(body or b"{}", type=kind)
     except msgspec.DecodeError as error:
-        fields = ", ".join(field.name for field in msgspec.structs.fields(kind)) or "none"
-        raise Refused(f"{error} (allowed: JSON with the fields {fields})") from error
+        fields = ", ".join(field.name for field in msgspec.structs.fields(kind))
+        allowed = f"JSON with the fields {fields}" if fields else "nothing, or {}"
+        raise Refused(f"{error} (allowed: {allowed})") from error
 
 
 def _answering(answer: Answer) -> Callable[[Request], Awaitable[None]]:

@@ -29,6 +29,8 @@ SAID: dict[str, tuple[str, ...]] = {
     "request_aborted.v1": ("reason", "engine_id", "final"),
 }
 """The fields of a step that a line has room for; of other kinds, all that fit."""
+ENGINES_MAX = 4
+"""Engines told of where the pool as a whole was spoken of; `--json` has all."""
 
 
 def show(answer: "Answer", console: "Console") -> None:
@@ -71,6 +73,8 @@ def _show_decision(told: "Told", console: "Console") -> None:
         _line(console, "  because " if number else "  record  ", said)
     for request in one.knew.get("requests", ()):
         _show_known(request, console)
+    if "requests" not in one.knew and "engine_id" in one.decision:
+        _show_engines(one.knew.get("engines", []), str(one.decision["engine_id"]), console)
     for flip in one.flips:
         nearest = "nearest " if flip == one.flip and len(one.flips) > 1 else ""
         _line(console, "  flip    ", nearest + _flip(flip))
@@ -106,6 +110,33 @@ def _engine(engine: dict[str, Any]) -> str:
         f"{engine['peak_blocks']:,} of {engine['budget_blocks']:,} blocks{share}, {engine['seqs']} of "
         f"{engine['seqs_max']} sequences{', blocked: ' + engine['blocked'] if engine['blocked'] else ''}"
     )
+
+
+def _show_engines(engines: list[dict[str, Any]], spoken_of: str, console: "Console") -> None:
+    """What quota or eviction knew of an engine; of the first few where the pool was spoken of."""
+    named = [engine for engine in engines if engine["engine_id"] == spoken_of] or engines[:ENGINES_MAX]
+    for engine in named:
+        known = _divided(engine) if "divided" in engine else _directed(engine)
+        _line(console, "  knew    ", f"{engine['engine_id']}: {known}")
+
+
+def _divided(engine: dict[str, Any]) -> str:
+    if not engine["divided"]:
+        return str(engine["enforced"])
+    wanted, forecast, low, high = (
+        _amount("_ppm", engine[f"embedding_{name}_ppm"]) for name in ("wanted", "forecast", "min", "max")
+    )
+    words = f"embedding jobs want {wanted} (forecast {forecast}) within {low} to {high}"
+    if "embedding_ppm" in engine:
+        had, goes = _amount("_ppm", engine["embedding_ppm"]), _amount("_ppm", engine["embedding_next_ppm"])
+        words += f", had {had}, next {goes}"
+    return f"{words}. {engine['enforced']}"
+
+
+def _directed(engine: dict[str, Any]) -> str:
+    kept = ", ".join(f"{len(engine[name])} {name}" for name in ("pinned", "needed", "hot"))
+    protected = _amount("_ppm", engine["protect_ppm"])
+    return f"eviction {engine['eviction'] or 'as it likes'}, answers protected from {protected}, slices: {kept}"
 
 
 def _flip(flip: "Flip") -> str:

@@ -159,6 +159,7 @@ def test_a_fact_names_the_decisions_that_answer_it() -> None:
 def test_an_id_that_is_not_there_has_near_ones() -> None:
     assert story_of(lived(), "lomg") is None
     assert near(lived(), "lomg") == ["long"]
+    assert near(lived(), "ong") == ["long"], "a part of it, as a client's own id is one of <client>/<id>"
 
 
 PREEMPTED: Day = [

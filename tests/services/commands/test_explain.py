@@ -53,9 +53,9 @@ def called(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str,
     return code, said.out, said.err
 
 
-def a_place(log: list[Message], kind: str) -> tuple[str, str]:
-    """Place and request of the first decision of this kind."""
-    for message in log:
+def a_place(log: list[Message], kind: str, *, last: bool = False) -> tuple[str, str]:
+    """Place and request of the first (or last) decision of this kind."""
+    for message in reversed(log) if last else log:
         for one in codec.decode(message.seq, message.subject, message.body):
             if one.event.event_kind() == kind:
                 return str(one.at), str(getattr(one.event, "request_id", ""))
@@ -195,3 +195,19 @@ def test_a_live_pool_is_explained_like_its_journal(
         from_pool = called(capsys, "explain", place, "--pool", "why", "--json")
         from_file = called(capsys, "explain", place, "--log", journal, "--json")
     assert from_pool == from_file
+
+
+@pytest.mark.parametrize(
+    ("kind", "known"),
+    [
+        ("shares_set", ("embedding jobs want", "Admission keeps the share as a cap")),
+        ("engine_directed", ("eviction slo_aware", "protected from 80 %")),
+    ],
+)
+def test_people_read_what_quota_and_eviction_knew(
+    capsys: pytest.CaptureFixture[str], log: list[Message], journal: Path, kind: str, known: tuple[str, ...]
+) -> None:
+    place, _ = a_place(log, kind, last=True)
+    code, out, _ = called(capsys, "explain", place, "--log", journal)
+    assert code == Exit.FINE
+    assert [words for words in known if words not in " ".join(out.split())] == []
