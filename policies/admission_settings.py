@@ -59,7 +59,8 @@ class AdmissionSettings(Settings, kw_only=True):
     `output_tokens_default` stands in where nothing is known.
     A predicted TTFT is multiplied by `ttft_margin_ppm` before it is held against the slack; TPOT limits by
     `tpot_margin_ppm` (0 = no TPOT guard). A request waits here, not in an engine, while that engine's prefill
-    backlog is above `backlog_max_ns` (0 = no such limit). `deferral` off: nothing waits here; what would be in time
+    backlog is above `backlog_max_ns` (0 = no such limit) and four times what it takes of late from a decision to its
+    engine. `deferral` off: nothing waits here; what would be in time
     goes on at once, whatever the engine's memory (early rejection alone).
 
     At most `queue_max` requests are deferred. They are looked at in the order of `strategy`; the first is passed by at
