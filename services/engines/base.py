@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Mapping
 from typing import Final, NamedTuple, Protocol
 
-from events.base import EngineId, ModelId, RequestId, RequestKind
+from events.base import EngineId, ModelId, RequestId, RequestKind, TenantId
 from events.decisions import EngineDirected
 from events.engine import Capability, EngineMeasured, EngineRegistered
 from kvstore.schema import KVCacheSchema
@@ -28,7 +28,11 @@ class Call(NamedTuple):
     """One request on its way to an engine. `path` is the client's (`/v1/chat/completions`, ...), `body` the JSON
     that the engine gets. `prompt_tokens`, `tokens_max`, `slices` and `slice_tokens` are what the gateway counted:
     the simulated engine has nothing else to go by. `output_tokens` is set only where a workload dictates it.
-    `inputs`: prompts in it, whose tokens `prompt_tokens` counts together."""
+    `inputs`: prompts in it, whose tokens `prompt_tokens` counts together.
+
+    What an engine of ours may weigh when it must choose a victim within a step: `tenant`, `priority`, when the first
+    token is due (`deadline_ns`, in the steady time of `PoolClock`), the pace `slo_tpot_ns`, and the length that
+    admission expects (`output_expected`). 0 = not known."""
 
     request_id: RequestId
     model: ModelId
@@ -42,6 +46,11 @@ class Call(NamedTuple):
     slice_tokens: int = 256
     output_tokens: int = 0
     inputs: int = 1
+    tenant: TenantId = TenantId("")
+    priority: int = 0
+    deadline_ns: int = 0
+    slo_tpot_ns: int = 0
+    output_expected: int = 0
 
 
 class Usage(NamedTuple):

@@ -203,6 +203,7 @@ def registered(config: EngineConfig) -> EngineRegistered:
             seqs_max=config.seqs_max,
             batch_tokens_max=config.batch_tokens_max,
             context_tokens_max=config.context_tokens_max,
+            labels=dict[str, str](config.labels.items()),
         ),
         step=profile.step,
     )
@@ -223,6 +224,11 @@ def _sim_request(call: Call, answer: AnswerWriter) -> SimRequest:
         prefix=call.slices,
         unit_tokens=call.slice_tokens,
         inputs=call.inputs,
+        tenant=call.tenant,
+        priority=call.priority,
+        deadline_ns=call.deadline_ns,
+        slo_tpot_ns=call.slo_tpot_ns,
+        output_expected=call.output_expected,
     )
 
 

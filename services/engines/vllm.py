@@ -225,6 +225,7 @@ def registered(config: EngineConfig) -> EngineRegistered:
             seqs_max=config.seqs_max,
             batch_tokens_max=config.batch_tokens_max,
             context_tokens_max=config.context_tokens_max,
+            labels=dict[str, str](config.labels.items()),
         ),
     )
 

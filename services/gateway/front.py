@@ -115,6 +115,10 @@ class Front:
             slice_tokens=counted.slice_tokens,
             output_tokens=self._hinted_tokens(headers),
             inputs=counted.inputs,
+            tenant=tenant.id,
+            priority=arrived.priority,
+            deadline_ns=mono_ns * self._clock.speed + arrived.deadline_ns - arrived_ns,
+            slo_tpot_ns=arrived.slo_tpot_ns,
         )
 
         def body_for(engine_id: EngineId) -> bytes:

@@ -62,6 +62,7 @@ class Word(NamedTuple):
 @dataclass(slots=True)
 class Held:
     """See the module. Times are pool time, from the arrival; `deferred_until_ns` is the clock's steady time.
+    `output_expected` is what admission promised memory for (0 = nobody decided).
 
     `calling`: an engine is being called. `closing`: that call is closed, because the request was taken off the engine
     before its answer began. `parking` looks after a stream that was taken off after that."""
@@ -78,6 +79,7 @@ class Held:
     lost: bool = False
     engine_id: EngineId = NO_ENGINE
     cause: str = ""
+    output_expected: int = 0
     began: bool = False
     output_tokens: int = 0
     ttft_ns: int = 0
@@ -102,12 +104,17 @@ class Held:
         self.attempt += 1
         self.word = asyncio.get_running_loop().create_future()
         self.deferred_until_ns = self.output_tokens = self.ttft_ns = self.last_ns = 0
-        self.usage, self.engine_id, self.cause = UNKNOWN_USAGE, NO_ENGINE, ""
+        self.usage, self.engine_id, self.cause, self.output_expected = UNKNOWN_USAGE, NO_ENGINE, "", 0
 
     def wait_again(self, until_ns: int = 0) -> None:
         """It was taken off its engine: the next word says how it goes on. `until_ns` as when it is deferred."""
         self.word = asyncio.get_running_loop().create_future()
         self.deferred_until_ns = until_ns
+
+    def call(self) -> Call:
+        """What its engine is asked to do."""
+        body = self.ask.body_for(self.engine_id)
+        return self.ask.call._replace(body=body, output_expected=self.output_expected)
 
     def age_s(self) -> float:
         """Wall seconds since it came."""

@@ -204,8 +204,9 @@ class Holder:
             if word is None:
                 return self._undecided(held, said=True)
             match word.decision:
-                case RequestAdmitted(engine_id=engine_id):
+                case RequestAdmitted(engine_id=engine_id) as decision:
                     route = Route(engine_id, word.at)
+                    held.output_expected = decision.output_tokens_predicted
                 case RequestRejected() as decision:
                     self._metrics.ended(arrived.model, str(decision.reason))
                     raise rejected(decision, self._clock)
@@ -271,8 +272,7 @@ class Holder:
 
     async def _stream(self, held: Held, route: Route, backend: InferenceBackend, sink: Sink) -> None:
         ask, speed = held.ask, self._clock.speed
-        call = ask.call._replace(body=ask.body_for(route.engine_id))
-        async with aclosing(backend.submit(call)) as chunks:  # type: ignore[type-var]
+        async with aclosing(backend.submit(held.call())) as chunks:  # type: ignore[type-var]
             async for chunk in chunks:
                 if held.took(chunk, speed=speed):
                     self._first_token(held)
@@ -284,9 +284,7 @@ class Holder:
                 await sink.send(chunk.data)
 
     async def _answer(self, held: Held, route: Route, backend: InferenceBackend, sink: Sink) -> None:
-        ask = held.ask
-        call = ask.call._replace(body=ask.body_for(route.engine_id))
-        async with aclosing(backend.submit(call)) as chunks:  # type: ignore[type-var]
+        async with aclosing(backend.submit(held.call())) as chunks:  # type: ignore[type-var]
             answer = await anext(chunks)
         held.took(answer, speed=self._clock.speed)  # When its first token was made nobody saw: so nobody says it.
         held.began = True

@@ -6,7 +6,7 @@ This file is the schema; `load` reads it. A wrong value is a ConfigError that na
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -16,6 +16,9 @@ from kvstore.schema import KVCacheSchema
 from services.runtime import config_checks
 from services.runtime.config_sources import ConfigError as ConfigError
 from services.runtime.config_sources import Gathered, convert, default_file
+
+Label = Literal["nvlink", "numa", "host", "rack"]
+"""What can be said of where an engine is: what `policies.placement.topology_aware` goes by."""
 
 
 class OnLogDown(StrEnum):
@@ -86,7 +89,8 @@ class ModelConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """One engine. `url` for kind vllm; the simulated kind takes `step_model` (a name in replay.costmodel). `devices`:
-    the GPUs of the sensor's host that it runs on, by NVML's index, where its processes cannot be told by their port."""
+    the GPUs of the sensor's host that it runs on, by NVML's index, where its processes cannot be told by their port.
+    `labels` say where it is, for placement `topology_aware`: `nvlink` (its domain), `numa`, `host`, `rack`."""
 
     id: str
     kind: EngineKind = EngineKind.VLLM
@@ -106,6 +110,7 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     context_tokens_max: int = 131_072
     step_model: str = ""
     devices: list[Annotated[int, msgspec.Meta(ge=0)]] = msgspec.field(default_factory=list)
+    labels: dict[Label, str] = msgspec.field(default_factory=dict)
     connect_timeout_ms: int = 2_000
     first_byte_timeout_ms: int = 120_000
 

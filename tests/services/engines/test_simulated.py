@@ -6,9 +6,11 @@ from array import array
 import msgspec
 import pytest
 
-from events.base import RequestId, RequestKind
+from events.base import RequestId, RequestKind, TenantId
 from events.engine import EngineKind
 from policies.predictors.step_time import unloaded_ttft_ns
+from replay.engines.job import SimRequest
+from replay.engines.light import LightEngine
 from services.engines.base import EngineError
 from services.engines.simulated import SimulatedBackend
 from services.runtime.config import ConfigError, EngineConfig
@@ -58,6 +60,35 @@ async def test_answer_depends_on_the_request_id_alone() -> None:
         answers.append(msgspec.json.decode(chunk.data)["choices"][0]["message"]["content"])
         await engine.close()
     assert answers[0] == answers[1] != answers[2]
+
+
+async def test_the_engine_knows_what_a_request_is_worth_when_it_must_choose_a_victim(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[SimRequest] = []
+    submit = LightEngine.submit
+
+    def seen(self: LightEngine, request: SimRequest, now_ns: int) -> None:
+        asked.append(request)
+        submit(self, request, now_ns)
+
+    monkeypatch.setattr(LightEngine, "submit", seen)
+    engine = backend()
+    worth = {
+        "tenant": TenantId("t"), "priority": 3, "deadline_ns": 77, "slo_tpot_ns": 50_000_000, "output_expected": 40
+    }  # fmt: skip
+    await collect(engine.submit(call()._replace(**worth)))
+    await engine.close()
+
+    [one] = asked
+    assert {name: getattr(one, name) for name in worth} == worth
+
+
+async def test_labels_say_where_the_engine_is() -> None:
+    engine = backend(labels={"host": "a", "rack": "1"})
+    assert (await engine.describe()).capability.labels == {"host": "a", "rack": "1"}
+    with pytest.raises(msgspec.ValidationError, match="'row'"):
+        msgspec.convert({"id": "e1", "models": ["tiny"], "labels": {"row": "1"}}, EngineConfig)
 
 
 async def test_prefix_hits_are_told() -> None:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from events.base import NS_PER_S, EngineId, Event, HolderId, RequestId
-from events.decisions import DeferReason, HolderLost, RejectReason, RequestDeferred, RequestRejected
+from events.decisions import DeferReason, HolderLost, RejectReason, RequestAdmitted, RequestDeferred, RequestRejected
 from events.request import (
     AbortReason,
     FinishReason,
@@ -57,6 +57,8 @@ async def test_admitted_request_is_served_and_stands_in_the_log_with_its_causes(
         decision = next(each for each in await records(house.log) if each.actor == "admission")
         causes = [each.cause for each in await records(house.log) if each.event.event_kind() in SERVED[2:]]
         assert causes == [str(decision.at)] * 3
+        assert isinstance(decision.event, RequestAdmitted)
+        assert [call.output_expected for call in engine.calls] == [decision.event.output_tokens_predicted]
 
 
 async def test_engine_is_called_only_once_the_dispatch_stands_in_the_log() -> None:
