@@ -148,7 +148,7 @@ def divide(account: Account, shares: SharesSet | None) -> None:
     account.embedding_ppm = divided.embedding_ppm if divided is not None else -1
 
 
-def _slices_of(resident: Resident) -> tuple[SliceId, ...]:
+def slices_of(resident: Resident) -> tuple[SliceId, ...]:
     """The slices that its prompt fills and keeps: an embedding job keeps none."""
     request = resident.request
     return request.slices[: request.prompt_tokens // request.slice_tokens] if resident.decodes else ()
@@ -207,7 +207,7 @@ def bytes_of(account: Account, resident: Resident) -> int:
 def hold(account: Account, request_id: RequestId, resident: Resident) -> None:
     """A request was sent there."""
     account.residents[request_id] = resident
-    shared_prefix.hold(account.shared, _slices_of(resident), slice_tokens=resident.request.slice_tokens)
+    shared_prefix.hold(account.shared, slices_of(resident), slice_tokens=resident.request.slice_tokens)
     priority = resident.request.priority
     account.priorities[priority] = account.priorities.get(priority, 0) + 1
     resident.begun_ns = resident.admitted_ns
@@ -303,7 +303,7 @@ def reserve(account: Account, request_id: RequestId, output_reserved: int) -> No
 def release(account: Account, request_id: RequestId, now_ns: int) -> Resident:
     """It ended: all it held is free."""
     resident = account.residents.pop(request_id)
-    shared_prefix.release(account.shared, _slices_of(resident))
+    shared_prefix.release(account.shared, slices_of(resident))
     count(account.load, account, resident, -1)
     priority = resident.request.priority
     account.priorities[priority] -= 1

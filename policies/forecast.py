@@ -17,8 +17,8 @@ import msgspec
 from events.base import PPM, EngineId, RequestId, RequestKind
 from events.decisions import DeferReason
 from events.request import RequestArrived
-from policies import prefix_index
-from policies.accounts import Account, Load, Resident, blocks, count, shared_blocks
+from policies import prefix_index, shared_prefix
+from policies.accounts import Account, Load, Resident, blocks, count, shared_blocks, slices_of
 from policies.admission_settings import AdmissionSettings
 from policies.predictors.output_question import Foretold
 from policies.predictors.peak_memory import Growing, peak_blocks
@@ -334,13 +334,31 @@ def peak_with(one: Prospect, settings: AdmissionSettings) -> int:
     return llm_peak(one, settings) + one.trial.load.embedding_blocks + own
 
 
-def llm_peak(one: Prospect, settings: AdmissionSettings) -> int:
-    """Predicted peak of the KV blocks in use by LLM requests there, this one among them if it is one."""
+def parted_blocks(trial: Trial) -> int:
+    """What those that are taken off the engine have in common with others: it stays there, not theirs to give."""
+    shared = trial.account.shared
+    tokens = sum(shared_prefix.common_tokens(shared, slices_of(one)) for one in trial.withdrawn.values())
+    return blocks(trial.account, tokens)
+
+
+def fits_peak(one: Prospect, peak: int, settings: AdmissionSettings) -> bool:
+    """Whether the budget there holds a predicted peak of LLM requests (`llm_peak`) beside the embedding jobs. Where
+    prompts have something in common, also when some of those that share it have ended: that is looked at last."""
+    account = one.trial.account
+    embeds = one.request.kind is RequestKind.EMBEDDING
+    own = blocks(account, held_tokens(account, one.request)) if embeds else 0
+    left = budget_blocks(account, settings) - parted_blocks(one.trial) - one.trial.load.embedding_blocks - own
+    return peak <= left and (not shared_blocks(account) or llm_peak(one, settings, parting=True) <= left)
+
+
+def llm_peak(one: Prospect, settings: AdmissionSettings, *, parting: bool = False) -> int:
+    """Predicted peak of the KV blocks in use by LLM requests there, this one among them if it is one, as the books
+    count. `parting`: what an answer that ends has in common with others counts on, for they still hold it."""
     account, load = one.trial.account, one.trial.load
     chunk = max(1, account.batch_tokens - load.decode_seqs)
     # Who is still in prefill begins to grow later, so it ends that many steps later.
     late = -(-(load.prefill_tokens + one.request.prompt_tokens - one.cached_tokens) // chunk)
-    running, full_blocks = [], 0
+    running, full_blocks, common_tokens = [], 0, 0
     if one.request.kind is RequestKind.LLM:
         running.append(Growing(reserved_tokens(one, settings) + late, one.request.prompt_tokens))
     for resident in one.trial.residents():
@@ -351,14 +369,19 @@ def llm_peak(one: Prospect, settings: AdmissionSettings) -> int:
         if not resident.request.stream:
             full_blocks += blocks(account, held + left)  # How far it is, and so when it ends, nobody tells.
         else:
-            running.append(Growing(left + (late if resident.first_ns == 0 else 0), held))
-    return full_blocks + peak_blocks(running, block_tokens=account.block_tokens)
+            common = shared_prefix.common_tokens(account.shared, slices_of(resident)) if parting else 0
+            common_tokens += common
+            running.append(Growing(left + (late if resident.first_ns == 0 else 0), held - common))
+    return full_blocks + blocks(account, common_tokens) + peak_blocks(running, block_tokens=account.block_tokens)
 
 
 def lacks(one: Prospect, settings: AdmissionSettings) -> DeferReason | None:
     """Whether memory there is too small for it now (`kv_budget`), or its kind's share of it (`share`)."""
     account, load, kind = one.trial.account, one.trial.load, one.request.kind
     budget, share = budget_blocks(account, settings), room_blocks(account, kind, settings)
+    if one.trial.withdrawn:
+        parted = parted_blocks(one.trial)
+        budget, share = budget - parted, share - (parted if kind is RequestKind.LLM else 0)
     if share > 0 and not _blocks_of_kind(load, kind, load.blocks_held):
         share = budget  # The first of its kind may be larger than a share, else it would wait for ever.
     now, later = blocks(account, held_tokens(account, one.request)), blocks_wanted(one, settings)
@@ -371,7 +394,7 @@ def lacks(one: Prospect, settings: AdmissionSettings) -> DeferReason | None:
         return DeferReason.SHARE
     peak = llm_peak(one, settings)
     embedding = load.embedding_blocks + (now if kind is RequestKind.EMBEDDING else 0)
-    if peak + embedding > budget:
+    if not fits_peak(one, peak, settings):
         return DeferReason.KV_BUDGET
     return DeferReason.SHARE if (peak if kind is RequestKind.LLM else embedding) > share else None
 

@@ -20,7 +20,7 @@ import msgspec
 from events.base import PPM, EngineId, RequestKind
 from policies.accounts import Account, Resident, has_begun
 from policies.admission_settings import AdmissionSettings
-from policies.forecast import Prospect, Trial, alone_ns, budget_blocks, llm_peak, prospect, resident_of, trial_of
+from policies.forecast import Prospect, Trial, alone_ns, fits_peak, llm_peak, prospect, resident_of, trial_of
 from policies.predictors.output_question import Foretold
 from policies.waiting import Waiting
 
@@ -82,10 +82,10 @@ def going_on(trial: Trial, one: Waiting, *, foretold: Foretold, now_ns: int) -> 
 
 def fits(one: Prospect, settings: AdmissionSettings) -> bool:
     """Whether a parked request can go on now."""
-    account, load = one.trial.account, one.trial.load
-    if load.seqs + account.foreign_seqs >= account.seqs_max:
+    account = one.trial.account
+    if one.trial.load.seqs + account.foreign_seqs >= account.seqs_max:
         return False
-    return not account.kv_blocks or llm_peak(one, settings) + load.embedding_blocks <= budget_blocks(account, settings)
+    return not account.kv_blocks or fits_peak(one, llm_peak(one, settings), settings)
 
 
 def resident_again(trial: Trial, one: Waiting, *, reserved: int, cached: int, now_ns: int) -> Resident:

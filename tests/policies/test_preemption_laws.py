@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hypothesis import given, settings, strategies
+from hypothesis import example, given, settings, strategies
 
 from events.base import PPM, Event
 from events.decisions import RequestAdmitted, RequestPreempted
@@ -116,6 +116,7 @@ def test_one_that_is_parked_goes_on_within_the_stated_bound(day: list[int]) -> N
 
 @few
 @given(DAYS)
+@example([363, 183, 3258, 21093, 3258, 3258])
 def test_with_exact_predictions_the_budget_holds_under_preemption_too(day: list[int]) -> None:
     engines = (words.engine("e1", seqs_max=100, can_preempt=True), words.engine("e2", seqs_max=100, blocks=50))
     world = watched(own_tenants=True, engines=engines)
