@@ -21,6 +21,7 @@ from events.decisions import (
     RequestDeferred,
     RequestPreempted,
     RequestRejected,
+    ShareReason,
     SharesSet,
     TenantQuotaSet,
     WakeAsked,
@@ -69,10 +70,15 @@ _DEFER: dict[DeferReason, str] = {
 _PREEMPT: dict[PreemptReason, str] = {
     PreemptReason.MORE_URGENT: "A strictly more urgent request needs the room, and this one is the one to give way.",
 }
+_SHARES: dict[ShareReason, str] = {
+    ShareReason.ARMED: "Every engine was measured since the start: from now on its KV memory is divided.",
+    ShareReason.LOAD_MOVED: "The division of KV memory between LLM and embedding work follows the urgency of both.",
+    ShareReason.BOUNDS_ASKED: "An operator's bounds hold at once: a share that is outside of them goes to the nearer one.",
+    ShareReason.LIFTED: "It is not divided any more (quota is off, or it serves one kind only): no cap holds there.",
+}
 _OTHERS: dict[type[Event], str] = {
     HolderLost: "It was silent for holder_timeout_ns of pool time, or started anew: clients and payloads are gone.",
     WakeAsked: "The latest start of something that waits comes before the next tick, so a tick is asked for then.",
-    SharesSet: "The division of KV memory between LLM and embedding work follows the urgency of both.",
     TenantQuotaSet: "An operator asked for it.",
     EngineDirected: "What an engine goes by within its steps changed.",
     MiscoverageNoticed: "A predictor's answers ended within what it said less often, or more often, than they should.",
@@ -97,6 +103,8 @@ def _text(decision: Event, fellows: Sequence[Event]) -> str:
             return _REJECT[decision.reason]
         case RequestPreempted():
             return _PREEMPT[decision.reason]
+        case SharesSet():
+            return _SHARES[decision.reason]
         case _:
             return _OTHERS.get(type(decision), "")
 

@@ -12,6 +12,8 @@ from events.decisions import (
     RequestDeferred,
     RequestPreempted,
     RequestRejected,
+    ShareReason,
+    SharesSet,
     WakeAsked,
     Would,
 )
@@ -29,10 +31,11 @@ GAVE_WAY = RequestPreempted(request_id=RequestId("low"), engine_id=E, for_reques
     [
         *[RequestDeferred(request_id=R, until_ns=1, reason=reason) for reason in DeferReason],
         *[RequestRejected(request_id=R, reason=reason) for reason in RejectReason],
+        *[SharesSet(engine_id=E, llm_ppm=1, embedding_ppm=1, reason=reason) for reason in ShareReason],
     ],
     ids=lambda decision: decision.reason.value,
 )
-def test_every_reason_has_words_and_a_code(decision: RequestDeferred | RequestRejected) -> None:
+def test_every_reason_has_words_and_a_code(decision: RequestDeferred | RequestRejected | SharesSet) -> None:
     rule = rule_of(decision)
     assert rule.code == f"{decision.event_kind()}:{decision.reason.value}"
     assert rule.text.endswith(".")
