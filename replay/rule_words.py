@@ -73,7 +73,7 @@ _PREEMPT: dict[PreemptReason, str] = {
 _SHARES: dict[ShareReason, str] = {
     ShareReason.ARMED: "Every engine was measured since the start: from now on its KV memory is divided.",
     ShareReason.LOAD_MOVED: "The division of KV memory between LLM and embedding work follows the urgency of both.",
-    ShareReason.BOUNDS_ASKED: "An operator's bounds hold at once: a share that is outside of them goes to the nearer one.",
+    ShareReason.BOUNDS_ASKED: "An operator's bounds hold at once: a share outside of them goes to the nearer one.",
     ShareReason.LIFTED: "It is not divided any more (quota is off, or it serves one kind only): no cap holds there.",
 }
 _OTHERS: dict[type[Event], str] = {
