@@ -8,7 +8,14 @@ import msgspec
 import pytest
 from hypothesis import given, settings, strategies
 
-from events.decisions import RequestAdmitted, RequestDeferred, RequestRejected
+from events.decisions import (
+    HolderLost,
+    MiscoverageNoticed,
+    RejectReason,
+    RequestAdmitted,
+    RequestDeferred,
+    RequestRejected,
+)
 from events.request import HolderBeat, RequestAborted, RequestArrived, RequestFinished
 from policies.accounts import Account, Load, count
 from policies.admission import ADMISSION
@@ -19,6 +26,7 @@ from tests.policies.world import BLOCK_TOKENS, CALM, WILD, World, digest, live, 
 from tests.spec import restored, snapshot, stored
 
 DAYS = strategies.lists(strategies.integers(0, 2**20), max_size=60)
+OBSERVED = tuple(verb for verb in WILD if verb != "configure")
 few = settings(max_examples=60, deadline=None)
 
 
@@ -87,6 +95,25 @@ def test_recorded_decisions_rebuild_the_same_state(day: list[int]) -> None:
     for recorded, said in zip(world.facts, world.said, strict=True):
         assert advance(ADMISSION, progress, recorded, said=said) == said
     assert snapshot(progress) == snapshot(world.progress)
+
+
+@few
+@given(DAYS, DAYS)
+def test_observing_holds_up_nobody_and_refuses_only_what_nobody_can_serve(before: list[int], day: list[int]) -> None:
+    world = live(before, WILD, World())
+    world.say(words.settings(mode="observe"))
+    world.tick(0)
+    since = len(world.said)
+    assert (world.state.lines.group_of, world.state.parked_on) == ({}, {})
+    live(day, OBSERVED, world)
+    for event in [event for decisions in world.said[since:] for event in decisions]:
+        match event:
+            case RequestRejected():
+                assert event.reason in (RejectReason.NO_ENGINE, RejectReason.TOO_LONG)
+            case RequestAdmitted():
+                assert event.would is not None
+            case _:
+                assert isinstance(event, HolderLost | MiscoverageNoticed), event
 
 
 def held(load: Load) -> tuple[int, int]:

@@ -43,3 +43,14 @@ def test_the_books_are_the_sum_over_holders_less_what_is_held(prompts: list[list
             break
         shared_prefix.release(shared, running.pop())
     assert shared == SharedPrefix()
+
+
+def test_common_is_what_others_hold_too_as_far_as_they_begin_alike() -> None:
+    shared = SharedPrefix()
+    for slices in ((A, B, C), (A, B), (C,)):
+        shared_prefix.hold(shared, slices, slice_tokens=8)
+    assert shared_prefix.common_tokens(shared, (A, B)) == 16
+    shared_prefix.release(shared, (A, B))
+    assert shared_prefix.common_tokens(shared, (A, B, C)) == 0
+    assert shared_prefix.common_tokens(shared, (SliceId("of one that is only promised"), A)) == 0
+    assert shared_prefix.common_tokens(shared, ()) == 0
