@@ -1,6 +1,7 @@
 """The HTTP front door from outside: answers, errors in OpenAI's shape, and what the log says of both."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,20 @@ from events.base import NS_PER_S, Event, PoolId
 from events.control import Ticked
 from events.decisions import RejectReason, RequestRejected
 from events.request import AbortReason, RequestAborted, RequestArrived, RequestFinished
+from services.engines.base import Call, Chunk
+from services.engines.simulated import SimulatedBackend
 from services.runtime.config import EngineConfig, ModelConfig, OnLogDown, TenantConfig
 from tests.services.engines.vllm_double import VllmDouble, vllm_double
 from tests.services.gateway.http_rig import CHAT, SIMULATED, House, byte_tokenizer, config_of, house
 from tests.services.gateway.rig import Decide, SwitchLog, admit_to, heard, records
 
+SPEED = 20
+
 
 @pytest.fixture
 async def served(tmp_path: Path) -> AsyncIterator[House]:
     """A gateway with one simulated engine and the real admission."""
-    async with house(config_of(tmp_path)) as running:
+    async with house(config_of(tmp_path), speed=SPEED) as running:
         yield running
 
 
@@ -64,6 +69,28 @@ async def test_answer_names_its_request_and_engine(served: House) -> None:
     assert isinstance(arrived, RequestArrived)
     assert answered.headers["x-request-id"] == arrived.request_id
     assert "x-tidegate-decided" not in answered.headers
+
+
+async def test_the_engine_is_told_what_the_request_is_worth(served: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Call] = []
+    submit = SimulatedBackend.submit
+
+    def seen(self: SimulatedBackend, call: Call) -> AsyncIterator[Chunk]:
+        calls.append(call)
+        return submit(self, call)
+
+    monkeypatch.setattr(SimulatedBackend, "submit", seen)
+    before_ns = time.monotonic_ns() * SPEED
+    slo = {"x-llm-d-slo-ttft-ms": "30000", "x-llm-d-slo-tpot-ms": "40"}
+    answered = await served.post("/v1/chat/completions", {**CHAT, "priority": 3}, slo)
+    arrived = (await heard(served.log, lambda event: isinstance(event, RequestArrived))).event
+
+    assert answered.status == 200
+    assert isinstance(arrived, RequestArrived)
+    [call] = calls
+    assert (call.tenant, call.priority, call.slo_tpot_ns) == (arrived.tenant, arrived.priority, 40_000_000)
+    assert 0 < call.deadline_ns - before_ns - 30 * NS_PER_S < 60 * NS_PER_S
+    assert call.output_expected > 0
 
 
 async def test_usage_event_is_kept_from_a_client_that_did_not_ask(served: House) -> None:
