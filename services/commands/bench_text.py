@@ -18,6 +18,9 @@ COLUMNS = (
     "variant", "load", "goodput/s", "+-", "SLO met", "x affinity", "x rival", "by prompt length", "by tenant", "Jain",
     "embedding", "preempted", "refused", "TTFT error p99",
 )  # fmt: skip
+WIDE = 160
+"""Columns of a terminal that take a row whole; a narrower one gets it in parts, each readable by itself."""
+PARTS = ((0, 1, 2, 3, 4, 5, 6), (0, 1, 7, 8, 9), (0, 1, 10, 11, 13), (0, 1, 12))
 
 
 def show(report: "Report", goals: Sequence["Goal"], console: "Console") -> None:
@@ -41,7 +44,9 @@ def _show_workload(found: "Found", console: "Console") -> None:
     edge = ", at the edge of the sweep" if knee.at_edge else ""
     console.print(f"knee at scale {knee.scale:g}{edge} (goodput of offered, per s: {swept})", markup=False)
     console.print(f"chunk budget {found.batch_tokens} (the rival's goodput under load: {chunks})", markup=False)
-    console.print(table(COLUMNS, [_row(cell) for cell in found.cells]))
+    rows = [_row(cell) for cell in found.cells]
+    for part in (tuple(range(len(COLUMNS))),) if console.width >= WIDE else PARTS:
+        console.print(table([COLUMNS[n] for n in part], [[row[n] for n in part] for row in rows]))
 
 
 def _row(cell: "Cell") -> tuple[str, ...]:
