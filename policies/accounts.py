@@ -4,6 +4,8 @@ Sums are kept as requests come and go, so that looking at an engine costs the sa
 is taken out of the sums, changed, and put back: no sum can drift.
 """
 
+from itertools import islice, takewhile
+
 import msgspec
 
 from events.base import NS_PER_S, PPM, EngineId, ModelId, RequestId, RequestKind, SliceId
@@ -23,6 +25,8 @@ CONTROL_MAX_NS = NS_PER_S
 """The longest way from a decision to its engine that is believed: what takes longer was held up by something else."""
 CONTROL_FADE = 16
 """The newest of these ways counts one part in so many."""
+OVERDUE_MAX = 16
+"""Requests per engine and tick that are dropped for being there too long."""
 KV_TOKENS_DEFAULT = 1_000_000
 """Tokens that an engine which does not tell the size of its KV is taken to hold."""
 
@@ -314,6 +318,13 @@ def release(account: Account, request_id: RequestId, now_ns: int) -> Resident:
             account.head_since_ns = now_ns
         del account.prefilling[request_id]
     return resident
+
+
+def overdue(account: Account, limit_ns: int) -> list[RequestId]:
+    """Those that were admitted at that time or before, the first OVERDUE_MAX. Residents stand in the order in which
+    they were admitted, so the first young one ends the search."""
+    first = islice(account.residents.items(), OVERDUE_MAX)
+    return [request_id for request_id, _ in takewhile(lambda item: item[1].admitted_ns <= limit_ns, first)]
 
 
 def measure(account: Account, event: EngineMeasured) -> None:

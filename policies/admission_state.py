@@ -5,7 +5,6 @@ counted by ticks. An engine that is lost keeps its residents in the books until 
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import msgspec
@@ -55,8 +54,6 @@ from policies.waiting import Lines, Waiting
 
 LOST_MAX = 1_024
 """Requests remembered as lost on an engine until they are offered again."""
-OVERDUE_MAX = 16
-"""Requests per engine and tick that are dropped for being there too long."""
 IMPOSSIBLE = (RejectReason.NO_ENGINE, RejectReason.TOO_LONG, RejectReason.TENANT_QUOTA)
 """Refusals that no order would have spared anybody."""
 
@@ -281,15 +278,12 @@ def _shares(state: State, event: SharesSet) -> None:
     lifted = event.reason is ShareReason.LIFTED
     if not event.engine_id:
         state.pool_shares = None if lifted else event
-    account = state.accounts.get(event.engine_id)
-    if account is not None:
+        for each in state.accounts.values():
+            if not each.own_shares:
+                accounts.divide(each, state.pool_shares)
+    elif (account := state.accounts.get(event.engine_id)) is not None:
         account.own_shares = not lifted
-    there = [account] if account is not None else list(state.accounts.values()) if not event.engine_id else []
-    for each in there:
-        if not each.own_shares:
-            accounts.divide(each, state.pool_shares)
-        elif each is account:
-            accounts.divide(each, event)
+        accounts.divide(account, state.pool_shares if lifted else event)
 
 
 def _deferred(state: State, event: RequestDeferred) -> None:
@@ -502,8 +496,5 @@ def _ticked(state: State, now_ns: int) -> None:
             del state.holders.heard[holder]  # Nothing of it is left: no need to say so.
     for account in list(state.accounts.values()):
         accounts.presume_first_tokens(account, now_ns)
-        # In the order in which they were admitted, so the first young one ends the search.
-        for request_id, sent in list(islice(account.residents.items(), OVERDUE_MAX)):
-            if sent.admitted_ns > now_ns - state.settings.request_max_ns:
-                break
+        for request_id in accounts.overdue(account, now_ns - state.settings.request_max_ns):
             _forget(state, request_id, now_ns)
