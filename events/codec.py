@@ -23,12 +23,14 @@ EVENTS: tuple[type[Event], ...] = (
     engine.EngineRegistered, engine.EngineRemoved, engine.EngineHealthChanged, engine.EngineMeasured,
     engine.DeviceMeasured, engine.DevicesUnseen,
     slice.SlicesStored, slice.SlicesRemoved, slice.SlicesCleared, slice.SlicesPinned,
+    slice.SlicesHit, slice.TierMeasured, slice.TransferFinished, slice.ChoiceMade,
     control.Ticked, control.PolicyConfigured, control.ActorStarted, control.EventQuarantined,
     control.IngestRefused,
     quota.TenantQuotaAsked, quota.ShareBoundsAsked,
     decisions.RequestAdmitted, decisions.RequestDeferred, decisions.RequestRejected, decisions.HolderLost,
     decisions.WakeAsked, decisions.RequestPreempted, decisions.MiscoverageNoticed, decisions.SharesSet,
-    decisions.TenantQuotaSet, decisions.EngineDirected,
+    decisions.TenantQuotaSet, decisions.EngineDirected, decisions.TransferOrdered, decisions.TransferCancelled,
+    decisions.LinkSuspended,
     Unknown,
 )  # fmt: skip
 BY_TAG: dict[str, type[Event]] = {cls.event_tag(): cls for cls in EVENTS}

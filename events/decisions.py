@@ -3,6 +3,7 @@
 from enum import StrEnum
 
 from events.base import EngineId, Event, HolderId, RequestId, SliceId, TenantId
+from events.slice import Tier
 
 
 class RejectReason(StrEnum):
@@ -48,6 +49,39 @@ class ShareReason(StrEnum):
     LOAD_MOVED = "load_moved"
     BOUNDS_ASKED = "bounds_asked"
     LIFTED = "lifted"
+
+
+class Move(StrEnum):
+    """What becomes of slices: up to a faster tier, down to a slower one, gone from a tier, or copied to another
+    engine's."""
+
+    PROMOTE = "promote"
+    DEMOTE = "demote"
+    DROP = "drop"
+    REPLICATE = "replicate"
+
+
+class MoveReason(StrEnum):
+    """Why slices are moved. Migration: its tier is nearly full (`pressure`), what is worth nothing there (`worthless`),
+    what is used often (`hot`), what other engines are asked for (`spread`). Prefetch: a waiting request begins with
+    them (`waiting_request`), a session's next turn will (`next_turn`), many requests do (`hot_prefix`)."""
+
+    PRESSURE = "pressure"
+    WORTHLESS = "worthless"
+    HOT = "hot"
+    SPREAD = "spread"
+    WAITING_REQUEST = "waiting_request"
+    NEXT_TURN = "next_turn"
+    HOT_PREFIX = "hot_prefix"
+
+
+class CancelReason(StrEnum):
+    """Why an order is taken back."""
+
+    NOT_NEEDED = "not_needed"
+    TOO_LATE = "too_late"
+    LINK_SUSPENDED = "link_suspended"
+    ENGINE_GONE = "engine_gone"
 
 
 class Would(StrEnum):
@@ -171,6 +205,51 @@ class EngineDirected(Event, frozen=True, kw_only=True, tag="engine_directed.v1")
     needed: tuple[SliceId, ...] = ()
     hot: tuple[SliceId, ...] = ()
     horizon_ns: int = 0
+
+
+class TransferOrdered(Event, frozen=True, kw_only=True, tag="transfer_ordered.v1"):
+    """Move these slices on this engine, first to last. Said by migration and by prefetch, each with `order` ids of its
+    own (`m1`, `p1`, ...); carried out once, by the engine's agent, which answers `transfer_finished`.
+
+    A drop has no `to_tier`. A replicate goes to the same tier of `to_engine`. `bytes_planned` go over the link;
+    `expected_ns` is what that should take with the queue as it is now, `recompute_ns` what computing them again would
+    (0 = no matter). After `until_ns` of pool time it is worth nothing (0 = always worth it). `tries` counts this one.
+    """
+
+    order: str
+    engine_id: EngineId
+    move: Move
+    reason: MoveReason
+    slices: tuple[SliceId, ...]
+    from_tier: Tier
+    to_tier: Tier | None = None
+    to_engine: EngineId = EngineId("")
+    for_request: RequestId = RequestId("")
+    bytes_planned: int = 0
+    expected_ns: int = 0
+    recompute_ns: int = 0
+    until_ns: int = 0
+    tries: int = 1
+
+
+class TransferCancelled(Event, frozen=True, kw_only=True, tag="transfer_cancelled.v1"):
+    """Do not begin this order any more; what of it has been moved stays. It is answered `transfer_finished` all the
+    same (`cancelled`, or what it came to)."""
+
+    order: str
+    engine_id: EngineId
+    reason: CancelReason
+
+
+class LinkSuspended(Event, frozen=True, kw_only=True, tag="link_suspended.v1"):
+    """Too many transfers out of `from_tier` of this engine failed (`failed` of the last `of`): none is ordered until
+    `until_ns`; then one is tried first. `until_ns` 0: the link is in use again."""
+
+    engine_id: EngineId
+    from_tier: Tier
+    until_ns: int
+    failed: int = 0
+    of: int = 0
 
 
 class HolderLost(Event, frozen=True, kw_only=True, tag="holder_lost.v1"):
