@@ -13,6 +13,7 @@ from hashlib import blake2b
 from events.base import SliceId
 
 FINGERPRINT_BYTES = 16
+KEY_BYTES = 32
 SLICE_TOKENS = 256
 
 
@@ -35,4 +36,13 @@ def fingerprints(tokens: Sequence[int], *, key: bytes, slice_tokens: int = SLICE
 
 def domain_key(secret: bytes, domain: str) -> bytes:
     """The key of a cache domain, derived from the pool's secret (both stay out of the log)."""
-    return blake2b(domain.encode(), digest_size=32, key=secret[:64]).digest()
+    return blake2b(domain.encode(), digest_size=KEY_BYTES, key=secret[:64]).digest()
+
+
+def salted_key(cache_salt: str) -> bytes:
+    """The key of the fingerprints of prompts that an engine keeps apart by this `cache_salt` ("" = by none).
+
+    Whoever sees a request inside an engine sees its salt, so its slices have the same names there as at the gateway,
+    and nobody needs the pool's secret for that. Any text will do as a salt.
+    """
+    return blake2b(cache_salt.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES, person=b"fingerprints").digest()

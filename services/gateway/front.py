@@ -100,7 +100,7 @@ class Front:
         arrived_ns, mono_ns = self._clock.now_ns(), time.monotonic_ns()
         asked = openai.read(path, body)
         model = self._model(asked)
-        counted = await self._tokens.count(asked, key=tenant.domain_key)
+        counted = await self._tokens.count(asked, key=tenant.fingerprint_key)
         arrived = self._arrived(asked, counted, tenant, model, wish, arrived_ns, request_id)
         call = Call(
             request_id=request_id,

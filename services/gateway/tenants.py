@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from events.base import TenantId
-from kvstore.fingerprint import domain_key
+from kvstore.fingerprint import domain_key, salted_key
 from services.gateway.errors import Refusal
 from services.runtime.config import Config, TenantConfig
 
@@ -17,12 +17,14 @@ SALT_BYTES: Final = 16
 
 
 class Tenant(NamedTuple):
-    """A tenant, with the key of its cache domain and the salt that keeps its KV apart inside an engine."""
+    """A tenant, with the key of its cache domain, the salt that keeps its KV apart inside an engine, and the key of its
+    slices' names, which follows from the salt."""
 
     id: TenantId
     priority: int
     domain_key: bytes
     cache_salt: str
+    fingerprint_key: bytes
 
     def name_of(self, text: str) -> str:
         """A client's own word (a session's name) as it may stand in the log: keyed, so that it tells nothing."""
@@ -59,7 +61,7 @@ class Tenants:
     def _tenant(self, config: TenantConfig) -> Tenant:
         key = domain_key(self._secret, config.domain or config.name)
         salt = blake2b(b"cache_salt", key=key, digest_size=SALT_BYTES).hexdigest()
-        return Tenant(TenantId(config.name), config.priority, key, salt)
+        return Tenant(TenantId(config.name), config.priority, key, salt, salted_key(salt))
 
 
 def pool_secret(config: Config) -> bytes:

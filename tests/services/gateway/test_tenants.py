@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from kvstore.fingerprint import salted_key
 from services.gateway.errors import Refusal
 from services.gateway.tenants import Tenants, pool_secret
 from services.runtime.config import Config, TenantConfig
@@ -48,6 +49,12 @@ def test_domains_are_apart_unless_shared_on_purpose() -> None:
     assert a.cache_salt != other_pool.cache_salt
     assert a.name_of("session") != b.name_of("session")
     assert "session" not in a.name_of("session")
+
+
+def test_who_knows_the_salt_can_name_the_slices_and_nothing_else() -> None:
+    a, b = (Tenants([A, B], secret=b"s").of_key(f"Bearer key-{name}") for name in "ab")
+    assert a.fingerprint_key == salted_key(a.cache_salt) != b.fingerprint_key
+    assert a.fingerprint_key != a.domain_key
 
 
 def test_pools_secret_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:

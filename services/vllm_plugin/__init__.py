@@ -1,0 +1,1 @@
+"""What runs inside a vLLM process: nothing here is imported by the other services."""
