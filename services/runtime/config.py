@@ -87,10 +87,25 @@ class ModelConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     tokens_max_default: int = 1024
 
 
+class LaunchConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`[engines.vllm]`: how `tidegate engine launch` starts the engine. `model` is what vLLM loads (a folder or a name;
+    the engine's first model where empty), `python` the interpreter of vLLM's environment, `ssd_dir` the folder of its
+    SSD tier (in the state dir where empty), `args` and `env` go to vLLM as they are."""
+
+    model: str = ""
+    python: str = "python3"
+    ssd_dir: str = ""
+    args: list[str] = msgspec.field(default_factory=list)
+    env: dict[str, str] = msgspec.field(default_factory=dict)
+
+
 class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """One engine. `url` for kind vllm; the simulated kind takes `step_model` (a name in replay.costmodel). `devices`:
     the GPUs of the sensor's host that it runs on, by NVML's index, where its processes cannot be told by their port.
-    `labels` say where it is, for placement `topology_aware`: `nvlink` (its domain), `numa`, `host`, `rack`."""
+    `labels` say where it is, for placement `topology_aware`: `nvlink` (its domain), `numa`, `host`, `rack`.
+
+    `agent`: a vLLM with Tidegate's plugin in it (`vllm` says how it is started): it gets hints, and says which slices
+    it holds. `dram_bytes` and `ssd_bytes` are its tiers below the device (0 = none)."""
 
     id: str
     kind: EngineKind = EngineKind.VLLM
@@ -102,9 +117,13 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     embedding: bool = False
     llm: bool = True
     priority: bool = False
+    agent: bool = False
+    vllm: LaunchConfig | None = None
     kv_schema: KVCacheSchema | None = None
     kv_blocks: int = 0
     block_tokens: int = 16
+    dram_bytes: int = 0
+    ssd_bytes: int = 0
     seqs_max: int = 256
     batch_tokens_max: int = 2048
     context_tokens_max: int = 131_072
@@ -187,6 +206,8 @@ def masked(config: Config) -> dict[str, Any]:
     for engine in plain["engines"]:
         engine["api_key"] = _hidden(engine["api_key"])
         engine["url"] = without_password(engine["url"])
+        if engine["vllm"]:
+            engine["vllm"]["env"] = dict.fromkeys(engine["vllm"]["env"], MASK)
     return plain
 
 

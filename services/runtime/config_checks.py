@@ -24,7 +24,7 @@ MINIMA: dict[Key, int] = {
 }  # fmt: skip
 ENGINE_MINIMA = {
     "kv_blocks": 0, "block_tokens": 1, "seqs_max": 1, "batch_tokens_max": 1, "context_tokens_max": 1,
-    "connect_timeout_ms": 1, "first_byte_timeout_ms": 1,
+    "connect_timeout_ms": 1, "first_byte_timeout_ms": 1, "dram_bytes": 0, "ssd_bytes": 0,
 }  # fmt: skip
 MODEL_MINIMA = {"slo_ttft_ms": 1, "slo_ttft_factor": 1, "slo_tpot_ms": 1, "tokens_max_default": 1}
 
@@ -119,6 +119,9 @@ def _check_engine(config: Config, engine: EngineConfig, key: Key, complain: Comp
         case EngineKind.SIMULATED:
             if engine.url:
                 raise complain((*key, "url"), "a simulated engine has no url: it runs in the gateway")
+            if engine.agent or engine.vllm is not None:
+                field = "agent" if engine.agent else "vllm"
+                raise complain((*key, field), "only an engine of kind vllm has a plugin and a way to start it")
             _check_step_model(engine.step_model, (*key, "step_model"), complain)
 
 
@@ -128,6 +131,8 @@ def _check_vllm(config: Config, engine: EngineConfig, key: Key, complain: Compla
     url = urlsplit(engine.url)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise complain((*key, "url"), f"{engine.url!r} is no URL of an engine", allowed="http://host:port, https://...")
+    if engine.agent and not engine.llm:
+        raise complain((*key, "agent"), f"engine {engine.id!r} only embeds: it keeps no KV to look after")
     if config.speed > 1:
         what = f"engine {engine.id!r} is real (kind vllm) and runs at the wall's speed"
         raise complain(("speed",), what, allowed="1; more with simulated engines only")
