@@ -4,6 +4,7 @@ A slice is put in when nobody uses it and none is cached under it (children go b
 when it is used again. Each costs O(log n).
 """
 
+from collections.abc import Iterator
 from enum import IntEnum
 from heapq import heappop, heappush
 from typing import Generic, TypeVar
@@ -29,6 +30,13 @@ class Evictable(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._place)
+
+    def __iter__(self) -> Iterator[T]:
+        """In the order in which they were put in."""
+        return iter(self._place)
+
+    def __contains__(self, slice_: T) -> bool:
+        return slice_ in self._place
 
     def put(self, slice_: T, shield: Shield, rank: int) -> None:
         """It may be evicted from now on."""
