@@ -82,14 +82,14 @@ class ChecksumMismatch(KVError):
 
 class TierUnavailable(KVError):
     """The tier cannot be used now: the disk is full or read-only, the peer is gone, the link is closed. `why` is what
-    the system said, and `lasting` that it does not mend itself."""
+    the system said, `lasting` that it does not mend itself, and `mend` what would ("" = nobody need do anything)."""
 
-    def __init__(self, *, where: str, why: str, lasting: bool = False) -> None:
+    def __init__(self, *, where: str, why: str, lasting: bool = False, mend: str = "") -> None:
         super().__init__(where=where)
-        self.why, self.lasting = why, lasting
+        self.why, self.lasting, self.mend = why, lasting, mend
 
     def __str__(self) -> str:
-        return f"{self.where}: unavailable ({self.why})"
+        return f"{self.where}: unavailable ({self.why})" + (f"; {self.mend}" if self.mend else "")
 
 
 class UnsupportedSchema(KVError):
