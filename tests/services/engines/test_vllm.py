@@ -1,16 +1,20 @@
 """The vLLM adapter on the wire: keys, faults, metrics, tokenising."""
 
 import asyncio
+import json
+import time
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
-from events.base import EngineId, RequestId
+from events.base import NS_PER_S, EngineId, RequestId, SliceId, TenantId
 from events.engine import EngineMeasured
 from services.engines import vllm_metrics
 from services.engines.base import EngineError
-from services.engines.vllm import VLLMBackend
+from services.engines.vllm import VLLMBackend, hinted
 from services.runtime.config import EngineConfig
+from services.vllm_plugin import hints
 from tests.services.engines.test_backend_contract import call, collect
 from tests.services.engines.vllm_double import METRICS, VllmDouble, vllm_double
 
@@ -126,3 +130,43 @@ def test_inner_engines_add_up_and_the_fullest_counts() -> None:
 
 async def test_aborting_nobody_is_no_error(backend: VLLMBackend) -> None:
     await backend.abort(RequestId("nobody"))
+
+
+async def test_an_engine_with_an_agent_gets_hints_beside_the_body_and_never_the_clients_own(double: VllmDouble) -> None:
+    backend = VLLMBackend(EngineConfig(id="e1", models=["tiny"], url=double.url, agent=True))
+    body = (
+        b'{"model":"tiny","prompt":"a","kv_transfer_params":{"tidegate":{"tenant":"other"},"do_remote_prefill":true}}'
+    )
+    due_ns = time.monotonic_ns() + 10 * NS_PER_S
+    asked = call(stream=False, body=body)._replace(
+        path="/v1/completions", tenant="acme", priority=3, deadline_ns=due_ns, slo_tpot_ns=5, output_expected=7,
+        slices=("a1", "b2"), slice_tokens=256,
+    )  # fmt: skip
+    await collect(backend.submit(asked))
+    await backend.close()
+
+    sent = json.loads(double.bodies[0])
+    assert (sent["model"], sent["prompt"]) == ("tiny", "a")
+    assert list(sent["kv_transfer_params"]) == ["tidegate"]
+    told = hints.of(sent["kv_transfer_params"])
+    assert 0 < told.slack_ns <= 10 * NS_PER_S
+    assert msgspec.structs.replace(told, slack_ns=0) == hints.Hints(
+        request_id=RequestId("r1"), tenant=TenantId("acme"), priority=3, slo_tpot_ns=5, output_expected=7,
+        slices=(SliceId("a1"), SliceId("b2")),
+    )  # fmt: skip
+
+
+def test_hints_name_only_as_many_slices_as_an_engine_takes() -> None:
+    many = call()._replace(slices=("s",) * (hints.SLICES_MAX + 1))
+    sent = json.loads(hinted(many))
+    assert len(hints.of(sent["kv_transfer_params"]).slices) == hints.SLICES_MAX
+
+
+def test_a_request_without_a_deadline_says_none() -> None:
+    assert hints.of(json.loads(hinted(call()))["kv_transfer_params"]).slack_ns == 0
+
+
+@pytest.mark.parametrize("agent", [True, False])
+def test_an_engine_with_an_agent_reports_its_slices(agent: bool) -> None:
+    config = EngineConfig(id="e1", models=["tiny"], url="http://x", agent=agent)
+    assert VLLMBackend(config).get_capability().reports_slices is agent

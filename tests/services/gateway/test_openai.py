@@ -60,7 +60,7 @@ def test_body_that_needs_no_change_is_the_very_same_bytes() -> None:
 
 
 def test_fields_changed_are_listed() -> None:
-    assert openai.FIELDS_CHANGED == ("cache_salt", "stream_options.include_usage", "priority")
+    assert openai.FIELDS_CHANGED == ("cache_salt", "stream_options.include_usage", "priority", "kv_transfer_params")
 
 
 @pytest.mark.parametrize(
