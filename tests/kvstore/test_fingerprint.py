@@ -1,10 +1,12 @@
 """Equal fingerprints mean equal prefixes in the same cache domain, and nothing else is equal."""
 
+from array import array
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kvstore.fingerprint import FINGERPRINT_BYTES, SLICE_TOKENS, domain_key, fingerprints
+from kvstore.fingerprint import FINGERPRINT_BYTES, SLICE_TOKENS, domain_key, fingerprints, salted_key
 
 KEY = domain_key(b"secret", "tenant-a")
 TOKENS = st.lists(st.integers(0, 2**32 - 1), max_size=40)
@@ -59,6 +61,20 @@ def test_where_a_slice_ends_is_part_of_its_name() -> None:
 def test_a_slice_has_256_tokens_unless_said_otherwise() -> None:
     assert SLICE_TOKENS == 256
     assert len(fingerprints(list(range(1000)), key=KEY)) == 3
+
+
+@given(TOKENS)
+def test_the_same_tokens_have_the_same_names_however_they_are_held(tokens: list[int]) -> None:
+    packed = array("I", tokens)
+    held = (tuple(tokens), packed, memoryview(packed), memoryview(array("Q", tokens)), memoryview(array("I", [
+        word for token in tokens for word in (token, 7)
+    ]))[::2])  # fmt: skip
+    assert {fingerprints(each, key=KEY, slice_tokens=4) for each in held} == {of(tokens)}
+
+
+def test_the_key_that_follows_from_a_salt_never_changes_and_takes_any_salt() -> None:
+    assert salted_key("salt").hex() == "1a9625c6cc70b8d669f5b49322bd4d84aae41be3945f58974f09d5dd510ef160"
+    assert len({salted_key(salt) for salt in ("", "a", "b", "a" * 1_000, "\ud800")}) == 5
 
 
 @pytest.mark.parametrize("token", [-1, 2**32])
