@@ -24,8 +24,11 @@ VERBS: dict[type[Event], str] = {
     decisions.TenantQuotaSet: "set_quota",
     decisions.EngineDirected: "direct",
     decisions.MiscoverageNoticed: "notice",
+    decisions.TransferOrdered: "move",
+    decisions.TransferCancelled: "cancel",
+    decisions.LinkSuspended: "suspend",
 }
-SUBJECTS = ("request_id", "tenant", "holder", "predictor", "engine_id")
+SUBJECTS = ("request_id", "order", "tenant", "holder", "predictor", "engine_id")
 """The fields that name what a decision is about, the first that it has."""
 NOTHING = "nothing"
 

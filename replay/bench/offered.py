@@ -3,10 +3,10 @@
 - `conversation`: a window of the Mooncake conversation trace on four engines. The trace gives its times in batches of
   three seconds, and so they arrive here. A seed draws where the window begins (on a batch) and the order within each
   batch. The scale is the speed: 2.0 offers the same requests in half the time.
-- `conversation_spread`: the same windows, each arrival at a drawn moment of its three seconds. Less bursty than the
-  trace says, and nearer to what people do.
 - `conversation_embedding`: the windows of `conversation` with waves of embedding jobs, as those of `mixed`, on the same
   four engines: what a fleet sees that serves both. The waves are drawn by the seed; their pace goes with the speed.
+- `conversation_spread`: the same windows, each arrival at a drawn moment of its three seconds. Less bursty than the
+  trace says, and nearer to what people do.
 - `mixed`: sessions of three tenants and waves of embedding jobs (`replay.workloads.mixed`) on two engines with little
   KV. A seed draws everything. The scale is the number of sessions and waves, not their pace.
 

@@ -43,7 +43,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What to run. `presets` are names, or what `variants` adds to them; `trace` "" = the drawn conversation."""
 
     presets: tuple[str, ...]
-    workloads: tuple[Workload, ...] = (Workload.CONVERSATION, Workload.MIXED)
+    workloads: tuple[Workload, ...] = (Workload.CONVERSATION, Workload.EMBEDDING, Workload.MIXED)
     loads: tuple[float, ...] = LOADS
     seeds: tuple[int, ...] = SEEDS
     chunks: tuple[int, ...] = CHUNK_GRID
