@@ -59,6 +59,7 @@ class TierMeasured(Event, frozen=True, kw_only=True, tag="tier_measured.v1"):
     not yet), and the bytes that stand in its queue now. Totals count from the engine's start.
 
     `slice_bytes` is what one slice takes there; `corrupt_total` slices failed their checksum and were never served.
+    Said of the device's own tier, `directive_version` is the newest `engine_directed` that the engine's agent was told.
     """
 
     engine_id: EngineId
@@ -75,6 +76,7 @@ class TierMeasured(Event, frozen=True, kw_only=True, tag="tier_measured.v1"):
     evictions_total: int = 0
     failures_total: int = 0
     corrupt_total: int = 0
+    directive_version: int = 0
 
 
 class TransferEnd(StrEnum):

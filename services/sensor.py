@@ -36,6 +36,7 @@ async def run(config: Config, *, log: Log, stop: asyncio.Event, follow: Follow |
     registry = CollectorRegistry()
     devices = DeviceWatch(NvmlDevices(), engines, host=host_name(), writer=writer, registry=registry)
     ticks = LogReader(log, facts_of(log, "clock"), partial(_follow_tick, clock))
+    agents = LogReader(log, facts_of(log, "agent"), watch.take)
 
     async def take(changed: Config) -> None:
         await watch.reloaded(await engines.reload(_addressed(changed)))
@@ -46,11 +47,12 @@ async def run(config: Config, *, log: Log, stop: asyncio.Event, follow: Follow |
 
     await engines.reload(_addressed(config))
     await ticks.start()
+    await agents.start()
     with served(config, "sensor", registry):
         async with asyncio.TaskGroup() as group:
             group.create_task(writer.run())
             try:
-                await run_until(stop, ticks.run(), watch.run(), devices.run(), take_changes())
+                await run_until(stop, ticks.run(), agents.run(), watch.run(), devices.run(), take_changes())
             finally:
                 await writer.close()
                 await engines.close()

@@ -102,6 +102,11 @@ class Delegate:
                 assert_never(op)
         return None
 
+    def holds(self, tier: Tier, slice_id: str) -> bool:
+        """Whether the tier has it, as far as the ops say."""
+        cache = self._tiers.get(tier)
+        return cache is not None and slice_id in cache
+
     def snapshot(self) -> Snapshot:
         """What it knows now; valid until the next op."""
         return Snapshot(self._directive, tuple(cache.rows(tier) for tier, cache in self._tiers.items()))

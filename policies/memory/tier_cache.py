@@ -63,8 +63,8 @@ class TierCache:
         self._queue: Evictable[str] = Evictable()
         self._past = Past()
 
-    def __len__(self) -> int:
-        return len(self._kept)
+    def __contains__(self, slice_id: str) -> bool:
+        return slice_id in self._kept
 
     def direct(self, kind: EvictionKind, horizon_ns: int) -> None:
         """Rank by this kind from now on, what is here already too."""
@@ -180,7 +180,7 @@ class TierCache:
     def restore(self, rows: TierRows) -> None:
         """Take in what `rows` gave; what is ranked is ranked as it was."""
         self._kept = rows.kept
-        self._past = Past(rows.groups, dict(rows.gone), rows.floor)
+        self._past = Past(rows.groups, {slice_id: gone for slice_id, gone in rows.gone.items()}, rows.floor)  # noqa: C416
         self._children = {}
         for kept in self._kept.values():
             if kept.parent:

@@ -47,20 +47,29 @@ def export(pool: str | None, path: Path, force: bool, settings: Settings, out: O
 
 
 @command.command()
-@click.argument("path", type=JOURNAL, required=False, metavar="[FILE]")
+@click.argument("path", type=click.Path(path_type=Path), required=False, metavar="[FILE]")
 @click.option("--pool", help="Verify this pool's live log instead of a file.")
 @click.option("--any-version", is_flag=True, help="Hold decisions of other code versions against this code too.")
 @click.option("--complete", is_flag=True, help="Pending decisions are a no as well.")
+@click.option("--engine", is_flag=True, help="FILE is an engine's own journal of choices, or the folder of them.")
+@click.option("--log", "said", type=JOURNAL, help="With --engine: the pool's journal, whose choices must be the same.")
 @with_settings
 @with_output
 def verify(
-    path: Path | None, pool: str | None, any_version: bool, complete: bool, settings: Settings, out: Output
-) -> int:
+    path: Path | None, pool: str | None, any_version: bool, complete: bool, engine: bool, said: Path | None,
+    settings: Settings, out: Output,
+) -> int:  # fmt: skip
     """Whether every decision in a log follows from it. Exit code 1 when not, or when the log is damaged."""
     if (path is None) == (pool is None):
         raise click.UsageError("name a journal, or a pool with --pool")
+    if said is not None and not engine:
+        raise click.UsageError("--log goes with --engine")
     if path is not None:
+        if engine:
+            return _verify_choices(path, said, any_version=any_version, out=out)
         return _verify(path, any_version=any_version, complete=complete, out=out)
+    if engine:
+        raise click.UsageError("an engine's journal is a file: --engine FILE")
     from services import journals
     from services.runtime.aio import run
 
@@ -69,6 +78,27 @@ def verify(
         with out.progress(f"export of pool {pool}") as advance:
             run(journals.export(settings.load(), PoolId(str(pool)), exported, on_progress=advance))
         return _verify(exported, any_version=any_version, complete=complete, out=out)
+
+
+def _verify_choices(path: Path, said: Path | None, *, any_version: bool, out: Output) -> int:
+    from events.log.journal import read_journal
+    from replay.choice_journal import ChoicesDamaged, files_of
+    from replay.code_version import code_version
+    from replay.verify_choices import verify_choices
+    from services.commands.choices_text import show_choices
+
+    log = read_journal(said)[1] if said is not None else None
+    try:
+        report = verify_choices(
+            files_of(path) if path.is_dir() else [path], code_version="" if any_version else code_version(), log=log
+        )
+    except ChoicesDamaged as error:
+        if not out.as_json:
+            raise
+        out.line({"identical": False, "damaged": error.what, "first_bad": error.number, "where": error.where})
+        return Exit.NO
+    out.result(report, lambda console: show_choices(report, console))
+    return Exit.FINE if report.identical else Exit.NO
 
 
 def _verify(path: Path, *, any_version: bool, complete: bool, out: Output) -> int:

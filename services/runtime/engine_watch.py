@@ -4,10 +4,13 @@ import asyncio
 import logging
 from typing import Final
 
+import msgspec
+
 from events import codec, subjects
-from events.base import NS_PER_S, EngineId, Event, LogError
-from events.engine import EngineHealthChanged, EngineKind, EngineRegistered, EngineRemoved, Health
+from events.base import NS_PER_S, EngineId, Event, LogError, Recorded
+from events.engine import EngineHealthChanged, EngineKind, EngineMeasured, EngineRegistered, EngineRemoved, Health
 from events.log.base import Log
+from events.slice import Tier, TierMeasured
 from services.engines.base import EngineError, InferenceBackend
 from services.engines.open import Engines, Reloaded
 from services.runtime.facts import FactWriter
@@ -30,6 +33,7 @@ class EngineWatch:
         self._log, self._engines, self._writer, self._clock = log, engines, writer, clock
         self._group = asyncio.TaskGroup()
         self._watching: dict[EngineId, asyncio.Task[None]] = {}
+        self._goes_by: dict[EngineId, int] = {}
 
     async def run(self) -> None:
         """Say which engines left while nobody watched, then watch. Never ends. Raises LogError at its start."""
@@ -52,6 +56,12 @@ class EngineWatch:
                 self._say(EngineRemoved(engine_id=engine_id))
         self._watch(reloaded.added)
 
+    def take(self, recorded: Recorded) -> None:
+        """What an engine's agent says: the directive that it goes by, which no server tells."""
+        event = recorded.event
+        if isinstance(event, TierMeasured) and event.tier is Tier.HBM:
+            self._goes_by[event.engine_id] = event.directive_version
+
     def _watch(self, engine_ids: tuple[EngineId, ...]) -> None:
         for engine_id in engine_ids:
             if self._engines.config(engine_id).kind is not EngineKind.SIMULATED:
@@ -63,6 +73,8 @@ class EngineWatch:
             for event in await one.look():
                 if isinstance(event, EngineHealthChanged):
                     logger.info("engine %s is %s %s", engine_id, event.health, event.reason)
+                if isinstance(event, EngineMeasured) and engine_id in self._goes_by:
+                    event = msgspec.structs.replace(event, directive_version=self._goes_by[engine_id])
                 self._say(event)
             await asyncio.sleep(self._clock.wall_s(NS_PER_S))
 

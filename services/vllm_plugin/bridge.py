@@ -13,9 +13,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from events.base import EngineId, Event
+from events.base import EngineId, Event, RequestId
 from events.decisions import EngineDirected
-from events.slice import ChoiceMade, SlicesCleared, SlicesRemoved, SlicesStored, Tier, TransferFinished
+from events.slice import ChoiceMade, SlicesCleared, SlicesRemoved, SlicesStored, Tier, TierMeasured, TransferFinished
 from policies.memory.delegate import Delegate
 from policies.memory.delegate_ops import AnyOp, Choice, Directed
 from services.vllm_plugin.orders import Orders
@@ -41,7 +41,8 @@ class Entry(NamedTuple):
 
 
 class Bridge:
-    """One per process (`bridge`). `engine_id` is set before anything else is asked of it."""
+    """One per process (`bridge`). `engine_id` is set before anything else is asked of it; `measured` is what was last
+    told of each tier."""
 
     def __init__(self) -> None:
         self.engine_id = EngineId("")
@@ -60,6 +61,9 @@ class Bridge:
         self._journals = False
         self._snapshot_due = False
         self._inventories: dict[Tier, Inventory] = {}
+        self._measure: Callable[[], TierMeasured] | None = None
+        self._aborts: tuple[RequestId, ...] = ()
+        self.measured: dict[Tier, TierMeasured] = {}
         self._wake: Callable[[], None] | None = None
         self._agent_wake: Callable[[], None] | None = None
 
@@ -87,6 +91,8 @@ class Bridge:
     def tell(self, fact: Event) -> None:
         """Have a fact written into the log, in the order in which facts are told. Never waits: where too many wait,
         they are dropped and counted, and a resync says what is true. An order is answered all the same."""
+        if isinstance(fact, TierMeasured):
+            self.measured[fact.tier] = fact
         if not self._listening:
             return
         with self._lock:
@@ -96,6 +102,21 @@ class Bridge:
             first = len(self._facts) == 1
         if first and self._agent_wake is not None:
             self._agent_wake()
+
+    def holds(self, tier: Tier, slice_id: str) -> bool:
+        """Whether the delegate was told that a tier has it."""
+        return self._delegate.holds(tier, slice_id)
+
+    @property
+    def something_to_do(self) -> bool:
+        """Whether an engine without requests has to make a step all the same."""
+        return self.orders.waiting or bool(self._aborts)
+
+    def aborts(self) -> tuple[RequestId, ...]:
+        """Requests (by their names in the log) whose holder is lost: nobody waits for their answers."""
+        with self._lock:
+            taken, self._aborts = self._aborts, ()
+            return taken
 
     def wake(self) -> None:
         """Have an idle engine core make a step, so that it takes up orders. From any thread."""
@@ -110,6 +131,10 @@ class Bridge:
         """Who holds a tier: how its content is told after a resync."""
         self._inventories[tier] = inventory
 
+    def measure(self, measure: Callable[[], TierMeasured]) -> None:
+        """How the device's cache is measured. Called by the agent's thread at any time."""
+        self._measure = measure
+
     # Agent's thread.
 
     def listen(self, wake: Callable[[], None], *, journals: bool) -> None:
@@ -118,6 +143,10 @@ class Bridge:
         with self._lock:
             self._agent_wake, self._listening = wake, True
             self._journals = self._snapshot_due = journals
+
+    def number_from(self, last: int) -> None:
+        """Numbers of choices go on behind those of the journals that are there. Said before anything is chosen."""
+        self._number = last
 
     def deafen(self) -> None:
         """The agent is gone: keep nothing any more. Choices go on under the last directive."""
@@ -132,6 +161,22 @@ class Bridge:
             newest = self._next_directive or self._directive
             if newest is None or directive.version > newest.version:
                 self._next_directive = directive
+
+    @property
+    def directed_version(self) -> int:
+        """The version of the newest directive that was brought (0 = none)."""
+        newest = self._next_directive or self._directive
+        return newest.version if newest is not None else 0
+
+    def abort(self, requests: tuple[RequestId, ...]) -> None:
+        """Have the engine give these up."""
+        with self._lock:
+            self._aborts += requests
+        self.wake()
+
+    def measured_now(self) -> TierMeasured | None:
+        """Of the device's cache; None while no scheduler is there."""
+        return self._measure() if self._measure is not None else None
 
     def facts(self, most: int) -> list[Event]:
         """Up to `most` facts, in order."""
@@ -165,7 +210,7 @@ class Bridge:
             self._snapshot_due = self._journals
 
     def _drop_facts(self) -> None:
-        kept = deque(fact for fact in self._facts if isinstance(fact, TransferFinished))
+        kept: deque[Event] = deque(fact for fact in self._facts if isinstance(fact, TransferFinished))
         self.facts_dropped += len(self._facts) - len(kept)
         self._facts, self._resync = kept, True
 

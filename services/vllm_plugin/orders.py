@@ -44,12 +44,12 @@ class Orders:
         self._answered: dict[str, None] = {}
         self.refused = 0
 
-    def give(self, said: TransferOrdered, *, until_ns: int = 0) -> bool:
-        """Agent: an order stands in the log. True: there is something to take up now."""
+    def give(self, said: TransferOrdered, *, until_ns: int = 0) -> Order | None:
+        """Agent: an order stands in the log. None: it was given before, or is answered already."""
         order = Order(said, until_ns)
         with self._lock:
             if said.order in self._open or said.order in self._answered:
-                return False
+                return None
             self._open[said.order] = order
             full = len(self._open) > ORDERS_MAX
             if not full:
@@ -57,7 +57,7 @@ class Orders:
         if full:
             self.refused += 1
             self.finish(order, TransferEnd.FAILED, why="too many orders at once")
-        return not full
+        return None if full else order
 
     def cancel(self, said: TransferCancelled) -> None:
         """Agent: an order is taken back. One that was not taken up ends now; else its carrier finds it `cancelled`."""
@@ -74,7 +74,7 @@ class Orders:
         """Scheduler: the orders to begin now, first to last. What came too late or was cancelled is not among them."""
         now_ns = time.monotonic_ns()
         with self._lock:
-            taken = [order for order in self._waiting if not order.cancelled]
+            taken = [order for order in self._waiting if order.said.order in self._open and not order.cancelled]
             self._waiting.clear()
             for order in taken:
                 order.taken_ns = now_ns
