@@ -7,7 +7,7 @@ another caller, so none hangs on one. Every refusal is a typed error of kvstore/
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import msgspec
 
@@ -24,7 +24,7 @@ class TierStats(msgspec.Struct, frozen=True, kw_only=True):
     """What a tier did since it was opened. A hit is a slice read whole; `corrupt` were refused by their checksum,
     `lost` vanished beneath it (neither was served), `failures` are calls that the medium refused.
 
-    `trouble` is what the last failure said, with its mend; empty again after the next success.
+    `trouble` is what the last failure said, with its mend; empty again after the next store.
     """
 
     slices: int
@@ -117,15 +117,15 @@ class TierStore(Protocol):
         """Amounts since it was opened."""
         ...
 
-    def close(self) -> None:
-        """Let go of memory and files; what lies on disk stays. Calls after it raise TierUnavailable. Twice is fine."""
+    @property
+    def lends_in_place(self) -> bool:
+        """Whether `lend` shows the slice where it lies (memory, DRAM). Else it copies it first."""
         ...
 
-
-@runtime_checkable
-class Lender(Protocol):
-    """A tier whose memory can be read where it lies (memory, DRAM): one copy less on the way out."""
-
     def lend(self, slice_id: SliceId) -> AbstractContextManager[memoryview]:
-        """The slice, read-only, while the context lasts; a drop meanwhile frees nothing. NotResident."""
+        """The slice, read-only, while the context lasts; a drop meanwhile frees nothing. Raises as `read_into`."""
+        ...
+
+    def close(self) -> None:
+        """Let go of memory and files; what lies on disk stays. Calls after it raise TierUnavailable. Twice is fine."""
         ...
