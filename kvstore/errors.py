@@ -36,14 +36,14 @@ class DoubleFree(KVError):
 
 
 class Pinned(KVError):
-    """What was to be freed, moved or evicted is pinned `pins` times."""
+    """What was to be freed, moved, overwritten or evicted is held `pins` times by somebody else."""
 
     def __init__(self, *, where: str, name: str, pins: int = 1) -> None:
         super().__init__(where=where)
         self.name, self.pins = name, pins
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.name} is pinned ({self.pins})"
+        return f"{self.where}: {self.name} is held ({self.pins})"
 
 
 class NoVictim(KVError):
