@@ -23,14 +23,19 @@ COMMON_NAMES: Final = {NATS_URL: "NATS_URL", NATS_CREDS: "NATS_CREDS"}
 
 class PluginSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """`engine_id` and `pool` are the names in the log. `folder` is where the engine keeps its own journal of choices
-    ("" = none is kept). `ssd_folder` and `ssd_bytes` are its SSD tier ("" = none). A slice has `slice_tokens` tokens:
-    vLLM's offload `block_size`."""
+    ("" = none is kept). `ssd_folder` and `ssd_bytes` are its SSD tier ("" = none), read by `ssd_readers` threads. A
+    slice has `slice_tokens` tokens: vLLM's offload `block_size`. `prefill_tokens_per_s` is how fast prompts are
+    computed, where that should not be measured (0 = measured). What vLLM calls a reset of the external cache voids the
+    DRAM tier, and the SSD tier too unless `reset_keeps_ssd`: vLLM resets it when weights change."""
 
     engine_id: EngineId
     pool: PoolId = PoolId("default")
     folder: str = ""
     ssd_folder: str = ""
     ssd_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
+    ssd_readers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
+    reset_keeps_ssd: bool = False
+    prefill_tokens_per_s: Annotated[int, msgspec.Meta(ge=0)] = 0
     slice_tokens: Annotated[int, msgspec.Meta(ge=1)] = SLICE_TOKENS
 
 

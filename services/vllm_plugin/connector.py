@@ -1,0 +1,73 @@
+"""vLLM's offloading connector, with what only it can know: the whole configuration, the requests, and the steps.
+
+It checks that everything is as it was tested, fills in what vLLM needs to find the spec (spec.py says how it is named
+in vLLM's settings), says whose KV this is, names the slices of requests that came without hints, and measures prefill.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import vllm
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
+
+from kvstore.fingerprint import fingerprints, salted_key
+from services.vllm_plugin import settings
+from services.vllm_plugin.identity import namespace
+from services.vllm_plugin.manager import TidegateManager
+from services.vllm_plugin.pace import pace
+from services.vllm_plugin.spec import NAMESPACE, SPEC
+from services.vllm_plugin.support import check_engine, check_version
+
+
+class TidegateConnector(OffloadingConnector):
+    """`kv_connector: "TidegateConnector"`, `kv_connector_module_path: "services.vllm_plugin.connector"`."""
+
+    def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
+        check_version(vllm.__version__)
+        extra = _filled_in(vllm_config)
+        told = settings.of(extra)
+        check_engine(vllm_config, kv_cache_config, ssd=bool(told.ssd_folder))
+        if told.ssd_folder and role == KVConnectorRole.SCHEDULER:
+            extra[NAMESPACE] = namespace(vllm_config, kv_cache_config, known_in=Path(told.ssd_folder)).hex()
+        super().__init__(vllm_config, role, kv_cache_config)
+        self._slice_tokens = told.slice_tokens
+        scheduler = self.connector_scheduler
+        manager = scheduler.manager if scheduler is not None else None
+        self._memory = manager if isinstance(manager, TidegateManager) else None
+
+    def on_new_request(self, request: Any) -> None:
+        """A request came. Its slices are named as the gateway would: by its tokens and its salt. Where tokens do not
+        say all (images, adapters) they get no such names."""
+        super().on_new_request(request)
+        plain = request.prompt_token_ids is not None and not request.mm_features and request.lora_request is None
+        if self._memory is not None and plain:
+            key = salted_key(request.cache_salt or "")
+            names = fingerprints(request.prompt_token_ids, key=key, slice_tokens=self._slice_tokens)
+            self._memory.name_prompt(request.request_id, names)
+
+    def build_connector_meta(self, scheduler_output: Any) -> Any:
+        """A step begins."""
+        pace.scheduled(scheduler_output.total_num_scheduled_tokens)
+        return super().build_connector_meta(scheduler_output)
+
+    def update_connector_output(self, connector_output: Any) -> None:
+        """A step is done."""
+        pace.ended()
+        super().update_connector_output(connector_output)
+
+    @classmethod
+    def build_prom_metrics(cls, vllm_config: Any, *rest: Any) -> Any:
+        """vLLM's; it asks the spec, in a process where no connector was made."""
+        _filled_in(vllm_config)
+        return super().build_prom_metrics(vllm_config, *rest)
+
+
+def _filled_in(vllm_config: Any) -> dict[str, Any]:
+    """The extra configuration, with what follows from our being there."""
+    extra: dict[str, Any] = vllm_config.kv_transfer_config.kv_connector_extra_config
+    extra.setdefault("spec_name", SPEC)
+    extra.setdefault("spec_module_path", "services.vllm_plugin.spec")
+    if "blocks_per_chunk" not in extra:
+        extra.setdefault("block_size", settings.of(extra).slice_tokens)
+    return extra

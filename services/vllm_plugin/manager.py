@@ -1,0 +1,192 @@
+"""The memory of a vLLM engine beyond its device: vLLM's tiering manager, with facts, names, pins and orders.
+
+What vLLM does is left as it is: chunks go down to every tier when they are computed, and come up when a request begins
+with them. Added is what vLLM has no place for:
+
+- Facts: what is stored, removed, hit and measured is told through the bridge, in the log's names.
+- Pins: what a request was found to begin with stays in DRAM until it is loaded. Else slices that come up from the SSD
+  for its end could push out those of its beginning, for ever, where DRAM is small.
+- Orders of the log (carrier.py) are taken up at the end of each step.
+"""
+
+import time
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Final
+
+from vllm.v1.kv_offload.base import (
+    LoadStoreSpec,
+    LookupResult,
+    OffloadKey,
+    PrepareStoreOutput,
+    ReqContext,
+    RequestOffloadingContext,
+    ScheduleEndContext,
+)
+from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
+from vllm.v1.kv_offload.tiering.manager import JobMetadata, TieringOffloadingManager
+from vllm.v1.metrics.cache_hit_source import CacheHitSource
+
+from events.base import NS_PER_S, SliceId
+from events.slice import Tier, TierMeasured
+from services.vllm_plugin import hints
+from services.vllm_plugin.carrier import Carrier
+from services.vllm_plugin.memory import Memory
+from services.vllm_plugin.primary_tier import PrimaryTier
+from services.vllm_plugin.prompt import learn_names, prompt_of
+from services.vllm_plugin.ssd_tier import SsdTier
+
+MEASURE_EVERY_NS: Final = NS_PER_S
+"""How often the tiers are measured at most, while the engine makes steps."""
+
+
+class TidegateManager(TieringOffloadingManager):
+    """`ssd` is one of `tiers`, or None. All calls come from the scheduler's thread."""
+
+    def __init__(
+        self, memory: Memory, primary: PrimaryTier, tiers: list[SecondaryTierManager], *, ssd: SsdTier | None
+    ) -> None:
+        super().__init__(primary_tier=primary, secondary_tiers=tiers)
+        self.memory, self._dram, self._ssd = memory, primary, ssd
+        self.carrier = Carrier(self, memory, primary, ssd)
+        self._pins: dict[str, dict[OffloadKey, None]] = {}
+        self._measured_ns = 0
+        self._busy_told = False
+        self._misses = 0
+        residency, bridge = memory.residency, memory.bridge
+        bridge.report(Tier.DRAM, lambda: residency.inventory(Tier.DRAM))
+        bridge.report(Tier.SSD, lambda: residency.inventory(Tier.SSD))
+
+    # Requests.
+
+    def on_new_request(self, req_context: ReqContext, **vllm: Any) -> RequestOffloadingContext:
+        """A request came: what the gateway says its slices are called."""
+        told = hints.of(req_context.kv_transfer_params)
+        if told.slice_tokens == self.memory.settings.slice_tokens:
+            prompt_of(req_context).names = told.slices
+        answer: RequestOffloadingContext = super().on_new_request(req_context, **vllm)
+        return answer
+
+    def name_prompt(self, request_id: str, names: Sequence[SliceId]) -> None:
+        """What the slices of a request are called, where the gateway did not say."""
+        state = self._req_state.get(request_id)
+        if state is not None and not prompt_of(state.req_context).names:
+            prompt_of(state.req_context).names = names
+
+    def lookup(self, key: OffloadKey, req_context: ReqContext, **vllm: Any) -> LookupResult:
+        """Whether a slice is there, or comes."""
+        self._name(req_context)
+        result: LookupResult = super().lookup(key, req_context, **vllm)
+        if result is LookupResult.HIT and self._ssd is not None:
+            self._pin(key, req_context)
+        return result
+
+    def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
+        """The request gets these slices now."""
+        spec = super().prepare_load(keys, req_context)
+        self._unpin(req_context)
+        for tier, sources in ((Tier.SSD, (CacheHitSource.DISK,)), (Tier.DRAM, (CacheHitSource.HOST,))):
+            hit = [key for key in keys if self.get_load_source(key, req_context) in sources]
+            self.memory.residency.hit(tier, hit)
+        return spec
+
+    def prepare_store(self, keys: Collection[OffloadKey], req_context: ReqContext) -> PrepareStoreOutput | None:
+        """The request computes these slices now."""
+        self._unpin(req_context)
+        self._name(req_context)
+        if self._ssd is not None:
+            self._ssd.scheduled(req_context)
+        output: PrepareStoreOutput | None = super().prepare_store(keys, req_context)
+        if output is not None:
+            self._misses += len(output.keys_to_store)
+        return output
+
+    def on_request_finished(self, req_context: ReqContext, **vllm: Any) -> None:
+        """It is done, or was given up."""
+        self._unpin(req_context)
+        super().on_request_finished(req_context, **vllm)
+
+    # Steps.
+
+    def on_schedule_end(self, context: ScheduleEndContext) -> None:
+        """The end of a step: orders are taken up, tiers measured."""
+        for request_id in context.new_req_ids:
+            state = self._req_state.get(request_id)
+            if state is not None:
+                self._unpin(state.req_context)
+        self.carrier.take_up()
+        super().on_schedule_end(context)
+        self._measure()
+
+    def has_pending_work(self) -> bool:
+        """Whether the engine has to make steps although it has no request."""
+        return bool(super().has_pending_work()) or self.memory.bridge.orders.waiting
+
+    def reset_cache(self) -> None:
+        """Everything beyond the device is void; the SSD too, unless the settings keep it."""
+        self._pins.clear()
+        self.carrier.give_up("reset")
+        super().reset_cache()
+        if self._ssd is not None and not self.memory.settings.reset_keeps_ssd:
+            self._ssd.void()
+
+    def shutdown(self) -> None:
+        """The engine ends."""
+        self.carrier.give_up("engine ends")
+        super().shutdown()
+
+    def _complete_promotion(self, job_metadata: JobMetadata, completed_job: JobResult) -> None:
+        super()._complete_promotion(job_metadata, completed_job)
+        job = job_metadata.transfer_job
+        state = self._req_state.get(job.req_context.req_id)
+        if state is not None and not state.is_finished:
+            # Its request has waited for them: they stay until it was asked again.
+            for key in job.keys:
+                if self._dram.ready(key):
+                    self._pin(key, job.req_context)
+        self.carrier.job_ended(job.job_id, completed_job)
+
+    def _process_finished_jobs(self) -> None:
+        super()._process_finished_jobs()
+        self.carrier.stores_ended()
+
+    # Names, pins, amounts.
+
+    def _name(self, context: ReqContext) -> None:
+        prompt = prompt_of(context)
+        if prompt.names and prompt.named < min(len(prompt.names), prompt.length):
+            for key, _ in learn_names(prompt, self.memory.naming):
+                self._dram.renamed(key)
+                if self._ssd is not None:
+                    self._ssd.choices.renamed(key, held=self._ssd.busy(key))
+                self.memory.residency.renamed(key)
+
+    def _pin(self, key: OffloadKey, context: ReqContext) -> None:
+        pins = self._pins.setdefault(context.req_id, {})
+        if key not in pins:
+            pins[key] = None
+            self._dram.pin([key], context)
+
+    def _unpin(self, context: ReqContext) -> None:
+        pins = self._pins.pop(context.req_id, None)
+        if pins:
+            self._dram.unpin(list(pins), context)
+
+    def _measure(self) -> None:
+        """Every second, and when the queues of the disk are empty again."""
+        now_ns = time.monotonic_ns()
+        busy = self._ssd is not None and self._ssd.read_queue_bytes() + self._ssd.write_queue_bytes() > 0
+        if now_ns - self._measured_ns < MEASURE_EVERY_NS and busy >= self._busy_told:
+            return
+        self._measured_ns, self._busy_told = now_ns, busy
+        for fact in self._measured():
+            self.memory.bridge.tell(fact)
+
+    def _measured(self) -> Iterable[TierMeasured]:
+        hits, slice_bytes = self.memory.residency.hits, self.memory.slice_bytes
+        yield TierMeasured(
+            engine_id=self.memory.engine_id, tier=Tier.DRAM, bytes_max=self._dram.chunks * slice_bytes,
+            bytes_used=self._dram.chunks_used * slice_bytes, slice_bytes=slice_bytes, hits_total=hits[Tier.DRAM],
+            misses_total=self._misses, evictions_total=self._dram.evictions,
+        )  # fmt: skip
+        if self._ssd is not None:
+            yield self._ssd.measured(hits_total=hits[Tier.SSD], misses_total=self._misses)

@@ -1,0 +1,408 @@
+"""The SSD tier of a vLLM engine: what was computed once is found again tomorrow, if fetching it is worth it.
+
+vLLM's tiering manager asks it in the scheduler's thread (`lookup`, `submit_*`, `get_finished_jobs`), so nothing here
+waits: files are read and written by threads (ssd_jobs.py) of the store in kvstore/tiers/ssd.py. In plain words:
+
+- Looked up: a run of slices is fetched where that is quicker than computing it, by the speed and the queue of the disk
+  now (a delegated choice: policies/memory/gate.py); else it is a miss.
+- Stored: what the disk cannot take in time is not queued (`QUEUE_PART` of the DRAM tier waits for it at most). What has
+  no room makes some, by the delegate's choice, or is not stored.
+- Failed: a slice whose checksum is wrong, or whose file is gone, is forgotten and computed again; it is never served.
+  A disk that refuses or hangs is left alone for a while; the engine serves on without it, and `trouble` says why.
+"""
+
+import logging
+import time
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from vllm.v1.kv_offload.base import (
+    LookupResult,
+    Medium,
+    OffloadKey,
+    ReqContext,
+    RequestOffloadingContext,
+)
+from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager, TransferJob
+
+from events.base import NS_PER_S, RequestId
+from events.slice import Tier, TierMeasured
+from kvstore.errors import ChecksumMismatch, KVError, NotResident, TierUnavailable
+from kvstore.tiers.base import TierStore
+from kvstore.tiers.ssd import ssd_tier
+from policies.memory.delegate_ops import FetchAsked
+from policies.memory.gate import fetch_ns
+from services.vllm_plugin import hints
+from services.vllm_plugin.memory import Memory
+from services.vllm_plugin.prompt import prompt_of
+from services.vllm_plugin.ssd_jobs import Job, SsdThreads, file_name, key_of
+from services.vllm_plugin.ssd_names import SsdNames
+
+TIER_TYPE: Final = "tidegate-ssd"
+"""How vLLM's metrics call it."""
+QUEUE_PART: Final = 4
+"""One part in so many of the DRAM tier may wait to be written: who waits cannot be evicted there."""
+REST_NS: Final = 10 * NS_PER_S
+"""How long a disk that refused, or hung, is left alone."""
+PATIENCE_NS: Final = 50_000_000
+PATIENCE: Final = 2
+"""A fetch is given up on after so many times what it should take, and PATIENCE_NS on top."""
+NAMES_SPARE: Final = 1_024
+"""Lines of the names' file beyond twice the slices there, before it is written anew."""
+WEIGHT: Final = 4
+"""One part in so many of the measured speed is the last job's."""
+
+log = logging.getLogger(__name__)
+
+
+class Fetches:
+    """What was decided for a request: which slices come from the disk, and which are computed."""
+
+    def __init__(self) -> None:
+        self.worth: dict[bytes, bool] = {}
+
+
+class SsdTier(SecondaryTierManager):
+    """Over a store; without one (`trouble` says why) it holds nothing and takes nothing."""
+
+    medium: ClassVar[Medium] = Medium.STORAGE
+
+    def __init__(
+        self, spec: Any, view: memoryview, memory: Memory, *, store: TierStore | None, trouble: str = ""
+    ) -> None:
+        super().__init__(offloading_spec=spec, primary_kv_view=view, tier_type=TIER_TYPE)
+        self._memory, self.store, self.trouble = memory, store, trouble
+        self.choices = memory.choices(Tier.SSD)
+        self._rows = view.cast("B")
+        self._queue_max = max(1, view.shape[0] // QUEUE_PART) if view.shape is not None else 1
+        self._names = SsdNames(Path(memory.settings.ssd_folder))
+        self._names_lines = 0
+        self._threads = (
+            SsdThreads(store, self._rows, slice_bytes=memory.slice_bytes, readers=memory.settings.ssd_readers)
+            if store is not None
+            else None
+        )
+        self._loads: dict[int, Job] = {}
+        self._stores: dict[int, Job] = {}
+        self._ended: list[JobResult] = []
+        self._rest_reads_ns = self._rest_writes_ns = 0
+        self.read_bytes_per_s = self.write_bytes_per_s = 0
+        self.misses = self.failures = self.corrupt = self.dropped = 0
+        self._take_in()
+
+    # What is there.
+
+    def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
+        """HIT: it is there, and will be fetched for this request."""
+        if not self._there(key) or time.monotonic_ns() < self._rest_reads_ns:
+            return LookupResult.MISS
+        return LookupResult.HIT if self._worth(key, req_context) else LookupResult.MISS
+
+    def scheduled(self, req_context: ReqContext) -> None:
+        """The request computes now: what was decided for it counts no more."""
+        req_context.set_state(Fetches())
+
+    def read_queue_bytes(self) -> int:
+        """What stands between a new read and the disk."""
+        return self._memory.slice_bytes * sum(len(job.keys) - len(job.done) for job in self._loads.values())
+
+    def measured(self, *, hits_total: int, misses_total: int) -> TierMeasured:
+        """As a fact."""
+        store = self.store
+        return TierMeasured(
+            engine_id=self._memory.engine_id, tier=Tier.SSD, bytes_max=store.bytes_max if store is not None else 0,
+            bytes_used=store.bytes_used if store is not None else 0, slice_bytes=self._memory.slice_bytes,
+            read_bytes_per_s=self.read_bytes_per_s, write_bytes_per_s=self.write_bytes_per_s,
+            read_queue_bytes=self.read_queue_bytes(), write_queue_bytes=self.write_queue_bytes(),
+            hits_total=hits_total, misses_total=misses_total, evictions_total=self.choices.evictions,
+            failures_total=self.failures, corrupt_total=self.corrupt,
+        )  # fmt: skip
+
+    def write_queue_bytes(self) -> int:
+        """What waits to be written."""
+        return self._memory.slice_bytes * self._writing()
+
+    def _there(self, key: bytes) -> bool:
+        return (
+            self.store is not None and self._memory.residency.holds(Tier.SSD, key) and self.store.holds(file_name(key))
+        )
+
+    def _worth(self, key: bytes, context: ReqContext) -> bool:
+        fetches: Fetches | None = context.get_state(Fetches)
+        if fetches is None:
+            fetches = Fetches()
+            context.set_state(fetches)
+        if key not in fetches.worth:
+            run = self._run(key, context)
+            chosen = self._ask(run, context)
+            fetches.worth.update(dict.fromkeys(run, chosen))
+        return fetches.worth[key]
+
+    def _run(self, key: bytes, context: ReqContext) -> list[bytes]:
+        """From this slice on, what need not be computed if this one is fetched."""
+        prompt = prompt_of(context)
+        run: list[bytes] = []
+        for other in prompt.keys[prompt.places[key] :] if key in prompt.places else [key]:
+            if not (self._there(other) or self._memory.residency.holds(Tier.DRAM, other)):
+                break
+            run.append(other)
+        return run
+
+    def _ask(self, run: Sequence[bytes], context: ReqContext) -> bool:
+        fetched = [key for key in run if not self._memory.residency.holds(Tier.DRAM, key)]
+        choice = self._memory.bridge.choose(
+            FetchAsked(
+                at_ns=time.monotonic_ns(),
+                tier=Tier.SSD,
+                slices=self._memory.naming.names(fetched),
+                size=len(fetched) * self._memory.slice_bytes,
+                queue_bytes=self.read_queue_bytes(),
+                bytes_per_s=self.read_bytes_per_s,
+                recompute_ns=self._memory.recompute_ns(len(run)),
+                for_request=hints.of(context.kv_transfer_params).request_id or RequestId(context.req_id),
+            )
+        )
+        assert choice is not None, "a question has an answer"
+        return bool(choice.chosen)
+
+    # On its way.
+
+    def submit_store(self, job_metadata: TransferJob) -> None:
+        """Write what is not there yet, as far as there is room and the disk keeps up."""
+        job_id, keys = job_metadata.job_id, list(job_metadata.keys)
+        new = [
+            (key, int(chunk))
+            for key, chunk in zip(keys, job_metadata.chunk_ids, strict=True)
+            if key not in self.choices
+        ]
+        taken = self._room(new) if self._threads is not None and time.monotonic_ns() >= self._rest_writes_ns else []
+        self.dropped += len(new) - len(taken)
+        if not taken or self._threads is None:
+            self._ended.append(JobResult(job_id=job_id, success=not new, transfer_bytes=0))
+            return
+        prompt = prompt_of(job_metadata.req_context)
+        for key, _ in taken:
+            self.choices.stored(key, prompt)
+        job = Job(job_id, [key for key, _ in taken], [chunk for _, chunk in taken], job_metadata.req_context)
+        self._stores[job_id] = job
+        self._threads.write(job)
+
+    def _room(self, new: list[tuple[bytes, int]]) -> list[tuple[bytes, int]]:
+        """The first ones that there is room for, when some have left for them."""
+        assert self.store is not None, "there is a store to write to"
+        taken = new[: max(0, self._queue_max - self._writing())]
+        each = self.store.footprint(self._memory.slice_bytes)
+        room = self.store.bytes_max // each - self._slices()
+        short = len(taken) - room
+        if short > 0:
+            leaving = self.choices.evict(short, [key for key, _ in new])
+            if leaving is None:
+                return taken[: max(0, room)]
+            self._drop(leaving)
+        return taken
+
+    def _slices(self) -> int:
+        return len(self.choices)
+
+    def _writing(self) -> int:
+        return sum(len(job.keys) - len(job.done) - len(job.failed) for job in self._stores.values())
+
+    def submit_load(self, job_metadata: TransferJob) -> None:
+        """Fetch these into the DRAM tier."""
+        keys = list(job_metadata.keys)
+        job = Job(job_metadata.job_id, keys, [int(chunk) for chunk in job_metadata.chunk_ids], job_metadata.req_context)
+        if self._threads is None:
+            self._ended.append(JobResult(job_id=job.job_id, success=False))
+            return
+        self.choices.held(keys)
+        takes_ns = fetch_ns(len(keys) * self._memory.slice_bytes, self.read_queue_bytes(), self.read_bytes_per_s)
+        job.deadline_ns = job.began_ns + PATIENCE * takes_ns + PATIENCE_NS
+        self._loads[job.job_id] = job
+        self._threads.read(job)
+
+    def get_finished_jobs(self) -> Iterable[JobResult]:
+        """What ended since the last call, fetches that were given up on among it."""
+        if self._threads is not None:
+            for job in self._threads.finished():
+                self._loaded(job) if self._loads.pop(job.job_id, None) else self._stored(job)
+            now_ns = time.monotonic_ns()
+            for job in [job for job in self._loads.values() if job.deadline_ns < now_ns]:
+                self._give_up(job)
+        ended, self._ended = self._ended, []
+        return ended
+
+    def drain_jobs(self) -> None:
+        """Until no job touches the DRAM tier: writes end, reads are given up."""
+        if self._threads is not None:
+            for job in list(self._loads.values()):
+                self._give_up(job)
+            self._threads.settle()
+            for job in self._threads.finished():
+                self._loaded(job) if self._loads.pop(job.job_id, None) else self._stored(job)
+
+    def _stored(self, job: Job) -> None:
+        del self._stores[job.job_id]
+        self.choices.let_go(job.done)
+        self.choices.removed(list(job.failed))
+        self._memory.residency.stored(Tier.SSD, job.done)
+        self._remember(job)
+        for error in job.failed.values():
+            self._failed(error)
+            self._rest_writes_ns = time.monotonic_ns() + REST_NS
+        self.write_bytes_per_s = self._speed(self.write_bytes_per_s, job)
+        self._end(job)
+
+    def _loaded(self, job: Job) -> None:
+        prompt = prompt_of(job.context)
+        self.choices.let_go(job.keys)
+        self.choices.used(job.done, prompt)
+        for key, error in job.failed.items():
+            self._missed(key, error, job.context)
+        self.read_bytes_per_s = self._speed(self.read_bytes_per_s, job)
+        self._end(job)
+
+    def _missed(self, key: bytes, error: KVError, context: ReqContext) -> None:
+        self._failed(error)
+        if isinstance(error, ChecksumMismatch | NotResident):
+            self.corrupt += isinstance(error, ChecksumMismatch)
+            self.choices.removed([key])
+            self._memory.residency.removed(Tier.SSD, [key])
+            return
+        # It may well be there, but not for this request any more.
+        fetches = context.get_state(Fetches) or Fetches()
+        fetches.worth[key] = False
+        context.set_state(fetches)
+        self._rest_reads_ns = time.monotonic_ns() + REST_NS
+
+    def _give_up(self, job: Job) -> None:
+        if not job.give_up():
+            return
+        del self._loads[job.job_id]
+        self.choices.let_go(job.keys)
+        late = TierUnavailable(where=f"{Tier.SSD}", why="a read hangs", mend="look at that disk")
+        for key in job.keys:
+            self._missed(key, late, job.context)
+        job.done.clear()
+        self._end(job)
+
+    def _end(self, job: Job) -> None:
+        whole = not job.failed and len(job.done) == len(job.keys)
+        self._ended.append(
+            JobResult(
+                job_id=job.job_id,
+                success=whole,
+                successful_keys=None if whole else tuple(job.done),
+                transfer_time=(job.ended_ns - job.began_ns) / NS_PER_S,
+                transfer_bytes=len(job.done) * self._memory.slice_bytes,
+            )
+        )
+
+    def _failed(self, error: KVError) -> None:
+        self.failures += 1
+        if str(error) != self.trouble:
+            self.trouble = str(error)
+            log.warning("SSD tier: %s. The engine serves on without it where it has to.", error)
+
+    def _speed(self, before: int, job: Job) -> int:
+        """Bytes per second, by what this job did."""
+        took_ns = job.ended_ns - job.began_ns
+        if not job.done or took_ns <= 0:
+            return before
+        now = len(job.done) * self._memory.slice_bytes * NS_PER_S // took_ns
+        return before + (now - before) // WEIGHT if before else now
+
+    # What leaves, and what stays over a restart.
+
+    def drop(self, keys: Collection[bytes]) -> list[bytes]:
+        """Those of these that nobody reads or writes are gone from now on."""
+        gone = [key for key in keys if key in self.choices and not self.busy(key)]
+        self.choices.removed(gone)
+        self._drop(gone)
+        return gone
+
+    def holds(self, key: bytes) -> bool:
+        """Whether it is there, whole."""
+        return self._there(key)
+
+    def busy(self, key: bytes) -> bool:
+        """Whether it is being read or written."""
+        return any(key in job.keys for job in (*self._loads.values(), *self._stores.values()))
+
+    def void(self) -> None:
+        """Everything here is void: the model computes otherwise now. Nothing is on its way (`drain_jobs`)."""
+        keys = self._memory.residency.keys(Tier.SSD)
+        self.choices.cleared()
+        self._memory.residency.cleared(Tier.SSD, "reset")
+        if self._threads is not None:
+            self._threads.drop(keys)
+
+    def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:  # noqa: ARG002
+        """Chunk by chunk, as they are computed."""
+        return RequestOffloadingContext()
+
+    def shutdown(self) -> None:
+        """End the threads and close the files."""
+        if self._threads is not None:
+            self._threads.stop()
+        if self.store is not None:
+            self.store.close()
+        with suppress(BufferError):
+            self._rows.release()
+
+    def _drop(self, keys: Sequence[bytes]) -> None:
+        self._memory.residency.removed(Tier.SSD, keys)
+        if self._threads is not None and keys:
+            self._threads.drop(keys)
+
+    def _take_in(self) -> None:
+        """What an earlier run left is here, under the names that it had."""
+        if self.store is None:
+            return
+        known = self._names.read()
+        keys = [key_of(name) for name, size in self.store.inventory() if size == self._memory.slice_bytes]
+        for key in keys:
+            parent, name = known.get(key, (None, None))
+            if name is not None:
+                self._memory.naming.learn(key, name)
+            self.choices.stored(key, None, parent)
+        self.choices.let_go(keys)
+        self._memory.residency.stored(Tier.SSD, keys)
+        self._names.replace((key, known[key][0], known[key][1]) for key in keys if key in known)
+        self._names_lines = len(keys)
+
+    def _remember(self, job: Job) -> None:
+        prompt = prompt_of(job.context)
+        rows = [(key, prompt.parent(key), self._memory.naming.name(key)) for key in job.done]
+        self._names_lines += len(rows)
+        if self._threads is None or not rows:
+            return
+        if self._names_lines > 2 * self._slices() + NAMES_SPARE:
+            self._names_lines = self._slices()
+            kept = frozenset(self._memory.residency.keys(Tier.SSD))
+            self._threads.after_writes(
+                lambda: self._names.replace(
+                    (key, *known) for key, known in {**self._names.read(), **_by_key(rows)}.items() if key in kept
+                )
+            )
+        else:
+            self._threads.after_writes(lambda: self._names.append(rows))
+
+
+def _by_key(rows: Iterable[tuple[bytes, bytes | None, Any]]) -> dict[bytes, tuple[bytes | None, Any]]:
+    return {key: (parent, name) for key, parent, name in rows}
+
+
+def open_ssd(spec: Any, view: memoryview, memory: Memory, *, namespace: bytes) -> SsdTier:
+    """The tier that the settings ask for. A folder that cannot be used is no reason not to serve: the tier says so, and
+    stays empty."""
+    settings = memory.settings
+    try:
+        store = ssd_tier(Path(settings.ssd_folder), bytes_max=settings.ssd_bytes, namespace=namespace)
+    except TierUnavailable as error:
+        log.warning("SSD tier: %s. The engine serves on without it.", error)
+        tier = SsdTier(spec, view, memory, store=None, trouble=str(error))
+        tier.failures += 1
+        return tier
+    return SsdTier(spec, view, memory, store=store)
