@@ -6,16 +6,20 @@ from typing import Any
 from policies.admission import ADMISSION
 from policies.decider import Decider
 from policies.eviction import EVICTION
+from policies.migration import MIGRATION
+from policies.prefetch import PREFETCH
 from policies.quota import QUOTA
 
-ACTORS: dict[str, Decider[Any]] = {ADMISSION.name: ADMISSION, QUOTA.name: QUOTA, EVICTION.name: EVICTION}
+ACTORS: dict[str, Decider[Any]] = {
+    decider.name: decider for decider in (ADMISSION, QUOTA, EVICTION, MIGRATION, PREFETCH)
+}
 """Actor -> its decider, once each: what workers run and logs are verified with. An owner's settings, a preset's too,
 stand in the log (`actor_started`)."""
 
 Preset = Mapping[str, Mapping[str, Any]]
 """Actor -> its settings, those that are not the default."""
 
-_ALONE: Preset = {"quota": {"enabled": "off"}, "eviction": {"enabled": "off"}}
+_ALONE: Preset = {actor: {"enabled": "off"} for actor in ("quota", "eviction", "migration", "prefetch")}
 """Engines are left to themselves."""
 
 

@@ -42,8 +42,8 @@ from events.engine import EngineMeasured, EngineRegistered, EngineRemoved
 from events.request import RequestAborted, RequestArrived, RequestExpired, RequestFinished
 from events.slice import SlicesPinned
 from policies.decider import Decider
-from policies.eviction_state import ACTOR, Engine, State, configure, evolve, initial, uses_of_late
-from policies.memory.reuse import HEAT_ONE, half_life_ns
+from policies.eviction_state import ACTOR, Engine, State, configure, evolve, initial
+from policies.memory.reuse import HEAT_ONE, half_life_ns, uses_of_late
 from policies.settings import Switch
 
 SAID_EVERY_NS = NS_PER_S

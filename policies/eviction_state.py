@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from events.base import EngineId, Event, ModelId, RequestId, SliceId
+from events.base import NS_PER_S, EngineId, Event, ModelId, RequestId, SliceId
 from events.control import Ticked
 from events.decisions import (
     EngineDirected,
@@ -20,7 +20,7 @@ from events.request import RequestAborted, RequestArrived, RequestExpired, Reque
 from events.slice import SlicesPinned
 from policies import settings
 from policies.eviction_settings import EvictionSettings
-from policies.memory.reuse import HEAT_ONE, Heat, half_life_ns
+from policies.memory.reuse import Heat, half_life_ns
 
 ACTOR = "eviction"
 HEAT_MAX = 16_384
@@ -29,19 +29,22 @@ LEAD_MAX = 256
 """Slices of a prompt that are looked at, the first ones: what prompts share stands at their beginning."""
 OPEN_MAX = 2_048
 """Requests whose slices are remembered, the newest; of an older one that still waits nothing is kept."""
+HEARD_NS = 5 * NS_PER_S
+"""An agent that is there has its engine go by a directive within this time."""
 PINS_MAX = 1_024
 """Slices pinned at once. More are not taken; the oldest pins hold."""
 
 
 class Engine(msgspec.Struct, kw_only=True):
     """An engine that takes directives. `said` is the newest one, and since when it counts; `went_by` the newest version
-    that it ever went by."""
+    that it ever went by. One that `has_agent` hears only what is said while its agent listens."""
 
     models: tuple[ModelId, ...]
     kv_tokens: int
     said: EngineDirected | None = None
     said_ns: int = 0
     went_by: int = 0
+    has_agent: bool = False
 
 
 class Open(msgspec.Struct, array_like=True):
@@ -100,7 +103,7 @@ def evolve(state: State, event: Event, now_ns: int) -> None:
         case EngineRemoved():
             state.engines.pop(event.engine_id, None)
         case EngineMeasured():
-            _measured(state, event)
+            _measured(state, event, now_ns)
         case EngineDirected():
             _directed(state, event, now_ns)
         case Ticked():
@@ -138,11 +141,6 @@ def _warm_up(state: State, lead: Sequence[SliceId], now_ns: int) -> None:
         state.warm.pop(oldest, None)
 
 
-def uses_of_late(heat: Heat, now_ns: int, half_life: int) -> int:
-    """About how often, each use halved with every half-life since."""
-    return heat.amount >> max(0, now_ns // half_life - heat.epoch) >> (HEAT_ONE.bit_length() - 1)
-
-
 def _decided(state: State, event: RequestDeferred | RequestPreempted | RequestAdmitted) -> None:
     """It waits, for the first time or again; or it waits no more."""
     if isinstance(event, RequestAdmitted):
@@ -174,7 +172,8 @@ def _registered(state: State, event: EngineRegistered) -> None:
         state.engines.pop(event.engine_id, None)
         return
     kv_tokens = event.kv_blocks * event.block_tokens
-    state.engines[event.engine_id] = Engine(models=event.models, kv_tokens=kv_tokens)
+    has_agent = event.kind is not EngineKind.SIMULATED
+    state.engines[event.engine_id] = Engine(models=event.models, kv_tokens=kv_tokens, has_agent=has_agent)
 
 
 def _directed(state: State, event: EngineDirected, now_ns: int) -> None:
@@ -184,11 +183,14 @@ def _directed(state: State, event: EngineDirected, now_ns: int) -> None:
         engine.said, engine.said_ns = event, now_ns
 
 
-def _measured(state: State, event: EngineMeasured) -> None:
-    """An engine that goes by an older directive than before was started anew."""
+def _measured(state: State, event: EngineMeasured, now_ns: int) -> None:
+    """An engine that goes by an older directive than before was started anew; one that still goes by an older one than
+    it was told, long after, never heard it. Both are told again."""
     engine = state.engines.get(event.engine_id)
     if engine is None:
         return
-    if event.directive_version < engine.went_by:
+    told_ns = now_ns - engine.said_ns if engine.said is not None and engine.has_agent else 0
+    deaf = engine.said is not None and event.directive_version < engine.said.version and told_ns >= HEARD_NS
+    if event.directive_version < engine.went_by or deaf:
         engine.said = None
     engine.went_by = event.directive_version

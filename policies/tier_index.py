@@ -10,7 +10,7 @@ HBM behind a hole is not found there (vLLM looks for the longest prefix), so beh
 Example: slices a, b in HBM, c in DRAM, d in SSD and DRAM, e in SSD, f nowhere, g in HBM: 2 in HBM, 2 in DRAM, 1 in SSD.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -32,8 +32,9 @@ SLICE_FACTS: Final = (SlicesStored, SlicesRemoved, SlicesCleared, SlicesHit, Tie
 
 
 class Gauge(msgspec.Struct):
-    """What was last measured of a tier: see `events.slice.TierMeasured`. 0 = not known yet."""
+    """What was last measured of a tier, and when: see `events.slice.TierMeasured`. 0 = not known yet."""
 
+    at_ns: int = 0
     bytes_max: int = 0
     bytes_used: int = 0
     slice_bytes: int = 0
@@ -63,8 +64,9 @@ class Leading(NamedTuple):
 NOTHING: Final = Leading(0, 0, 0, 0)
 
 
-def heed(index: TierIndex, event: SliceFact) -> None:
-    """Take a report of this engine in. Said again, it changes nothing but how recent a slice is."""
+def heed(index: TierIndex, event: SliceFact, now_ns: int) -> None:
+    """Take a report of this engine in. Said again, it changes nothing but how recent a slice is. Of slices that are
+    named together, first to last, the first counts as the one used last: what is forgotten is the end of a chain."""
     match event:
         case SlicesStored():
             _stored(index, event)
@@ -72,21 +74,21 @@ def heed(index: TierIndex, event: SliceFact) -> None:
             for slice_id in event.slices:
                 _take_out(index, slice_id, event.tier)
         case SlicesCleared():
-            clear(index, event.tier)
+            _clear(index, event.tier)
         case SlicesHit():
-            for slice_id in event.slices:
+            for slice_id in reversed(event.slices):
                 if (tiers := index.tiers_of.pop(slice_id, 0)) != 0:
                     index.tiers_of[slice_id] = tiers
         case TierMeasured():
             index.gauges[event.tier] = Gauge(
-                event.bytes_max, event.bytes_used, event.slice_bytes, event.read_bytes_per_s, event.write_bytes_per_s,
-                event.read_queue_bytes, event.write_queue_bytes,
+                now_ns, event.bytes_max, event.bytes_used, event.slice_bytes, event.read_bytes_per_s,
+                event.write_bytes_per_s, event.read_queue_bytes, event.write_queue_bytes,
             )  # fmt: skip
 
 
 def _stored(index: TierIndex, event: SlicesStored) -> None:
     bit, tiers_of = BIT[event.tier], index.tiers_of
-    for slice_id in event.slices:
+    for slice_id in reversed(event.slices):
         tiers_of[slice_id] = tiers_of.pop(slice_id, 0) | bit
     while len(tiers_of) > ENTRIES_MAX:
         del tiers_of[next(iter(tiers_of))]
@@ -102,11 +104,12 @@ def _take_out(index: TierIndex, slice_id: SliceId, tier: Tier) -> None:
         index.tiers_of.pop(slice_id, None)
 
 
-def clear(index: TierIndex, tier: Tier) -> None:
-    """Nothing is known to be in that tier any more; its gauge is void."""
+def _clear(index: TierIndex, tier: Tier) -> None:
+    """Nothing is known to be in that tier any more. How quick it is, is still the best guess."""
     bit = BIT[tier]
     index.tiers_of = {slice_id: left for slice_id, tiers in index.tiers_of.items() if (left := tiers & ~bit)}
-    index.gauges.pop(tier, None)
+    if (gauge := index.gauges.get(tier)) is not None:
+        gauge.bytes_used = gauge.read_queue_bytes = gauge.write_queue_bytes = 0
 
 
 def holds(index: TierIndex, slice_id: SliceId, tier: Tier) -> bool:
@@ -114,14 +117,14 @@ def holds(index: TierIndex, slice_id: SliceId, tier: Tier) -> bool:
     return bool(index.tiers_of.get(slice_id, 0) & BIT[tier])
 
 
-def leading(index: TierIndex, slices: Sequence[SliceId]) -> Leading:
-    """What the engine has of this prompt. Costs a look-up for each slice that it has, and one."""
+def leading(index: TierIndex, slices: Sequence[SliceId], running: Container[SliceId] = ()) -> Leading:
+    """What the engine has of this prompt; `running` are slices of what runs there, which will be in HBM whether that
+    was reported yet or not. Costs a look-up or two for each slice that it has, and one."""
     hbm = near = dram = ssd = 0
-    device = True
-    for tiers in map(index.tiers_of.get, slices):
-        if tiers is None:
-            break
-        if device and tiers & _HBM:
+    device, tiers_of = True, index.tiers_of
+    for slice_id in slices:
+        tiers = tiers_of.get(slice_id, 0)
+        if device and (tiers & _HBM or slice_id in running):
             hbm += 1
             continue
         device = False
@@ -135,15 +138,16 @@ def leading(index: TierIndex, slices: Sequence[SliceId]) -> Leading:
     return Leading(hbm, near, dram, ssd)
 
 
-def read_ns(index: TierIndex, tier: Tier, slices: int) -> int:
-    """How long bringing so many slices up from that tier to the one above takes, behind what waits there now."""
+def read_ns(index: TierIndex, tier: Tier, slices: int, *, queued_bytes: int = 0) -> int:
+    """How long bringing so many slices up from that tier to the one above takes, behind what waited there when it was
+    measured, and `queued_bytes` since."""
     gauge = index.gauges.get(tier)
     if gauge is None or not slices:
         return 0
-    return fetch_ns(slices * gauge.slice_bytes, gauge.read_queue_bytes, gauge.read_bytes_per_s)
+    return fetch_ns(slices * gauge.slice_bytes, gauge.read_queue_bytes + queued_bytes, gauge.read_bytes_per_s)
 
 
-def load_ns(index: TierIndex, *, dram: int, ssd: int) -> int:
-    """How long it takes until so many slices are in HBM, those of SSD by way of DRAM. The links work one after the
-    other (the slower of them is what counts when they overlap; this is the upper end)."""
-    return read_ns(index, Tier.SSD, ssd) + read_ns(index, Tier.DRAM, dram + ssd)
+def load_ns(index: TierIndex, *, dram: int, ssd: int, queued_bytes: int = 0) -> int:
+    """How long it takes until so many slices are in HBM, those of SSD by way of DRAM; `queued_bytes` wait at SSD since
+    it was measured. The links are taken to work one after the other: the upper end."""
+    return read_ns(index, Tier.SSD, ssd, queued_bytes=queued_bytes) + read_ns(index, Tier.DRAM, dram + ssd)

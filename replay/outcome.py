@@ -77,6 +77,10 @@ def _verb_of(decision: Event) -> str:
             return "lift_shares"
         case decisions.EngineDirected(eviction=""):
             return "release"
+        case decisions.TransferOrdered():
+            return decision.move.value
+        case decisions.LinkSuspended(until_ns=0):
+            return "resume_link"
         case _:
             return VERBS.get(type(decision), decision.event_kind())
 

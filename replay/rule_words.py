@@ -11,10 +11,13 @@ import msgspec
 
 from events.base import Event
 from events.decisions import (
+    CancelReason,
     DeferReason,
     EngineDirected,
     HolderLost,
+    LinkSuspended,
     MiscoverageNoticed,
+    MoveReason,
     PreemptReason,
     RejectReason,
     RequestAdmitted,
@@ -24,6 +27,8 @@ from events.decisions import (
     ShareReason,
     SharesSet,
     TenantQuotaSet,
+    TransferCancelled,
+    TransferOrdered,
     WakeAsked,
 )
 
@@ -76,11 +81,36 @@ _SHARES: dict[ShareReason, str] = {
     ShareReason.BOUNDS_ASKED: "An operator's bounds hold at once: a share outside of them goes to the nearer one.",
     ShareReason.LIFTED: "It is not divided any more (quota is off, or it serves one kind only): no cap holds there.",
 }
+_MOVE: dict[MoveReason, str] = {
+    MoveReason.PRESSURE: (
+        "Its tier is above high_ppm, and these are worth least there of what was used longest ago: what is in SSD "
+        "too is dropped, the rest goes down to SSD."
+    ),
+    MoveReason.WORTHLESS: "Its tier is above high_ppm, and these hardly ever come back.",
+    MoveReason.HOT: "They are used most of late, in SSD alone, and quicker fetched than computed; DRAM has room.",
+    MoveReason.SPREAD: "They are used most of late, and quicker sent there by another engine than computed.",
+    MoveReason.WAITING_REQUEST: (
+        "A request that has no first token yet begins with them; there they are in SSD alone, and quicker fetched "
+        "than computed."
+    ),
+    MoveReason.NEXT_TURN: (
+        "The next turn of a session is near, as its pauses go, and begins with them; they are in SSD alone, and "
+        "quicker fetched than computed."
+    ),
+    MoveReason.HOT_PREFIX: "Many requests of late begin with them; in SSD alone, quicker fetched, and DRAM has room.",
+}  # fmt: skip
+_CANCEL: dict[CancelReason, str] = {
+    CancelReason.NOT_NEEDED: "Nobody wants it any more, or somebody needs what it would take away.",
+    CancelReason.TOO_LATE: "It was not done by until_ns: from then on it is worth nothing.",
+    CancelReason.LINK_SUSPENDED: "Its link is out of use: too many transfers failed there.",
+    CancelReason.ENGINE_GONE: "An engine that it has to do with is gone.",
+}
 _OTHERS: dict[type[Event], str] = {
     HolderLost: "It was silent for holder_timeout_ns of pool time, or started anew: clients and payloads are gone.",
     WakeAsked: "The latest start of something that waits comes before the next tick, so a tick is asked for then.",
     TenantQuotaSet: "An operator asked for it.",
     EngineDirected: "What an engine goes by within its steps changed.",
+    LinkSuspended: "At least half of its last transfers failed, or the one that was tried: out of use for a while.",
     MiscoverageNoticed: "A predictor's answers ended within what it said less often, or more often, than they should.",
 }
 
@@ -105,6 +135,12 @@ def _text(decision: Event, fellows: Sequence[Event]) -> str:
             return _PREEMPT[decision.reason]
         case SharesSet():
             return _SHARES[decision.reason]
+        case TransferOrdered():
+            return _MOVE[decision.reason]
+        case TransferCancelled():
+            return _CANCEL[decision.reason]
+        case LinkSuspended(until_ns=0):
+            return "What was tried on the suspended link went well: it is in use again."
         case _:
             return _OTHERS.get(type(decision), "")
 

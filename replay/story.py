@@ -13,7 +13,7 @@ import msgspec
 
 from events import codec
 from events.base import Cause, Event, Recorded
-from events.decisions import HolderLost, RequestAdmitted, RequestPreempted, RequestRejected
+from events.decisions import HolderLost, RequestAdmitted, RequestPreempted, RequestRejected, TransferOrdered
 from events.request import (
     FirstTokenSeen,
     RequestAborted,
@@ -98,7 +98,7 @@ def _names(event: Event, request_id: str) -> bool:
     match event:
         case HolderLost():
             return request_id in event.requests
-        case RequestPreempted():
+        case RequestPreempted() | TransferOrdered():
             return event.for_request == request_id
         case _:
             return False

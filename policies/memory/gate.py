@@ -16,6 +16,8 @@ with a margin of 20 % too; behind 2 GiB it would take 0.64 s, and they are compu
 
 from events.base import NS_PER_S, PPM
 
+MARGIN_PPM = 200_000
+"""By how much a fetch has to be quicker where nobody set another margin: links get slower while they are used."""
 ASSUMED_BYTES_PER_S = 1_000_000_000
 """The speed of a link that was not measured yet: slow enough that a large load must prove itself on a small one."""
 

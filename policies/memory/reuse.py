@@ -131,6 +131,11 @@ def come_back_ppm(past: Past, use: Use) -> int:
     return min(PPM, (group.came_back + 1) * PPM // (group.let_go + 2))
 
 
+def uses_of_late(heat: Heat, now_ns: int, half_life: int) -> int:
+    """About how often, each use halved with every half-life since."""
+    return heat.amount >> max(0, now_ns // half_life - heat.epoch) >> (HEAT_ONE.bit_length() - 1)
+
+
 def half_life_ns(horizon_ns: int) -> int:
     """Of heat."""
     return max(1, horizon_ns // HALF_LIVES)

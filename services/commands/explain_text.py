@@ -116,7 +116,7 @@ def _show_engines(engines: list[dict[str, Any]], spoken_of: str, console: "Conso
     """What quota or eviction knew of an engine; of the first few where the pool was spoken of."""
     named = [engine for engine in engines if engine["engine_id"] == spoken_of] or engines[:ENGINES_MAX]
     for engine in named:
-        known = _divided(engine) if "divided" in engine else _directed(engine)
+        known = _divided(engine) if "divided" in engine else _tiers(engine) if "tiers" in engine else _directed(engine)
         _line(console, "  knew    ", f"{engine['engine_id']}: {known}")
 
 
@@ -131,6 +131,17 @@ def _divided(engine: dict[str, Any]) -> str:
         had, goes = _amount("_ppm", engine["embedding_ppm"]), _amount("_ppm", engine["embedding_next_ppm"])
         words += f", had {had}, next {goes}"
     return f"{words}. {engine['enforced']}"
+
+
+def _tiers(engine: dict[str, Any]) -> str:
+    if not engine["tiers"]:
+        return "nothing was measured yet"
+    tiers = (
+        f"{name} {_amount('_ppm', tier['used_ppm'])} full, reads {tier['read_bytes_per_s']:,} bytes/s behind "
+        f"{tier['read_queue_bytes']:,}"
+        for name, tier in engine["tiers"].items()
+    )
+    return f"{', '.join(tiers)}; {engine['kept']:,} slices are kept"
 
 
 def _directed(engine: dict[str, Any]) -> str:

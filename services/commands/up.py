@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 GATEWAY = "gateway"
 LOOK_EVERY_S = 0.05
-WORKERS = (("clock",), ("admission",), ("quota", "eviction"), ("sensor",), ("projector", "auditor", "desk"))
+WORKERS = (
+    ("clock",),
+    ("admission",),
+    ("quota", "eviction", "migration", "prefetch"),
+    ("sensor",),
+    ("projector", "auditor", "desk"),
+)
 """One process each, in this order. What others wait for stands alone; what decides once a second shares one, and so
 does what only looks on or waits for orders. The gateway comes last, when there is something that decides."""
 PROFILES = {

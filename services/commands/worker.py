@@ -20,6 +20,8 @@ WORKERS = {
     "ingest": "services.ingest",
     "quota": "services.quota",
     "eviction": "services.eviction",
+    "migration": "services.migration",
+    "prefetch": "services.prefetch",
     "desk": "services.desk",
 }
 """Name -> the module whose `run(config, *, log, stop)` it is."""
@@ -32,8 +34,8 @@ RELOADING = {"sensor"}
 @with_settings
 @with_output
 def command(names: tuple[str, ...], settings: Settings, out: Output) -> int:
-    """Run workers until SIGTERM or Ctrl-C: clock, admission, quota, eviction, sensor, projector, auditor,
-    ingest, desk.
+    """Run workers until SIGTERM or Ctrl-C: clock, admission, quota, eviction, migration, prefetch, sensor,
+    projector, auditor, ingest, desk.
 
     Exit code 3: another instance has taken an actor over.
     """

@@ -5,7 +5,11 @@ import pytest
 from events import codec, decisions
 from events.base import EngineId, Event, RequestId
 from events.decisions import (
+    CancelReason,
     DeferReason,
+    LinkSuspended,
+    Move,
+    MoveReason,
     PreemptReason,
     RejectReason,
     RequestAdmitted,
@@ -14,9 +18,12 @@ from events.decisions import (
     RequestRejected,
     ShareReason,
     SharesSet,
+    TransferCancelled,
+    TransferOrdered,
     WakeAsked,
     Would,
 )
+from events.slice import Tier
 from replay.outcome import VERBS
 from replay.rule_words import rule_of
 
@@ -32,10 +39,17 @@ GAVE_WAY = RequestPreempted(request_id=RequestId("low"), engine_id=E, for_reques
         *[RequestDeferred(request_id=R, until_ns=1, reason=reason) for reason in DeferReason],
         *[RequestRejected(request_id=R, reason=reason) for reason in RejectReason],
         *[SharesSet(engine_id=E, llm_ppm=1, embedding_ppm=1, reason=reason) for reason in ShareReason],
+        *[
+            TransferOrdered(order="m1", engine_id=E, move=Move.DROP, reason=reason, slices=(), from_tier=Tier.DRAM)
+            for reason in MoveReason
+        ],
+        *[TransferCancelled(order="m1", engine_id=E, reason=reason) for reason in CancelReason],
     ],
     ids=lambda decision: decision.reason.value,
 )
-def test_every_reason_has_words_and_a_code(decision: RequestDeferred | RequestRejected | SharesSet) -> None:
+def test_every_reason_has_words_and_a_code(
+    decision: RequestDeferred | RequestRejected | SharesSet | TransferOrdered | TransferCancelled,
+) -> None:
     rule = rule_of(decision)
     assert rule.code == f"{decision.event_kind()}:{decision.reason.value}"
     assert rule.text.endswith(".")
@@ -55,6 +69,8 @@ def test_every_kind_of_decision_has_a_verb() -> None:
         (RequestAdmitted(**ADMITTED, would=Would.DEFER, reason="share"), [], "Enforced: defer (share)"),
         (GAVE_WAY, [], "A strictly more urgent request"),
         (WakeAsked(at_ns=1), [], "a tick is asked for"),
+        (LinkSuspended(engine_id=E, from_tier=Tier.SSD, until_ns=9, failed=4, of=8), [], "out of use"),
+        (LinkSuspended(engine_id=E, from_tier=Tier.SSD, until_ns=0), [], "in use again"),
     ],
 )
 def test_what_is_said(decision: Event, fellows: list[Event], words: str) -> None:

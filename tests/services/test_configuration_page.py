@@ -9,6 +9,8 @@ import pytest
 from policies.admission_settings import AdmissionSettings
 from policies.catalog import ACTORS
 from policies.eviction_settings import EvictionSettings
+from policies.migration_settings import MigrationSettings
+from policies.prefetch_settings import PrefetchSettings
 from policies.quota_settings import QuotaSettings
 from policies.settings import Settings, choices, ranges
 from services.runtime.config import (
@@ -34,6 +36,8 @@ SECTIONS = {
     "## `[policies.admission]`": (AdmissionSettings, set()),
     "## `[policies.quota]`": (QuotaSettings, set()),
     "## `[policies.eviction]`": (EvictionSettings, set()),
+    "## `[policies.migration]`": (MigrationSettings, set()),
+    "## `[policies.prefetch]`": (PrefetchSettings, set()),
 }
 
 

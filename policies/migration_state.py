@@ -1,0 +1,126 @@
+"""What migration knows, and how facts and decisions change it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from events.base import Event, SliceId
+from events.control import Ticked
+from events.decisions import LinkSuspended, Move, TransferCancelled, TransferOrdered
+from events.engine import EngineRegistered, EngineRemoved
+from events.request import FirstTokenSeen, RequestArrived
+from events.slice import SlicesPinned, TransferFinished
+from policies import needs, settings, slice_book, tiered_engines, transfers
+from policies.migration_settings import MigrationSettings
+from policies.needs import NEED_FACTS, Needs
+from policies.slice_book import SliceBook
+from policies.tiered_engines import ENGINE_FACTS, TieredEngines
+from policies.transfers import Transfers
+
+ACTOR = "migration"
+PREFIX = "m"
+"""How its orders are named."""
+PINS_MAX = 1_024
+"""Slices pinned at once. More are not taken; the oldest pins hold."""
+BROUGHT_MAX = 8_192
+"""Slices remembered that prefetch had brought up, the newest."""
+
+
+class State(msgspec.Struct, kw_only=True):
+    """All that migration knows; bounded by the limits of its parts.
+
+    `hot` are the slices used most of late, as of the last tick, the hottest first. `pins` end at a time; so does what
+    prefetch had `brought` for somebody.
+    """
+
+    settings: MigrationSettings = msgspec.field(default_factory=MigrationSettings)
+    engines: TieredEngines = msgspec.field(default_factory=dict)
+    book: SliceBook = msgspec.field(default_factory=SliceBook)
+    needs: Needs = msgspec.field(default_factory=Needs)
+    hot: dict[SliceId, None] = msgspec.field(default_factory=dict)
+    pins: dict[SliceId, int] = msgspec.field(default_factory=dict)
+    brought: dict[SliceId, int] = msgspec.field(default_factory=dict)
+    transfers: Transfers = msgspec.field(default_factory=lambda: Transfers(PREFIX))
+
+
+def initial() -> State:
+    """Knows nothing yet."""
+    return State()
+
+
+def configure(state: State, changes: Mapping[str, Any]) -> None:
+    """Change the named settings, all or none. Raises ValueError that names key, value and what is allowed."""
+    settings.apply(ACTOR, state.settings, changes)
+
+
+def evolve(state: State, event: Event, now_ns: int) -> None:
+    """Take a fact or a decision in. Of requests nothing is kept before an engine reported its slices."""
+    if isinstance(event, ENGINE_FACTS):
+        tiered_engines.heed(state.engines, event, now_ns)
+        if isinstance(event, EngineRemoved | EngineRegistered) and event.engine_id not in state.engines:
+            transfers.gone(state.transfers, event.engine_id)
+    elif isinstance(event, NEED_FACTS):
+        if state.engines:
+            _request(state, event, now_ns)
+    else:
+        _other(state, event, now_ns)
+
+
+def _request(state: State, event: Event, now_ns: int) -> None:
+    if isinstance(event, RequestArrived) and event.attempt == 0:
+        slice_book.asked(state.book, event, now_ns, horizon_ns=state.settings.horizon_ns)
+    if isinstance(event, FirstTokenSeen):
+        tiered_engines.learn(state.engines, event.engine_id, state.needs.open.get(event.request_id), now_ns)
+    needs.heed(state.needs, event, now_ns)
+
+
+def _other(state: State, event: Event, now_ns: int) -> None:
+    match event:
+        case TransferOrdered():
+            _ordered(state, event, now_ns)
+        case TransferCancelled():
+            transfers.cancelled(state.transfers, event, now_ns)
+        case TransferFinished():
+            transfers.finished(state.transfers, event, now_ns, tries_max=state.settings.tries_max)
+        case LinkSuspended():
+            transfers.suspended(state.transfers, event)
+        case SlicesPinned():
+            _pinned(state, event, now_ns)
+        case Ticked():
+            _ticked(state, now_ns)
+        case _:
+            pass
+
+
+def _ordered(state: State, event: TransferOrdered, now_ns: int) -> None:
+    engine, chosen = state.engines.get(event.engine_id), state.settings
+    link_ns = 0
+    if engine is not None:
+        link_ns = tiered_engines.link_ns(
+            engine, event.move, event.bytes_planned, peer_bytes_per_s=chosen.peer_bytes_per_s
+        )
+    transfers.ordered(state.transfers, event, now_ns, link_ns=link_ns, share_ppm=chosen.link_share_ppm)
+    if event.move is Move.PROMOTE and not event.order.startswith(PREFIX):
+        for slice_id in event.slices:
+            state.brought.pop(slice_id, None)
+            state.brought[slice_id] = event.until_ns
+        while len(state.brought) > BROUGHT_MAX:
+            del state.brought[next(iter(state.brought))]
+
+
+def _pinned(state: State, event: SlicesPinned, now_ns: int) -> None:
+    for slice_id in event.slices:
+        state.pins.pop(slice_id, None)
+        if event.for_ns > 0 and len(state.pins) < PINS_MAX:
+            state.pins[slice_id] = now_ns + event.for_ns
+
+
+def _ticked(state: State, now_ns: int) -> None:
+    chosen = state.settings
+    transfers.ticked(state.transfers, now_ns)
+    state.pins = {slice_id: until_ns for slice_id, until_ns in state.pins.items() if until_ns > now_ns}
+    state.brought = {slice_id: until_ns for slice_id, until_ns in state.brought.items() if until_ns > now_ns}
+    state.hot = dict.fromkeys(slice_book.hot(
+        state.book, now_ns, uses_min=chosen.hot_uses_min, most=chosen.hot_max, horizon_ns=chosen.horizon_ns
+    ))  # fmt: skip

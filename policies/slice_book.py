@@ -1,0 +1,120 @@
+"""What is known of the pool's slices from requests alone: how often each is asked for, behind which one it stands, how
+likely it comes back.
+
+A request's arrival counts as one use of each of its slices, let go at once: what engines do with them is theirs, and
+counted by them. Slices that are alike come back alike (`policies.memory.reuse`). Those used longest ago are forgotten
+first; what is not known here is taken never to come back.
+
+Example: prompts [s, a], [s, b], [s, a]: s was used three times, a twice; a stands behind s, at depth 1.
+"""
+
+from collections.abc import Container, Iterable, Mapping
+from heapq import nlargest
+
+import msgspec
+
+from events.base import ModelId, SliceId
+from events.request import RequestArrived
+from policies.memory import reuse
+from policies.memory.reuse import HEAT_ONE, Group, Past, Use, half_life_ns, uses_of_late
+
+KNOWN_MAX = 32_768
+"""Slices known at a time."""
+CHAIN_MAX = 1_024
+"""Slices of one prompt that are looked at, the first ones."""
+
+
+class Known(msgspec.Struct, array_like=True):
+    """One slice: its uses, the one that it stands behind ("" = it is the first), how many stand before it, and whose KV
+    it is."""
+
+    use: Use
+    parent: SliceId
+    depth: int
+    model: ModelId
+
+
+class SliceBook(msgspec.Struct):
+    """All that are known, used longest ago first. `warm` are those that were used more than once; `slice_tokens` is
+    what the last request said that a slice has."""
+
+    known: dict[SliceId, Known] = msgspec.field(default_factory=dict)
+    warm: dict[SliceId, None] = msgspec.field(default_factory=dict)
+    groups: dict[int, Group] = msgspec.field(default_factory=dict)
+    slice_tokens: int = 256
+
+
+def asked(book: SliceBook, request: RequestArrived, now_ns: int, *, horizon_ns: int) -> None:
+    """A request came with these slices."""
+    chain = request.slices[:CHAIN_MAX]
+    past, length = Past(groups=book.groups), len(chain)
+    for place in reversed(range(length)):  # The first is then the one used last.
+        slice_id = chain[place]
+        known = book.known.pop(slice_id, None)
+        if known is None:
+            use = reuse.stored(past, slice_id, now_ns, cost_ns=0, size=1, horizon_ns=horizon_ns)
+            known = Known(use, chain[place - 1] if place else SliceId(""), place, request.model)
+        else:
+            reuse.used(past, known.use, now_ns, let_go=True, horizon_ns=horizon_ns)
+            book.warm[slice_id] = None
+        reuse.let_go(past, known.use, now_ns, from_end=length - 1 - place, length=length)
+        book.known[slice_id] = known
+    while len(book.known) > KNOWN_MAX:
+        oldest = next(iter(book.known))
+        del book.known[oldest]
+        book.warm.pop(oldest, None)
+    if chain:
+        book.slice_tokens = max(1, request.slice_tokens)
+
+
+def come_back_ppm(book: SliceBook, slice_id: SliceId) -> int:
+    """How likely it is asked for again within the horizon."""
+    known = book.known.get(slice_id)
+    return 0 if known is None else reuse.come_back_ppm(Past(groups=book.groups), known.use)
+
+
+def depth(book: SliceBook, slice_id: SliceId) -> int:
+    """How many slices stand before it; 0 where it is not known."""
+    known = book.known.get(slice_id)
+    return 0 if known is None else known.depth
+
+
+def hot(book: SliceBook, now_ns: int, *, uses_min: int, most: int, horizon_ns: int) -> list[SliceId]:
+    """Those used most of late, at least `uses_min` times: the hottest first, and of equals those that stand before."""
+    half_life, least = half_life_ns(horizon_ns), uses_min * HEAT_ONE
+    found = (
+        (known.use.heat.order(), -known.depth, slice_id)
+        for slice_id in book.warm
+        if (known := book.known[slice_id]).use.heat.amount >= least
+        and uses_of_late(known.use.heat, now_ns, half_life) >= uses_min
+    )
+    return [slice_id for _, _, slice_id in nlargest(most, found)]
+
+
+def children_first(book: SliceBook, worth: Iterable[tuple[SliceId, int]]) -> list[SliceId]:
+    """Slices by what each is worth, the least first; but none before one that stands behind it, for without what stands
+    before them those are worth nothing."""
+    values = dict(worth)
+    deepest = sorted(values, key=lambda slice_id: -depth(book, slice_id))
+    for slice_id in deepest:
+        known = book.known.get(slice_id)
+        if known is not None and known.parent in values:
+            values[known.parent] = max(values[known.parent], values[slice_id])
+    return sorted(deepest, key=lambda slice_id: values[slice_id])
+
+
+def reachable(
+    book: SliceBook, wanted: Iterable[SliceId], tiers_of: Mapping[SliceId, int], *, exactly: int,
+    models: tuple[ModelId, ...], left_alone: Container[SliceId], most: int,
+) -> tuple[SliceId, ...]:  # fmt: skip
+    """Of slices that are in `exactly` these tiers of an engine, those whose forerunners are there or come along: at
+    most so many, and none before one that it stands behind."""
+    found: dict[SliceId, None] = {}
+    for slice_id in sorted(wanted, key=lambda slice_id: depth(book, slice_id)):
+        known = book.known.get(slice_id)
+        if len(found) >= most or known is None or known.model not in models or slice_id in left_alone:
+            continue
+        there = not known.parent or known.parent in found or known.parent in tiers_of
+        if there and tiers_of.get(slice_id, 0) == exactly:
+            found[slice_id] = None
+    return tuple(found)
