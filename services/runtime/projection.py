@@ -3,10 +3,11 @@ at the next write, and everything is written anew."""
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Final, Protocol, assert_never
 
 from events import codec
-from events.base import LogDamaged, LogError
+from events.base import LogDamaged, LogError, Recorded
 from events.log.base import Log
 from services.runtime.view_rows import View
 from services.runtime.view_store import StoreError, Written
@@ -35,11 +36,15 @@ class Replaced(LogError):
 class Projection:
     """Folds the whole log (nothing is kept between starts) and writes what changed, at most every WRITE_EVERY_S.
 
-    Nothing is written before `from_seq` is reached, so that the views never go back in time.
+    Nothing is written before `from_seq` is reached, so that the views never go back in time. Each of `beside` is given
+    every record, too.
     """
 
-    def __init__(self, log: Log, store: Store, *, views: Views, from_seq: int) -> None:
+    def __init__(
+        self, log: Log, store: Store, *, views: Views, from_seq: int, beside: Sequence[Callable[[Recorded], None]] = ()
+    ) -> None:
         self._log, self._store, self._views, self._from_seq = log, store, views, from_seq
+        self._takers = (views.take, *beside)
         self._moved = asyncio.Event()
         self._all = True
         self._failing = False
@@ -51,7 +56,8 @@ class Projection:
                 async for batch in self._log.read(after=self._views.seq, follow=True):
                     for message in batch:
                         for recorded in codec.decode(message.seq, message.subject, message.body):
-                            self._views.take(recorded)
+                            for take in self._takers:
+                                take(recorded)
                     self._moved.set()
             except LogDamaged:
                 raise
