@@ -21,11 +21,7 @@ from services.vllm_plugin.settings import PluginSettings
 
 SERVER: Final = "vllm.entrypoints.openai.api_server"
 """The module, not the `vllm` command: that one fails where vLLM was installed under another distribution's name."""
-SPEC: Final = {"spec_name": "TidegateSpec", "spec_module_path": "services.vllm_plugin.spec"}
-CACHE_POLICY: Final = {
-    "eviction_policy": "TidegateCachePolicy", "cache_policy_module_path": "services.vllm_plugin.cache_policy",
-}  # fmt: skip
-SSD_TIER: Final = {"type": "TidegateSsdTier", "module_path": "services.vllm_plugin.ssd_tier"}
+CONNECTOR: Final = {"kv_connector": "TidegateConnector", "kv_connector_module_path": "services.vllm_plugin.connector"}
 SCHEDULER: Final = "services.vllm_plugin.scheduler.TidegateScheduler"
 OURS: Final = ("--scheduler-cls", "--kv-transfer-config", "--kv-events-config", "--prefix-caching-hash-algo")
 """What the plugin depends on: `args` may not say otherwise."""
@@ -162,13 +158,10 @@ def _transfer(config: Config, engine: EngineConfig, folders: Folders) -> dict[st
         engine_id=EngineId(engine.id), pool=PoolId(config.pool), folder=str(folders.own),
         ssd_folder=str(folders.ssd or ""), ssd_bytes=engine.ssd_bytes,
     )  # fmt: skip
-    extra: dict[str, Any] = {
-        **SPEC, **CACHE_POLICY, "cpu_bytes_to_use": engine.dram_bytes, "block_size": SLICE_TOKENS,
-        settings.KEY: msgspec.to_builtins(plugin),
-    }  # fmt: skip
-    if folders.ssd is not None:
-        extra["secondary_tiers"] = [SSD_TIER]
     return {
-        "kv_connector": "OffloadingConnector", "kv_role": "kv_both", "engine_id": transfer_id(config, engine),
-        "kv_load_failure_policy": "recompute", "kv_connector_extra_config": extra,
+        **CONNECTOR, "kv_role": "kv_both", "engine_id": transfer_id(config, engine),
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": {
+            "cpu_bytes_to_use": engine.dram_bytes, settings.KEY: msgspec.to_builtins(plugin),
+        },
     }  # fmt: skip

@@ -50,12 +50,14 @@ def test_the_server_is_started_as_the_house_knows_it(tmp_path: Path) -> None:
 def test_the_plugin_is_put_in_by_vllms_own_options(tmp_path: Path) -> None:
     made = launched(tmp_path)
     assert option(made, "--scheduler-cls") == "services.vllm_plugin.scheduler.TidegateScheduler"
+    transfer = json.loads(option(made, "--kv-transfer-config"))
+    assert (transfer["kv_connector"], transfer["kv_role"]) == ("TidegateConnector", "kv_both")
+    assert transfer["kv_connector_module_path"] == "services.vllm_plugin.connector"
     told = extra(made)
-    assert (told["cpu_bytes_to_use"], told["block_size"]) == (GIB, 256)
-    assert "secondary_tiers" not in told
+    assert told["cpu_bytes_to_use"] == GIB
     own = tmp_path / "p" / "engines" / "e1"
     assert settings.of(told) == PluginSettings(engine_id=EngineId("e1"), pool=PoolId("p"), folder=str(own))
-    assert json.loads(option(made, "--kv-transfer-config"))["engine_id"] == "tidegate-p-e1"
+    assert transfer["engine_id"] == "tidegate-p-e1"
 
 
 def test_an_ssd_tier_lies_in_the_state_dir_unless_a_folder_is_named(tmp_path: Path) -> None:
@@ -63,9 +65,7 @@ def test_an_ssd_tier_lies_in_the_state_dir_unless_a_folder_is_named(tmp_path: Pa
         (LaunchConfig(), tmp_path / "p" / "engines" / "e1" / "ssd"),
         (LaunchConfig(ssd_dir=str(tmp_path / "fast")), tmp_path / "fast"),
     ):
-        told = extra(launched(tmp_path, vllm=how, ssd_bytes=2 * GIB))
-        assert [tier["module_path"] for tier in told["secondary_tiers"]] == ["services.vllm_plugin.ssd_tier"]
-        plugin = settings.of(told)
+        plugin = settings.of(extra(launched(tmp_path, vllm=how, ssd_bytes=2 * GIB)))
         assert (plugin.ssd_folder, plugin.ssd_bytes) == (str(folder), 2 * GIB)
 
 
