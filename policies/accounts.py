@@ -9,7 +9,7 @@ from itertools import islice, takewhile
 import msgspec
 
 from events.base import NS_PER_S, PPM, EngineId, ModelId, RequestId, RequestKind, SliceId
-from events.decisions import SharesSet
+from events.decisions import ShareReason, SharesSet
 from events.engine import EngineMeasured, EngineRegistered, Health, StepModel
 from events.request import RequestArrived
 from policies import prefix_index, shared_prefix
@@ -17,6 +17,7 @@ from policies.predictors.output_question import Foretold
 from policies.predictors.ttft import Correction, take_in
 from policies.prefix_index import PrefixIndex
 from policies.shared_prefix import SharedPrefix
+from policies.tier_index import TierIndex
 from policies.waiting import Waiting
 
 BEAT_TOKENS = 64
@@ -90,7 +91,8 @@ class Account(msgspec.Struct, kw_only=True):
     stays here only until its residents end. `foreign_blocks` are in use there, and not by ours.
 
     `llm_ppm` and `embedding_ppm` of its usable blocks are what each kind may hold (-1 = no cap), `own_shares` says that
-    they were set for this engine and not for the pool. `parked` are its preempted requests that can go on only there;
+    they were set for this engine and not for the pool. What it has cached is told by `tiers` where it `reports_slices`,
+    else guessed by `prefix`. `parked` are its preempted requests that can go on only there;
     `priorities` counts the residents by priority."""
 
     engine_id: EngineId
@@ -130,6 +132,8 @@ class Account(msgspec.Struct, kw_only=True):
     correction: Correction = msgspec.field(default_factory=Correction)
     shared: SharedPrefix = msgspec.field(default_factory=SharedPrefix)
     prefix: PrefixIndex = msgspec.field(default_factory=PrefixIndex)
+    reports_slices: bool = False
+    tiers: TierIndex = msgspec.field(default_factory=TierIndex)
 
     def takes_work(self) -> bool:
         """Whether anything new may go there."""
@@ -150,6 +154,21 @@ def divide(account: Account, shares: SharesSet | None) -> None:
     divided = shares if account.llm and account.embedding else None
     account.llm_ppm = divided.llm_ppm if divided is not None else -1
     account.embedding_ppm = divided.embedding_ppm if divided is not None else -1
+
+
+def shares_set(books: dict[EngineId, Account], pool: SharesSet | None, event: SharesSet) -> SharesSet | None:
+    """An engine's memory is divided, or that of all engines that have no division of their own; what the pool's is
+    from now on."""
+    lifted = event.reason is ShareReason.LIFTED
+    if not event.engine_id:
+        pool = None if lifted else event
+        for each in books.values():
+            if not each.own_shares:
+                divide(each, pool)
+    elif (account := books.get(event.engine_id)) is not None:
+        account.own_shares = not lifted
+        divide(account, pool if lifted else event)
+    return pool
 
 
 def slices_of(resident: Resident) -> tuple[SliceId, ...]:
@@ -174,6 +193,7 @@ def describe(account: Account, event: EngineRegistered) -> None:
     account.llm, account.embedding = capability.llm, capability.embedding
     account.labels = capability.labels
     account.can_preempt, account.can_abort = capability.can_preempt, capability.can_abort
+    account.reports_slices = capability.reports_slices
     account.step = event.step
     account.suspect = account.removed = False
     account.load = Load()

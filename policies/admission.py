@@ -80,6 +80,7 @@ from policies.judgement import (
 from policies.lineup import first_ruling, keeps_out, line_key, lineup, passes_left
 from policies.predictors import output_length
 from policies.settings import Switch
+from policies.tier_index import SLICE_FACTS
 from policies.waiting import Line, Waiting
 
 ACTOR = "admission"
@@ -431,7 +432,7 @@ ADMISSION: Decider[State] = Decider(
     takes=frozenset({
         RequestArrived, DispatchStarted, FirstTokenSeen, RequestFinished, RequestAborted, RequestExpired, HolderBeat,
         HolderStopped, OutputPredicted, EngineRegistered, EngineRemoved, EngineHealthChanged, EngineMeasured, Ticked,
-        SharesSet, TenantQuotaSet,
+        SharesSet, TenantQuotaSet, *SLICE_FACTS,
     }),
 )  # fmt: skip
 """Admission with its default settings."""

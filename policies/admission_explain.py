@@ -225,6 +225,7 @@ def _candidate(desk: Desk, one: Prospect) -> dict[str, Any]:
         "kv_bytes_expected": new_bytes.expected,
         "kv_bytes_high": new_bytes.high,
         "cached_tokens": one.cached_tokens,
+        "load_ns": one.load_ns,
         "output_tokens": reserved_tokens(one, settings),
         "peak_blocks": peak_with(one, settings),
         "share_blocks": share_blocks(account, one.request.kind, settings),

@@ -20,7 +20,6 @@ from events.decisions import (
     RequestDeferred,
     RequestPreempted,
     RequestRejected,
-    ShareReason,
     SharesSet,
     TenantQuotaSet,
     WakeAsked,
@@ -38,7 +37,20 @@ from events.request import (
     RequestExpired,
     RequestFinished,
 )
-from policies import accounts, holders, ordering, parking, placement, prefix_index, sessions, settings, tenancy, waiting
+from events.slice import SlicesCleared, SlicesHit, SlicesRemoved, SlicesStored, TierMeasured
+from policies import (
+    accounts,
+    holders,
+    ordering,
+    parking,
+    placement,
+    prefix_index,
+    sessions,
+    settings,
+    slice_reports,
+    tenancy,
+    waiting,
+)
 from policies.accounts import Account, Resident
 from policies.admission_settings import AdmissionSettings
 from policies.forecast import bytes_min, trial_of
@@ -50,6 +62,7 @@ from policies.predictors.output_length import Outputs
 from policies.sessions import Sessions
 from policies.settings import Switch
 from policies.tenancy import Tenants
+from policies.tier_index import TierIndex
 from policies.waiting import Lines, Waiting
 
 LOST_MAX = 1_024
@@ -65,7 +78,7 @@ class State(msgspec.Struct, kw_only=True):
     `running` says where each admitted request is, `parked_on` where each preempted one is that goes on only there.
     `fresh` is the request that just arrived and is not decided yet.
     `lost_on` is the engine that a request was lost on, until it is offered again. `turns` counts placements by line.
-    `woken_ns` is the last wake asked for.
+    `woken_ns` is the last wake asked for. `unregistered` are engines that reported slices before they were registered.
     """
 
     settings: AdmissionSettings = msgspec.field(default_factory=AdmissionSettings)
@@ -83,6 +96,7 @@ class State(msgspec.Struct, kw_only=True):
     holders: Holders = msgspec.field(default_factory=Holders)
     turns: dict[str, int] = msgspec.field(default_factory=dict)
     woken_ns: int = 0
+    unregistered: dict[EngineId, TierIndex] = msgspec.field(default_factory=dict)
 
 
 def initial() -> State:
@@ -143,6 +157,8 @@ def evolve(state: State, event: Event, now_ns: int) -> None:  # noqa: C901
             accounts.change_health(state.accounts[event.engine_id], event.health)
         case EngineMeasured() if event.engine_id in state.accounts:
             accounts.measure(state.accounts[event.engine_id], event)
+        case SlicesStored() | SlicesRemoved() | SlicesCleared() | SlicesHit() | TierMeasured():
+            slice_reports.heed(state.accounts, state.unregistered, event, now_ns)
         case Ticked():
             _ticked(state, now_ns)
         case OutputPredicted():
@@ -150,7 +166,8 @@ def evolve(state: State, event: Event, now_ns: int) -> None:  # noqa: C901
         case MiscoverageNoticed():
             output_length.noticed(state.outputs, event)
         case SharesSet():
-            _shares(state, event)
+            ordering.shares_set(state.ordering, event)
+            state.pool_shares = accounts.shares_set(state.accounts, state.pool_shares, event)
         case TenantQuotaSet():
             tenancy.set_quota(state.tenants, event.tenant, event.kv_bytes_max)
         case WakeAsked():
@@ -198,10 +215,11 @@ def _admitted(state: State, event: RequestAdmitted, now_ns: int) -> None:
         ordering.decided(state.ordering, request, served=True, tokens=sent.uncached_tokens)
         _keep_order(state)
     _hold(state, account, request.request_id, sent)
-    prefix_index.touch(
-        account.prefix, request.slices[: request.prompt_tokens // request.slice_tokens],
-        slice_tokens=request.slice_tokens, tokens_max=accounts.kv_tokens(account),
-    )  # fmt: skip
+    if not account.reports_slices:
+        prefix_index.touch(
+            account.prefix, request.slices[: request.prompt_tokens // request.slice_tokens],
+            slice_tokens=request.slice_tokens, tokens_max=accounts.kv_tokens(account),
+        )  # fmt: skip
 
 
 def _resumed(state: State, event: RequestAdmitted, now_ns: int) -> None:
@@ -264,26 +282,13 @@ def _unpark(state: State, request_id: RequestId) -> Waiting:
 def _registered(state: State, event: EngineRegistered) -> None:
     account = state.accounts.get(event.engine_id)
     if account is None:
-        account = state.accounts[event.engine_id] = Account(engine_id=event.engine_id)
+        tiers = state.unregistered.pop(event.engine_id, None) or TierIndex()
+        account = state.accounts[event.engine_id] = Account(engine_id=event.engine_id, tiers=tiers)
     accounts.describe(account, event)
     if state.pool_shares is not None and not account.own_shares:
         accounts.divide(account, state.pool_shares)
     for sent in account.residents.values():
         _charge(state, account, sent)  # A block may be of another size now.
-
-
-def _shares(state: State, event: SharesSet) -> None:
-    """An engine's memory is divided, or that of all engines that have no division of their own."""
-    ordering.shares_set(state.ordering, event)
-    lifted = event.reason is ShareReason.LIFTED
-    if not event.engine_id:
-        state.pool_shares = None if lifted else event
-        for each in state.accounts.values():
-            if not each.own_shares:
-                accounts.divide(each, state.pool_shares)
-    elif (account := state.accounts.get(event.engine_id)) is not None:
-        account.own_shares = not lifted
-        accounts.divide(account, state.pool_shares if lifted else event)
 
 
 def _deferred(state: State, event: RequestDeferred) -> None:

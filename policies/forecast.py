@@ -17,9 +17,10 @@ import msgspec
 from events.base import PPM, EngineId, RequestId, RequestKind
 from events.decisions import DeferReason
 from events.request import RequestArrived
-from policies import prefix_index, shared_prefix
+from policies import shared_prefix
 from policies.accounts import Account, Load, Resident, blocks, count, shared_blocks, slices_of
 from policies.admission_settings import AdmissionSettings
+from policies.cached_prefix import cached_on
 from policies.predictors.output_question import Foretold
 from policies.predictors.peak_memory import Growing, peak_blocks
 from policies.predictors.step_time import step_ns
@@ -58,8 +59,8 @@ class Trial:
 @dataclass(slots=True)
 class Prospect:
     """One request on one engine. `foretold` is the predicted length, not yet cut to what the engine can hold.
-    `raw_ns` is the TTFT before correction, `ttft_ns` after it. `judged` is false where nothing is known about the
-    engine's speed."""
+    `raw_ns` is the TTFT before correction, `ttft_ns` after it, with what it waits for its cached part to be loaded
+    (`load_ns` in all). `judged` is false where nothing is known about the engine's speed."""
 
     trial: Trial
     request: RequestArrived
@@ -68,6 +69,7 @@ class Prospect:
     raw_ns: int
     ttft_ns: int
     judged: bool
+    load_ns: int = 0
 
 
 def trial_of(account: Account) -> Trial:
@@ -154,6 +156,9 @@ def resident_of(
     uncached = max(prompt - cached, 1)
     pairs = prefill_pairs(prompt=prompt, cached=cached, inputs=request.inputs)
     raw_ns = raw_ttft_ns(trial, tokens=uncached, pairs=pairs, now_ns=now_ns)
+    if cached and account.reports_slices:
+        load_ns = loading_ns(trial, cached_on(account, request).load_ns, now_ns)
+        raw_ns += load_ns * PPM // max(account.correction.ratio_ppm, 1)
     told = request.stream or request.kind is RequestKind.EMBEDDING
     due_ns = now_ns + lead_ns(trial) + raw_ns * account.correction.ratio_ppm // PPM
     return Resident(
@@ -167,15 +172,20 @@ def resident_of(
 def prospect(trial: Trial, request: RequestArrived, *, foretold: Foretold, now_ns: int) -> Prospect:
     """The request on this engine, with everything that the choice among engines needs."""
     account, prompt = trial.account, request.prompt_tokens
-    cached = 0
-    if request.slices:
-        cached = min(prefix_index.matched(account.prefix, request.slices) * request.slice_tokens, prompt - 1)
+    cached, load_ns = cached_on(account, request)
     pairs = prefill_pairs(prompt=prompt, cached=cached, inputs=request.inputs)
     raw_ns = raw_ttft_ns(trial, tokens=max(prompt - cached, 1), pairs=pairs, now_ns=now_ns)
     correction = account.correction
     judged = account.step is not None or correction.samples >= SAMPLES_MIN
     ttft_ns = lead_ns(trial) + raw_ns * correction.ratio_ppm // PPM
-    return Prospect(trial, request, cached, foretold, raw_ns, ttft_ns, judged)
+    if load_ns:
+        ttft_ns += loading_ns(trial, load_ns, now_ns)
+    return Prospect(trial, request, cached, foretold, raw_ns, ttft_ns, judged, load_ns)
+
+
+def loading_ns(trial: Trial, load_ns: int, now_ns: int) -> int:
+    """What of a load is waited for: it goes on while the work that stands before the request is done."""
+    return max(0, load_ns - backlog_ns(trial, now_ns)) if load_ns else 0
 
 
 def lead_ns(trial: Trial) -> int:
@@ -231,7 +241,7 @@ def alone_ns(one: Prospect) -> int:
         account.step or NOMINAL, tokens=max(prompt - cached, 1), pairs=pairs,
         batch_tokens=account.batch_tokens, context=0, seqs=0,
     )  # fmt: skip
-    return raw_ns * account.correction.ratio_ppm // PPM
+    return one.load_ns + raw_ns * account.correction.ratio_ppm // PPM
 
 
 def raw_ttft_ns(trial: Trial, *, tokens: int, pairs: int, now_ns: int) -> int:

@@ -33,24 +33,14 @@ from events.base import NS_PER_S, PPM, EngineId, Event, SliceId
 from events.control import Ticked
 from events.decisions import (
     CancelReason,
-    HolderLost,
     Move,
     MoveReason,
-    RequestAdmitted,
-    RequestDeferred,
-    RequestPreempted,
-    RequestRejected,
     TransferCancelled,
     TransferOrdered,
 )
 from events.engine import EngineHealthChanged, EngineRegistered, EngineRemoved
-from events.request import FirstTokenSeen, RequestAborted, RequestArrived, RequestExpired, RequestFinished
 from events.slice import (
-    SlicesCleared,
-    SlicesHit,
     SlicesPinned,
-    SlicesRemoved,
-    SlicesStored,
     Tier,
     TierMeasured,
     TransferFinished,
@@ -59,9 +49,10 @@ from policies import needs, slice_book, tier_index, tiered_engines, transfers
 from policies.decider import Decider
 from policies.memory.gate import fetch_ns, worth_fetching
 from policies.migration_state import ACTOR, State, configure, evolve, initial
+from policies.needs import NEED_FACTS
 from policies.settings import Switch
 from policies.tier_index import BIT, holds
-from policies.tiered_engines import TieredEngine, gauge, recompute_ns
+from policies.tiered_engines import ENGINE_FACTS, TieredEngine, gauge, recompute_ns
 from policies.transfers import Draft
 
 SCAN_MAX = 1_024
@@ -392,10 +383,7 @@ MIGRATION: Decider[State] = Decider(
     configure=configure,
     explain=explain,
     takes=frozenset({
-        RequestArrived, RequestDeferred, RequestAdmitted, RequestRejected, RequestPreempted, FirstTokenSeen,
-        RequestFinished, RequestAborted, RequestExpired, HolderLost, EngineRegistered, EngineRemoved,
-        EngineHealthChanged, SlicesStored, SlicesRemoved, SlicesCleared, SlicesHit, SlicesPinned, TierMeasured,
-        TransferOrdered, TransferFinished, Ticked,
+        *ENGINE_FACTS, *NEED_FACTS, SlicesPinned, TransferOrdered, TransferFinished, Ticked,
     }),
 )  # fmt: skip
 """Migration with its default settings."""

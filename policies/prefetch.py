@@ -45,25 +45,20 @@ from events.decisions import (
     TransferOrdered,
 )
 from events.engine import EngineHealthChanged, EngineRegistered, EngineRemoved
-from events.request import FirstTokenSeen, RequestAborted, RequestArrived, RequestExpired, RequestFinished
+from events.request import FirstTokenSeen, RequestAborted, RequestExpired, RequestFinished
 from events.slice import (
-    SlicesCleared,
-    SlicesHit,
     SlicesPinned,
-    SlicesRemoved,
-    SlicesStored,
     Tier,
-    TierMeasured,
     TransferFinished,
 )
 from policies import needs, slice_book, tier_index, tiered_engines, transfers
 from policies.decider import Decider
 from policies.memory.gate import worth_fetching
-from policies.needs import Need
+from policies.needs import NEED_FACTS, Need
 from policies.prefetch_state import ACTOR, Session, State, configure, evolve, expected, initial
 from policies.settings import Switch
 from policies.tier_index import BIT, leading
-from policies.tiered_engines import gauge, recompute_ns
+from policies.tiered_engines import ENGINE_FACTS, gauge, recompute_ns
 from policies.transfers import Draft
 
 LEAD_FETCHES = 2
@@ -388,10 +383,7 @@ PREFETCH: Decider[State] = Decider(
     configure=configure,
     explain=explain,
     takes=frozenset({
-        RequestArrived, RequestDeferred, RequestAdmitted, RequestRejected, RequestPreempted, FirstTokenSeen,
-        RequestFinished, RequestAborted, RequestExpired, HolderLost, EngineRegistered, EngineRemoved,
-        EngineHealthChanged, SlicesStored, SlicesRemoved, SlicesCleared, SlicesHit, SlicesPinned, TierMeasured,
-        TransferOrdered, TransferFinished, Ticked,
+        *ENGINE_FACTS, *NEED_FACTS, SlicesPinned, TransferOrdered, TransferFinished, Ticked,
     }),
 )  # fmt: skip
 """Prefetch with its default settings."""

@@ -1,7 +1,7 @@
 """Where the KV of the prefix is, whatever the load; among equals the engine with most of its budget left.
 
-What is known of an engine's KV is what was sent there (`policies.prefix_index`): the tier in its own memory. It is the
-limit case of prefix affinity, best where prompts are long, shared, and slow to compute.
+What is known of an engine's KV is what it reports of its tiers, else what was sent there (`policies.cached_prefix`). It
+is the limit case of prefix affinity, best where prompts are long, shared, and slow to compute.
 
 Example: 6,144 of 8,192 tokens are on e1: 0.75 of the upper nine tenths, though e2 is idle.
 """
