@@ -23,6 +23,8 @@ from events.decisions import (
     RequestDeferred,
     RequestPreempted,
     RequestRejected,
+    TransferCancelled,
+    TransferOrdered,
     WakeAsked,
 )
 from events.engine import EngineHealthChanged, EngineRegistered, Health
@@ -40,7 +42,9 @@ from events.request import (
 from policies.catalog import ACTORS
 from replay.engines.job import Finished, FirstToken, Outcome, Refused, Tokens
 from replay.engines.light import LightEngine
-from replay.faults import Fault, FaultKind
+from replay.engines.tier_cache import TierCache
+from replay.engines.tiers import TierSizes
+from replay.faults import Fault, FaultKind, TransferFaults
 from replay.held import Held
 from replay.score import Scores, score
 from replay.virtual_log import VirtualLog
@@ -80,10 +84,13 @@ class Run:
 
 @dataclass(slots=True)
 class _Engine:
-    """An engine's place: what it is, and what runs there now (None = lost). `armed_ns` is the event that counts."""
+    """An engine's place: what it is, what stands behind its memory, and what runs there now (None = lost); `ssd` is
+    what outlives that. `armed_ns` is the event that counts."""
 
     registered: EngineRegistered
-    light: LightEngine | None
+    tiers: TierSizes | None
+    light: LightEngine | None = None
+    ssd: TierCache | None = None
     armed_ns: int = -1
     known_lost: bool = False
 
@@ -96,6 +103,8 @@ class _Wanted:
     retry_rejected: bool
     slo: Slo
     on_progress: Callable[[int, int], None] | None
+    tiers: Mapping[EngineId, TierSizes]
+    transfer_faults: TransferFaults | None
     retried: dict[str, None] = field(default_factory=dict)
 
 
@@ -110,16 +119,23 @@ def simulate(
     faults: Sequence[Fault] = (),
     control_ns: int = CONTROL_NS,
     retry_rejected: bool = False,
+    tiers: Mapping[EngineId, TierSizes] | None = None,
+    transfer_faults: TransferFaults | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Run:
     """Run a workload to its end.
 
     `settings` are by actor, as in the configuration. `retry_rejected`: a rejected request comes back once after its
-    Retry-After, with a fresh deadline (default: rejected is missed). `on_progress(requests ended, requests in all)`
-    is called every few pool seconds. Raises ValueError for a bad setting, or when no engine serves any of the models.
-    A request for a model that none serves is rejected, as it would be live.
+    Retry-After, with a fresh deadline (default: rejected is missed). `tiers` by engine: what stands behind its memory
+    (nothing where none is named), with transfers that go as `transfer_faults` says.
+    `on_progress(requests ended, requests in all)` is called every few pool seconds. Raises ValueError for a bad
+    setting, or when no engine serves any of the models. A request for a model that none serves is rejected, as it
+    would be live.
     """
-    wanted = _Wanted(control_ns=control_ns, retry_rejected=retry_rejected, slo=slo, on_progress=on_progress)
+    wanted = _Wanted(
+        control_ns=control_ns, retry_rejected=retry_rejected, slo=slo, on_progress=on_progress, tiers=tiers or {},
+        transfer_faults=transfer_faults,
+    )  # fmt: skip
     cluster = _Cluster(arrivals, engines, PoolId(pool), holders, wanted)
     cluster.begin(settings or {}, faults)
     cluster.run()
@@ -141,7 +157,7 @@ class _Cluster:
         self.log = VirtualLog(pool, ACTORS, self._on_decision)
         self._wanted = wanted
         self._arrivals = arrivals
-        self._engines = {one.engine_id: _Engine(one, _light(one, START_NS)) for one in engines}
+        self._engines = {one.engine_id: _Engine(one, wanted.tiers.get(one.engine_id)) for one in engines}
         self._serving: dict[str, EngineRegistered] = {model: one for one in reversed(engines) for model in one.models}
         self._holders = [HolderId(f"gw-{number}") for number in range(1, holders + 1)]
         self._silent: list[HolderId] = []
@@ -160,7 +176,7 @@ class _Cluster:
         self.log.now_ns = START_NS
         self.log.start(settings)
         for one in self._engines.values():
-            self.log.say("sensor", "sensor-sim", one.registered)
+            self._start_engine(one)
         self._tick()
         for arrival in self._arrivals:
             self._to_come += 1
@@ -212,6 +228,7 @@ class _Cluster:
                 continue
             self._take_outcomes(one.light.run_until(self.log.now_ns))
             self.log.say("sensor", "sensor-sim", one.light.measured())
+            self._tell_slices(one, measure=True)
             self._arm(one)
 
     def _beat(self, holder: HolderId) -> None:
@@ -278,6 +295,8 @@ class _Cluster:
                 self._at(effect_ns, _Turn.EFFECT, partial(self._preempt, decision, request))
             case EngineDirected():
                 self._at(effect_ns, _Turn.EFFECT, partial(self._direct, decision))
+            case TransferOrdered() | TransferCancelled():
+                self._at(effect_ns, _Turn.EFFECT, partial(self._order, decision))
             case RequestDeferred() if decision.request_id in self._open:
                 self._open[decision.request_id].deferred_until_ns = decision.until_ns
             case WakeAsked(at_ns=at_ns):
@@ -340,7 +359,33 @@ class _Cluster:
         if engine.light is not None:
             engine.light.direct(decision)
 
+    def _order(self, decision: TransferOrdered | TransferCancelled) -> None:
+        """An engine that is lost, or has left, answers nothing; whoever ordered sees that it is gone."""
+        engine = self._engines.get(decision.engine_id)
+        if engine is not None and engine.light is not None:
+            engine.light.order(decision, self.log.now_ns)
+            self._tell_slices(engine, measure=False)
+            self._arm(engine)
+
     # Engines.
+
+    def _start_engine(self, engine: _Engine) -> None:
+        """It starts, anew or for the first time, and says what it is; what it had in SSD is there still."""
+        engine.light = LightEngine(
+            engine.registered, now_ns=self.log.now_ns, tell_tokens=False, tiers=engine.tiers, ssd=engine.ssd,
+            faults=self._wanted.transfer_faults, peers=self._peer,
+        )  # fmt: skip
+        self.log.say("sensor", "sensor-sim", engine.registered)
+        self._tell_slices(engine, measure=True)
+
+    def _peer(self, engine_id: EngineId) -> LightEngine | None:
+        engine = self._engines.get(engine_id)
+        return engine.light if engine is not None else None
+
+    def _tell_slices(self, engine: _Engine, *, measure: bool) -> None:
+        if engine.tiers is not None and engine.light is not None:
+            for event in engine.light.slice_facts(measure=measure):
+                self.log.say("sensor", "sensor-sim", event)
 
     def _arm(self, engine: _Engine) -> None:
         """See to it that the engine is looked at when something can next come out of it."""
@@ -355,6 +400,7 @@ class _Cluster:
             return
         engine.armed_ns = -1
         self._take_outcomes(engine.light.run_until(self.log.now_ns))
+        self._tell_slices(engine, measure=False)
         self._arm(engine)
 
     def _take_outcomes(self, outcomes: list[Outcome]) -> None:
@@ -412,6 +458,7 @@ class _Cluster:
     def _lose_engine(self, engine: _Engine, for_ns: int) -> None:
         if engine.light is None:
             return
+        engine.ssd = engine.light.ssd()
         engine.light, engine.known_lost, engine.armed_ns = None, False, -1
         self._at(self.log.now_ns + for_ns, _Turn.FAULT, partial(self._return_engine, engine))
         engine_id = engine.registered.engine_id
@@ -427,8 +474,7 @@ class _Cluster:
             self._offer(request.arrival, request.arrived.holder, 1, request.arrived_ns)
 
     def _return_engine(self, engine: _Engine) -> None:
-        engine.light = _light(engine.registered, self.log.now_ns)
-        self.log.say("sensor", "sensor-sim", engine.registered)
+        self._start_engine(engine)
         self._tell_health(engine, Health.READY)
 
     def _lose_holder(self, holder: HolderId) -> None:
@@ -447,7 +493,3 @@ class _Cluster:
         if engine.light is not None:
             engine.light.abort(request_id, self.log.now_ns)
             self._arm(engine)
-
-
-def _light(registered: EngineRegistered, now_ns: int) -> LightEngine:
-    return LightEngine(registered, now_ns=now_ns, tell_tokens=False)

@@ -105,11 +105,12 @@ PROFILE_DEFAULT = "llama-3-8b_h100"
 
 def registered(
     engine_id: str, models: Sequence[str], *, profile: str = PROFILE_DEFAULT, kv_tokens: int = 0,
-    capability: Capability | None = None,
+    capability: Capability | None = None, reports_slices: bool = False,
 ) -> EngineRegistered:  # fmt: skip
-    """A simulated engine as it says what it is. `kv_tokens` 0 means all that the profile leaves; KeyError for a
-    profile that is not there."""
+    """A simulated engine as it says what it is. `kv_tokens` 0 means all that the profile leaves; one with tiers behind
+    its memory `reports_slices`. KeyError for a profile that is not there."""
     chosen = PROFILES[profile]
+    able = capability or Capability(embedding=True, can_preempt=True)
     return EngineRegistered(
         engine_id=EngineId(engine_id),
         kind=EngineKind.SIMULATED,
@@ -117,6 +118,6 @@ def registered(
         kv_blocks=(kv_tokens or chosen.kv_tokens()) // chosen.kv.block_tokens,
         block_tokens=chosen.kv.block_tokens,
         block_bytes=chosen.kv.block_bytes(),
-        capability=capability or Capability(embedding=True, can_preempt=True),
+        capability=msgspec.structs.replace(able, reports_slices=reports_slices or able.reports_slices),
         step=chosen.step,
     )

@@ -1,11 +1,13 @@
 """What may go wrong in virtual time, drawn by a seed."""
 
+from collections.abc import Iterator
 from enum import StrEnum
 from random import Random
+from typing import Final, NamedTuple
 
 import msgspec
 
-from events.base import NS_PER_MS, NS_PER_S
+from events.base import NS_PER_MS, NS_PER_S, PPM, EngineId
 
 OUT_MS = (500, 15_000)
 """How long an engine is gone."""
@@ -47,3 +49,31 @@ def draw_faults(
         for _ in range(count)
     ]
     return tuple(sorted(faults, key=lambda fault: (fault.at_ns, fault.kind, fault.pick)))
+
+
+class TransferFaults(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the transfers between tiers so many fail, at their end, and so many others stall for `stall_ns`."""
+
+    seed: int
+    failing_ppm: int = 0
+    stalling_ppm: int = 0
+    stall_ns: int = 2 * NS_PER_S
+
+
+class Fate(NamedTuple):
+    """What becomes of a transfer."""
+
+    fails: bool
+    stall_ns: int
+
+
+FINE: Final = Fate(fails=False, stall_ns=0)
+
+
+def fates(faults: TransferFaults, engine_id: EngineId) -> Iterator[Fate]:
+    """The fate of each transfer of an engine, in the order in which they begin. Never ends."""
+    rng = Random(f"{faults.seed}/{engine_id}")  # noqa: S311
+    while True:
+        drawn = rng.randrange(PPM)
+        stalls = faults.failing_ppm <= drawn < faults.failing_ppm + faults.stalling_ppm
+        yield Fate(fails=drawn < faults.failing_ppm, stall_ns=faults.stall_ns if stalls else 0)

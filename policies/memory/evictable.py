@@ -6,10 +6,13 @@ when it is used again. Each costs O(log n).
 
 from collections.abc import Iterator
 from enum import IntEnum
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+STALE_MAX = 1_024
+"""Places of slices that were dropped stay in the heap until they are half of it, and so many."""
 
 
 class Shield(IntEnum):
@@ -44,6 +47,9 @@ class Evictable(Generic[T]):
         self._serial += 1
         self._place[slice_] = self._serial
         heappush(self._heap, (shield, rank, self._serial, slice_))
+        if len(self._heap) > 2 * len(self._place) + STALE_MAX:
+            self._heap = [entry for entry in self._heap if self._place.get(entry[3]) == entry[2]]
+            heapify(self._heap)
 
     def drop(self, slice_: T) -> None:
         """It may not, any more; nothing happens if it could not."""

@@ -82,16 +82,17 @@ Outcome = FirstToken | Tokens | Finished | Refused
 class Job:
     """A request inside the engine. `emitted` and `told` count output tokens made and said; `serial` is its place in
     the decode clock (0 = not decoding), `joined` the clock's step then. `gone`: it was aborted; `leaving`: it is to
-    give way when the step in flight is over."""
+    give way when the step in flight is over; `offered` of its units were offered to the tiers behind."""
 
     __slots__ = (
-        "cached", "computed", "emitted", "first_ns", "gone", "joined", "leaving", "preemptions", "request", "serial",
-        "target", "told", "unit_blocks", "units", "window",
+        "cached", "computed", "emitted", "first_ns", "gone", "joined", "leaving", "offered", "preemptions", "request",
+        "serial", "target", "told", "unit_blocks", "units", "window",
     )  # fmt: skip
 
     def __init__(self, request: SimRequest, block_tokens: int, batch_tokens: int) -> None:
         self.request = request
         self.units: list[Unit] = []
+        self.offered = 0
         self.first_ns = self.emitted = self.told = self.computed = self.preemptions = self.serial = self.joined = 0
         self.cached = -1
         self.target = request.prompt_tokens
@@ -100,6 +101,19 @@ class Job:
         if odd or request.kind is RequestKind.EMBEDDING:
             self.unit_blocks = 0
         self.window = embedding_window(request.prompt_tokens, request.inputs, batch_tokens)
+
+    def full_keys(self) -> tuple[Hashable, ...]:
+        """The units of its prompt that can be cached: at least the last token is computed."""
+        if not self.unit_blocks:
+            return ()
+        return self.request.prefix[: min(self.target - 1, self.request.prompt_tokens) // self.request.unit_tokens]
+
+    def pairs(self, count: int) -> int:
+        """Twice the query-key pairs of its next `count` prompt tokens."""
+        if self.request.kind is RequestKind.EMBEDDING:
+            return count * (self.request.prompt_tokens // self.request.inputs)
+        end = self.computed + count
+        return end * end - self.computed * self.computed
 
 
 def embedding_window(prompt_tokens: int, inputs: int, batch_tokens: int) -> int:

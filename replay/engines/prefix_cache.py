@@ -16,6 +16,7 @@ from policies.memory import reuse
 from policies.memory.evictable import Evictable, Shield
 from policies.memory.kinds import EvictionKind, kind_of, rank_of
 from policies.memory.reuse import Past, Use
+from replay.engines.changes import Changes
 
 HORIZON_NS = 300_000_000_000
 """Within this time a reuse counts, and over it heat fades, where a directive does not say."""
@@ -49,8 +50,21 @@ class PrefixCache:
         self._past = Past()
         self._horizon_ns = HORIZON_NS
         self._shields: dict[Hashable, Shield] = {}
+        self._changes: Changes | None = None
+        self._block_bytes = 0
+        self._named: dict[Hashable, Unit] = {}
         self.now_ns = 0
         self.blocks = self.evictable = self.kept = self.evictions = 0
+
+    def watch(self, changes: Changes, *, block_bytes: int) -> None:
+        """From now on, while it is empty: note what comes and goes, and know units by their keys, which are unique
+        then however long the chain before them is."""
+        assert not self.blocks, "what is there already would not be known"
+        self._changes, self._block_bytes = changes, block_bytes
+
+    def named(self, key: Hashable) -> Unit | None:
+        """The unit of that key, if the cache is watched."""
+        return self._named.get(key)
 
     def root(self, unit_blocks: int) -> Unit:
         """Where chains of units of this size begin; holds nothing itself."""
@@ -111,10 +125,42 @@ class PrefixCache:
         unit.refs = 1
         parent.children[key] = unit
         self.blocks += unit.blocks
+        if self._changes is not None:
+            self._named[key] = unit
+            self._changes.stored(key, unit.blocks * self._block_bytes)
         if self._kind is not None:
             self._describe(unit)
             self._shield(unit)
         return unit, True
+
+    def adopt(self, parent: Unit, key: Hashable) -> None:
+        """A unit that nobody holds yet, under one that is there; it counts as used now, and those above it with it."""
+        above: list[tuple[Unit, Shield]] = []
+        at: Unit | None = parent
+        while at is not None and at.parent is not None and not at.refs:
+            above.append((at, at.shield))
+            at = at.parent
+        unit, new = self.add(parent, key)
+        assert new, "what is there is not adopted"
+        self.release((unit,))
+        for each, before in above:
+            del self._released[each]
+            self._released[each] = None
+            if self._kind is not None and each.shield is Shield.KEPT and before is not Shield.KEPT:
+                self.kept += each.blocks
+        if self._kind is not None:
+            self._queue.drop(parent)
+
+    def forget(self, unit: Unit) -> bool:
+        """Drop a unit by order, not to make room; False where it is held, or others stand under it."""
+        if unit.refs or unit.children:
+            return False
+        if self._kind is not None:
+            self._queue.drop(unit)
+        self._take_out(unit)
+        self.blocks -= unit.blocks
+        self.evictable -= unit.blocks
+        return True
 
     def evict(self, blocks: int) -> int:
         """Evict units until at least `blocks` blocks are free; how many are."""
@@ -122,13 +168,9 @@ class PrefixCache:
         while freed < blocks:
             unit = next(iter(self._released)) if self._kind is None else self._queue.pop()
             assert not unit.children, "children are evicted before their parents"
-            assert unit.parent is not None, "a root is never evicted"
-            del self._released[unit]
-            del unit.parent.children[unit.key]
             freed += unit.blocks
             self.evictions += 1
-            if self._kind is not None:
-                self._evicted(unit, unit.parent)
+            self._take_out(unit)
         self.blocks -= freed
         self.evictable -= freed
         return freed
@@ -178,6 +220,16 @@ class PrefixCache:
         assert self.kept == sum(unit.blocks for unit in free if unit.shield is Shield.KEPT), "kept is counted"
         if self._kind is not None:
             assert len(self._queue) == sum(not unit.children for unit in free), "every end of a chain can be evicted"
+
+    def _take_out(self, unit: Unit) -> None:
+        assert unit.parent is not None, "a root is never evicted"
+        del self._released[unit]
+        del unit.parent.children[unit.key]
+        if self._changes is not None:
+            del self._named[unit.key]
+            self._changes.removed(unit.key)
+        if self._kind is not None:
+            self._evicted(unit, unit.parent)
 
     def _units(self) -> list[Unit]:
         units: list[Unit] = []

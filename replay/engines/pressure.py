@@ -1,7 +1,11 @@
 """What a simulated engine that is short of blocks knows of its running requests, as the rule for victims sees it."""
 
+from collections.abc import Sequence
+
+from events.base import RequestId
+from events.decisions import EngineDirected
 from events.engine import StepModel
-from policies.memory.victims import Running
+from policies.memory.victims import Chosen, Running, choose
 from policies.predictors.step_time import prefill_ns
 from replay.engines.job import Job
 
@@ -21,6 +25,12 @@ def weigh(
         lost_ns=prefill_ns(model, prompt=stored, cached=kept, batch_tokens=batch_tokens),
         first_token=emitted > 0, preempted=job.preemptions,
     )  # fmt: skip
+
+
+def give_way(running: Sequence[Running], short: int, directive: EngineDirected) -> list[RequestId]:
+    """Who gives way so that `short` blocks are free, by the rule for victims; nobody where that finds nobody."""
+    found = choose(running, need_blocks=short, urgent=None, protect_ppm=directive.protect_ppm)
+    return [one.request_id for one in found.victims] if isinstance(found, Chosen) else []
 
 
 def _slack_ns(job: Job, *, now_ns: int, pace_ns: int, emitted: int) -> int:

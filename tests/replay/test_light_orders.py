@@ -150,7 +150,7 @@ def test_needed_units_stay_and_hot_ones_go_last() -> None:
 
 def prefix_is_cached(one: LightEngine, unit: int) -> bool:
     """Asked of the engine's own cache: a request would change it."""
-    return bool(one._cache.match(2, (unit,)))
+    return bool(one._batch.device.cache.match(2, (unit,)))
 
 
 def test_an_older_directive_changes_nothing() -> None:

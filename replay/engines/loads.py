@@ -1,0 +1,198 @@
+"""Requests whose prompts go on in a slower tier: what they load instead of computing it, and when they stop waiting.
+
+When a request enters the batch, what follows its hit in device memory is looked for in DRAM, then in SSD. It is loaded
+if the gate (`policies.memory.gate`) says so: the part in DRAM alone, or all of it if the part behind is worth it too.
+The request holds its blocks meanwhile, as in vLLM, and computes the rest when all is there.
+
+It does not wait for ever. At any time it could compute what is not there yet; it waits no longer than until that would
+make its prefill end later than LATE_PPM after what computing all of it would have taken. So a link that fails, stalls
+or is slower than was thought costs a request a tenth of its prefill at most. What came by then is used.
+
+Example: a prefill of 500 ms, of which 400 ms can be loaded in 50 ms. Nothing comes: after 50 ms it is computed. Half
+came after 25 ms, then nothing: it could have been done 200 ms sooner, so it waits for the rest until 250 ms.
+"""
+
+from collections.abc import Hashable, Sequence
+
+from events.base import PPM
+from events.engine import StepModel
+from events.slice import Tier
+from policies.memory.gate import MARGIN_PPM, fetch_ns, worth_fetching
+from policies.predictors.step_time import FS_PER_NS, prefill_ns
+from replay.engines.job import Job
+from replay.engines.tier_cache import SliceAt
+from replay.engines.tiers import Tiers, Wish
+
+LATE_PPM = 100_000
+"""How much longer than computing it a prefill may take because something was to be loaded."""
+
+
+class Load:
+    """A request's slices on their way: the first `near` from DRAM, the others from SSD. It had `held` units in device
+    memory; `lead` of these are there without a hole, and `asked` were asked for at first."""
+
+    __slots__ = ("asked", "begun_fs", "chain", "give_up_fs", "held", "is_over", "job", "lead", "near", "there")
+
+    def __init__(self, job: Job, held: int, chain: Sequence[SliceAt], near: int, begun_fs: int) -> None:
+        self.job, self.held, self.chain, self.near, self.begun_fs = job, held, chain, near, begun_fs
+        self.there = [False] * len(chain)
+        self.lead, self.asked, self.give_up_fs = 0, len(chain), begun_fs
+        self.is_over = False
+        """Nothing more is waited for: all is there, or something will not come."""
+
+
+class Loads:
+    """All requests that wait for slices. `hits` are the slices that they got since that was last taken, by tier;
+    `given_up` counts requests that did not get all."""
+
+    def __init__(self, tiers: Tiers, model: StepModel, *, batch_tokens: int) -> None:
+        self._tiers, self._model, self._batch_tokens = tiers, model, batch_tokens
+        self._loads: dict[Job, Load] = {}
+        self.hits: dict[Tier, list[Hashable]] = {Tier.DRAM: [], Tier.SSD: []}
+        self.misses = {Tier.DRAM: 0, Tier.SSD: 0}
+        self.given_up = 0
+
+    def __len__(self) -> int:
+        return len(self._loads)
+
+    def wake_fs(self) -> int | None:
+        """Not later than when one of them has all that it waits for, or waits no longer; None when nobody waits."""
+        if not self._loads:
+            return None
+        give_up_fs = min(load.give_up_fs for load in self._loads.values())
+        next_fs = self._tiers.links.next_fs()
+        return give_up_fs if next_fs is None else min(give_up_fs, next_fs)
+
+    def begin(self, job: Job, held: int, chain: Sequence[SliceAt]) -> bool:
+        """Load what `chain` (the slices of its prompt behind the `held` that it has) begins with, as far as that is
+        worth it; False if nothing is."""
+        near, far = self._found(chain)
+        self.misses[Tier.DRAM] += len(chain) - near
+        self.misses[Tier.SSD] += len(chain) - near - far if self._tiers.ssd is not None else 0
+        count = self._worth(job, held, chain, near, far)
+        if not count:
+            return False
+        load = Load(job, held, chain[:count], min(near, count), self._tiers.links.now_fs)
+        self._loads[job] = load
+        self._be_patient(load)
+        for number, at in enumerate(load.chain):
+            cache = self._tiers.dram if number < load.near else self._tiers.ssd
+            assert cache is not None, "it was found there"
+            cache.hold(at.key)
+        for number in range(count):
+            self._bring(load, number)
+        return True
+
+    def take_ended(self) -> list[tuple[Job, int]]:
+        """Those that wait no longer, each with how many slices it got."""
+        now_fs = self._tiers.links.now_fs
+        ended = [load for load in self._loads.values() if load.is_over or load.give_up_fs <= now_fs]
+        for load in ended:
+            self._end(load)
+            self.given_up += load.lead < load.asked
+            near = min(load.lead, load.near)
+            self.hits[Tier.DRAM] += [at.key for at in load.chain[:near]]
+            self.hits[Tier.SSD] += [at.key for at in load.chain[near : load.lead]]
+        return [(load.job, load.lead) for load in ended]
+
+    def cancel(self, job: Job) -> None:
+        """It is taken off the engine; nothing happens if it does not wait."""
+        if job in self._loads:
+            self._end(self._loads[job])
+
+    def _end(self, load: Load) -> None:
+        load.is_over = True
+        del self._loads[load.job]
+        for number, at in enumerate(load.chain):
+            cache = self._tiers.dram if number < load.near else self._tiers.ssd
+            assert cache is not None, "it was found there"
+            cache.release(at.key)
+
+    # What is worth it.
+
+    def _found(self, chain: Sequence[SliceAt]) -> tuple[int, int]:
+        """How many of a chain are in DRAM, and how many more in one of the two."""
+        dram, ssd = self._tiers.dram, self._tiers.ssd
+        near = next((n for n, at in enumerate(chain) if at.key not in dram), len(chain))
+        if ssd is None:
+            return near, 0
+        return near, next((n for n, at in enumerate(chain[near:]) if at.key not in ssd), len(chain) - near)
+
+    def _worth(self, job: Job, held: int, chain: Sequence[SliceAt], near: int, far: int) -> int:
+        """How many of them are quicker loaded than computed, and would come soon enough."""
+        if not near + far:
+            return 0
+        up, down = self._tiers.up, self._tiers.ssd_read
+        size, late_ns = chain[0].bytes, self._prefill_ns(job, held) * LATE_PPM // PPM
+        up_ns = fetch_ns(near * size, up.bytes_before(urgent=True), up.bytes_per_s)
+        first_ns = fetch_ns(size, up.bytes_before(urgent=True), up.bytes_per_s)
+        if near and (first_ns > late_ns or not self._is_quicker(job, held, held + near, up_ns)):
+            return 0
+        if far:
+            slowly_ns = fetch_ns(far * size, down.bytes_before(urgent=True), down.bytes_per_s)
+            first_ns = fetch_ns(size, down.bytes_before(urgent=True), down.bytes_per_s)
+            saved_ns = self._prefill_ns(job, held) - self._prefill_ns(job, held + near)
+            last_ns = fetch_ns(size, 0, up.bytes_per_s)
+            if first_ns + last_ns <= late_ns + saved_ns and self._is_quicker(
+                job, held + near, held + near + far, max(slowly_ns, up_ns) + last_ns - up_ns
+            ):
+                return near + far
+        return near
+
+    def _is_quicker(self, job: Job, first: int, last: int, load_ns: int) -> bool:
+        """Whether loading units `first` to `last` (not included) takes less than computing them."""
+        recompute_ns = self._prefill_ns(job, first) - self._prefill_ns(job, last)
+        return worth_fetching(load_ns, recompute_ns, margin_ppm=MARGIN_PPM)
+
+    def _prefill_ns(self, job: Job, units: int) -> int:
+        """What its prefill takes from there on."""
+        cached = units * job.request.unit_tokens
+        return prefill_ns(self._model, prompt=job.target, cached=cached, batch_tokens=self._batch_tokens)
+
+    def _be_patient(self, load: Load) -> None:
+        """How long it waits, with what it has now."""
+        whole_ns = self._prefill_ns(load.job, load.held)
+        saved_ns = whole_ns - self._prefill_ns(load.job, load.held + load.lead)
+        load.give_up_fs = load.begun_fs + (saved_ns + whole_ns * LATE_PPM // PPM) * FS_PER_NS
+
+    # On its way.
+
+    def _bring(self, load: Load, number: int) -> None:
+        at = load.chain[number]
+
+        def is_wanted() -> bool:
+            return not load.is_over and number < len(load.chain)
+
+        def arrived(why: str, _tries: int) -> None:
+            if is_wanted():
+                self._arrived(load, number, why)
+
+        def in_dram(why: str, tries: int) -> None:
+            if why:
+                arrived(why, tries)
+            elif is_wanted():
+                self._tiers.lift(at, urgent=True, wish=Wish(is_wanted, arrived))
+
+        if number < load.near:
+            in_dram("", 0)
+        else:
+            self._tiers.move(at, Tier.SSD, Tier.DRAM, urgent=True, wish=Wish(is_wanted, in_dram))
+
+    def _arrived(self, load: Load, number: int, why: str) -> None:
+        if why:
+            # What follows is worth nothing without it; what came before it may still come.
+            load.chain, load.there = self._cut(load, number), load.there[:number]
+        else:
+            load.there[number] = True
+        while load.lead < len(load.chain) and load.there[load.lead]:
+            load.lead += 1
+        self._be_patient(load)
+        if load.lead == len(load.chain):
+            load.is_over, load.give_up_fs = True, self._tiers.links.now_fs
+
+    def _cut(self, load: Load, number: int) -> Sequence[SliceAt]:
+        for place, at in enumerate(load.chain[number:], number):
+            cache = self._tiers.dram if place < load.near else self._tiers.ssd
+            assert cache is not None, "it was found there"
+            cache.release(at.key)
+        return load.chain[:number]

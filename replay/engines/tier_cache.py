@@ -1,0 +1,240 @@
+"""What a slower tier of a simulated engine holds: whole slices by name, evicted when room is needed.
+
+A name stands for all that comes before it too, as fingerprints do. A slice is worth nothing without those before it,
+so only slices without others under them are evicted (children before their parents); those before it may be in a faster
+tier alone, so it can come without them. Room is made when a slice begins to come, and given back if it does not arrive.
+
+Which one goes is decided as in device memory: by the kind of `policies.memory.kinds` that the directive names, hot ones
+after all others; without a directive lru. What a directive keeps (pinned, or needed by a request that waits) makes no
+room for others here, since what cannot be stored can still be computed. Nor does what is being read.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import NamedTuple
+
+from events.decisions import EngineDirected
+from events.slice import Tier
+from policies.memory import reuse
+from policies.memory.evictable import Evictable, Shield
+from policies.memory.kinds import EvictionKind, kind_of, rank_of
+from policies.memory.reuse import Past, Use
+from replay.engines.changes import Changes
+from replay.engines.prefix_cache import HORIZON_NS
+
+NO_ROOM = "no_room"
+
+
+class SliceAt(NamedTuple):
+    """A slice and its place: `parent` is the one before it (None = it begins a prompt), `depth` of them stand before
+    it, it takes `blocks` blocks of device memory, `bytes` bytes anywhere; the prompt that it was last used by had
+    `length` slices."""
+
+    key: Hashable
+    parent: Hashable | None
+    depth: int
+    blocks: int
+    bytes: int
+    length: int
+
+
+class Kept:
+    """A slice that is there. `holds` transfers read it or put something under it."""
+
+    __slots__ = ("at", "holds", "rank", "shield", "use")
+
+    def __init__(self, at: SliceAt, use: Use, shield: Shield) -> None:
+        self.at, self.use, self.shield = at, use, shield
+        self.holds = self.rank = 0
+
+
+class TierCache:
+    """See the module. `bytes_used` counts what is coming too; `cost_ns(blocks, depth)` is what a slice costs to
+    compute. Keys are unique however many tokens their slices have."""
+
+    def __init__(self, tier: Tier, bytes_max: int, cost_ns: Callable[[int, int], int]) -> None:
+        self.tier, self.bytes_max = tier, bytes_max
+        self.bytes_used = self.evictions = self.slice_bytes = 0
+        self.changes = Changes()
+        self._cost_ns = cost_ns
+        self._kept: dict[Hashable, Kept] = {}
+        self._coming: dict[Hashable, SliceAt] = {}
+        self._under: dict[Hashable, int] = {}  # How many that are there come right after it.
+        self._queue: Evictable[Kept] = Evictable()
+        self._past = Past()
+        self._kind, self._horizon_ns = EvictionKind.LRU, HORIZON_NS
+        self._shields: dict[Hashable, Shield] = {}
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._kept
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, key: Hashable) -> SliceAt | None:
+        """A slice that is there."""
+        kept = self._kept.get(key)
+        return kept.at if kept is not None else None
+
+    # Coming and going.
+
+    def reserve(self, at: SliceAt) -> str:
+        """Make room for a slice that begins to come; why there is none ("" = there is)."""
+        assert at.key not in self._kept, "what is there does not come again"
+        assert at.key not in self._coming, "a slice comes once at a time"
+        before = self._kept.get(at.parent) if at.parent is not None else None
+        if before is not None:
+            self._hold(before)  # Else it could be what goes.
+        has_room = self._make_room(at.bytes)
+        if before is not None:
+            self._release(before)
+        if not has_room:
+            return NO_ROOM
+        self._coming[at.key] = at
+        self._count_under(at, 1)
+        self.bytes_used += at.bytes
+        return ""
+
+    def settle(self, at: SliceAt, now_ns: int, *, arrived: bool) -> None:
+        """A slice for which room was reserved is there now, whole; or it will not come."""
+        del self._coming[at.key]
+        if arrived:
+            self._put(at, now_ns)
+        else:
+            self.bytes_used -= at.bytes
+            self._count_under(at, -1)
+
+    def _put(self, at: SliceAt, now_ns: int) -> None:
+        use = reuse.stored(
+            self._past, at.key, now_ns, cost_ns=self._cost_ns(at.blocks, at.depth), size=at.blocks,
+            horizon_ns=self._horizon_ns,
+        )  # fmt: skip
+        kept = self._kept[at.key] = Kept(at, use, self._shields.get(at.key, Shield.NONE))
+        self.slice_bytes = at.bytes
+        self.changes.stored(at.key, at.bytes)
+        self._let_go(kept, now_ns)
+        self._offer(kept)
+
+    def drop(self, key: Hashable) -> bool:
+        """Take a slice out by order; False where it is not, or others stand under it, or it is being read."""
+        kept = self._kept.get(key)
+        if kept is None or kept.holds or key in self._under:
+            return False
+        self._queue.drop(kept)
+        self._take_out(kept)
+        return True
+
+    def hold(self, key: Hashable) -> None:
+        """It is being read: it stays."""
+        self._hold(self._kept[key])
+
+    def release(self, key: Hashable) -> None:
+        """One reader less."""
+        self._release(self._kept[key])
+
+    def touch(self, keys: Iterable[Hashable], now_ns: int, *, length: int) -> None:
+        """A prompt of `length` slices begins with these."""
+        for key in keys:
+            kept = self._kept.get(key)
+            if kept is None:
+                continue
+            reuse.used(self._past, kept.use, now_ns, let_go=True, horizon_ns=self._horizon_ns)
+            self._queue.drop(kept)
+            kept.at = kept.at._replace(length=length)
+            self._let_go(kept, now_ns)
+            self._offer(kept)
+
+    def restarted(self) -> "TierCache":
+        """The same contents after a restart of the engine: what was on its way is gone, and nobody reads."""
+        fresh = TierCache(self.tier, self.bytes_max, self._cost_ns)
+        for kept in self._kept.values():
+            fresh.bytes_used += kept.at.bytes
+            fresh._count_under(kept.at, 1)
+            fresh._put(kept.at, kept.use.let_go_ns)
+        return fresh
+
+    # Whose turn it is.
+
+    def direct(self, directive: EngineDirected) -> None:
+        """Evict by this from now on; one that names no kind lifts those before it."""
+        before, self._kind = self._kind, kind_of(directive.eviction)
+        self._horizon_ns = directive.horizon_ns or HORIZON_NS
+        said, self._shields = self._shields, dict.fromkeys(directive.hot, Shield.HOT)
+        self._shields.update(dict.fromkeys((*directive.needed, *directive.pinned), Shield.KEPT))
+        if self._kind is not before:
+            for kept in self._kept.values():
+                kept.rank = rank_of(self._kind, kept.use, self._past)
+                self._offer(kept)
+        for key in {**said, **self._shields}:
+            if (shielded := self._kept.get(key)) is not None:
+                shielded.shield = self._shields.get(key, Shield.NONE)
+                self._offer(shielded)
+
+    def check_integrity(self) -> None:
+        """Assert that counts are what the slices say, and that no limit is passed."""
+        used = sum(kept.at.bytes for kept in self._kept.values()) + sum(at.bytes for at in self._coming.values())
+        assert self.bytes_used == used, "bytes are those of the slices"
+        assert used <= self.bytes_max, "a tier is never overfull"
+        under: dict[Hashable, int] = {}
+        for at in (*(kept.at for kept in self._kept.values()), *self._coming.values()):
+            if at.parent is not None:
+                under[at.parent] = under.get(at.parent, 0) + 1
+        assert self._under == under, "children are counted"
+        assert len(self._queue) == sum(self._can_go(kept) for kept in self._kept.values()), "what may go is in line"
+
+    def _make_room(self, bytes_: int) -> bool:
+        while self.bytes_used + bytes_ > self.bytes_max:
+            if not len(self._queue):
+                return False
+            kept = self._queue.pop()
+            reuse.evicted(self._past, kept.at.key, kept.use)
+            self._past.floor = max(self._past.floor, kept.rank)
+            self.evictions += 1
+            self._take_out(kept)
+        return True
+
+    def _take_out(self, kept: Kept) -> None:
+        del self._kept[kept.at.key]
+        self.bytes_used -= kept.at.bytes
+        self.changes.removed(kept.at.key)
+        self._count_under(kept.at, -1)
+
+    def _count_under(self, at: SliceAt, more: int) -> None:
+        """One more, or one less, stands right after the slice before it, wherever that is."""
+        if at.parent is None:
+            return
+        count = self._under.pop(at.parent, 0) + more
+        if count:
+            self._under[at.parent] = count
+        if (before := self._kept.get(at.parent)) is not None:
+            self._offer(before)
+
+    def _hold(self, kept: Kept) -> None:
+        kept.holds += 1
+        self._queue.drop(kept)
+
+    def _release(self, kept: Kept) -> None:
+        assert kept.holds > 0, "only what is held is released"
+        kept.holds -= 1
+        self._offer(kept)
+
+    def _can_go(self, kept: Kept) -> bool:
+        return not kept.holds and kept.shield is not Shield.KEPT and kept.at.key not in self._under
+
+    def _offer(self, kept: Kept) -> None:
+        """It stands in line, if it may go."""
+        self._queue.drop(kept)
+        if self._can_go(kept):
+            self._queue.put(kept, kept.shield, kept.rank)
+
+    def _let_go(self, kept: Kept, now_ns: int) -> None:
+        at = kept.at
+        reuse.let_go(self._past, kept.use, now_ns, from_end=max(0, at.length - 1 - at.depth), length=at.length)
+        kept.rank = rank_of(self._kind, kept.use, self._past)
+
+
+def chain_of(keys: Sequence[Hashable], first: int, last: int, *, blocks: int, bytes_: int) -> list[SliceAt]:
+    """Slices `first` to `last` (not included) of a prompt with these slices."""
+    return [
+        SliceAt(keys[depth], keys[depth - 1] if depth else None, depth, blocks, bytes_, len(keys))
+        for depth in range(first, last)
+    ]

@@ -1,0 +1,217 @@
+"""The slower tiers of a simulated engine, DRAM and SSD, and the links between them and device memory.
+
+Modelled on vLLM's tiered offloading: whole slices; what is computed is written through to DRAM, and from there to SSD;
+a load from SSD goes by way of DRAM, and stays there. A tier is written when the link has taken all bytes: there is no
+half slice. The link to DRAM works in both directions at once, so does the SSD, at different speeds.
+
+A transfer that fails is sent again, TRIES_MAX times in all. What would stand in a queue for longer than STORE_WAIT_NS
+is not stored at all: a link that is slower than the engine computes holds nothing up.
+"""
+
+from collections.abc import Callable, Hashable, Iterator
+from typing import Final, NamedTuple
+
+import msgspec
+
+from events.base import NS_PER_S
+from events.slice import Tier
+from policies.predictors.step_time import FS_PER_NS
+from replay.engines.links import FAILED, Link, Links, Transfer
+from replay.engines.tier_cache import SliceAt, TierCache
+from replay.faults import Fate
+
+TRIES_MAX: Final = 3
+STORE_WAIT_NS: Final = NS_PER_S
+NOT_HELD = "not_held"
+ORDER: Final = (Tier.HBM, Tier.DRAM, Tier.SSD)
+"""Tiers, the fastest first."""
+
+
+class TierSizes(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands behind the device memory of a simulated engine, in bytes and bytes per second. Without DRAM there is
+    nothing; SSD 0 = none. The link to DRAM has its speed in each direction; `peer` is to other engines.
+
+    Speeds are those of one H100 server: PCIe 5 x16 as copies from pinned memory reach it, one PCIe 4 NVMe drive as
+    data sheets give it, and 100 GbE.
+    """
+
+    dram_bytes: int
+    ssd_bytes: int = 0
+    dram_bytes_per_s: int = 50_000_000_000
+    ssd_read_bytes_per_s: int = 6_800_000_000
+    ssd_write_bytes_per_s: int = 4_000_000_000
+    peer_bytes_per_s: int = 12_000_000_000
+
+
+Then = Callable[[str, int], None]
+"""Hears why a slice is not there ("" = it is), and how often that was tried."""
+
+
+class Wish(NamedTuple):
+    """Somebody who waits for a slice to be in a tier."""
+
+    is_wanted: Callable[[], bool]
+    then: Then
+
+
+class _Coming:
+    """A slice on its way into a tier, and all who wait for it there."""
+
+    __slots__ = ("at", "begun", "transfer", "tries", "wishes")
+
+    def __init__(self, at: SliceAt, wish: Wish) -> None:
+        self.at, self.wishes = at, [wish]
+        self.tries, self.begun = 0, False
+        self.transfer: Transfer | None = None
+
+    def is_wanted(self) -> bool:
+        return any(wish.is_wanted() for wish in self.wishes)
+
+
+class Tiers:
+    """See the module. `down` and `up` lie between device memory and DRAM."""
+
+    def __init__(
+        self, sizes: TierSizes, *, cost_ns: Callable[[int, int], int], now_fs: int, fates: Iterator[Fate] | None,
+        ssd: TierCache | None,
+    ) -> None:  # fmt: skip
+        self.dram = TierCache(Tier.DRAM, sizes.dram_bytes, cost_ns)
+        self.ssd: TierCache | None = None
+        if sizes.ssd_bytes:
+            self.ssd = ssd.restarted() if ssd is not None else TierCache(Tier.SSD, sizes.ssd_bytes, cost_ns)
+        self.links = Links(now_fs=now_fs, fates=fates)
+        self.down, self.up = Link(sizes.dram_bytes_per_s), Link(sizes.dram_bytes_per_s)
+        self.ssd_write, self.ssd_read = Link(sizes.ssd_write_bytes_per_s), Link(sizes.ssd_read_bytes_per_s)
+        self.peer = Link(sizes.peer_bytes_per_s)
+        self._coming: dict[tuple[Tier, Hashable], _Coming] = {}
+
+    @property
+    def now_ns(self) -> int:
+        """The nanosecond that has begun."""
+        return self.links.now_fs // FS_PER_NS
+
+    def caches(self) -> list[TierCache]:
+        """Those that are there, the faster first."""
+        return [self.dram, self.ssd] if self.ssd is not None else [self.dram]
+
+    def cache(self, tier: Tier) -> TierCache | None:
+        """What holds the slices of that tier; None for device memory, and where there is none."""
+        return next((one for one in self.caches() if one.tier is tier), None)
+
+    def link(self, source: Tier, target: Tier) -> Link:
+        """The link between two tiers next to each other."""
+        if Tier.SSD in (source, target):
+            return self.ssd_write if target is Tier.SSD else self.ssd_read
+        return self.up if target is Tier.HBM else self.down
+
+    def is_coming(self, key: Hashable, tier: Tier) -> bool:
+        """Whether a slice is on its way into that tier."""
+        return (tier, key) in self._coming
+
+    # Write-through.
+
+    def keep(self, at: SliceAt) -> None:
+        """A slice is in device memory: see to it that it is in DRAM too, and in SSD."""
+        if at.key in self.dram or (Tier.DRAM, at.key) in self._coming or _is_full(self.down):
+            return
+        self.move(at, Tier.HBM, Tier.DRAM, urgent=False, wish=_ALWAYS)
+
+    def _to_ssd(self, at: SliceAt) -> None:
+        if self.ssd is not None and at.key not in self.ssd and not _is_full(self.ssd_write):
+            self.move(at, Tier.DRAM, Tier.SSD, urgent=False, wish=_ALWAYS)
+
+    # One slice from tier to tier.
+
+    def move(self, at: SliceAt, source: Tier, target: Tier, *, urgent: bool, wish: Wish) -> None:
+        """Copy a slice to the tier next to it, DRAM or SSD; `wish.then` hears once what came of it. One that is on its
+        way there already is waited for."""
+        cache = self.cache(target)
+        assert cache is not None, "who asks knows which tiers there are"
+        if at.key in cache:
+            wish.then("", 0)
+            return
+        link = self.link(source, target)
+        coming = self._coming.get((target, at.key))
+        if coming is None:
+            coming = self._coming[target, at.key] = _Coming(at, wish)
+            self._send(coming, link, source, cache, urgent=urgent)
+            return
+        coming.wishes.append(wish)
+        if urgent and coming.transfer is not None:
+            link.hurry(coming.transfer)
+
+    def _send(self, coming: _Coming, link: Link, source: Tier, target: TierCache, *, urgent: bool) -> None:
+        at, held = coming.at, self.cache(source)
+
+        def begin() -> str:
+            if held is not None and at.key not in held:
+                return NOT_HELD
+            why = target.reserve(at)
+            coming.begun = not why
+            if held is not None and coming.begun:
+                held.hold(at.key)
+            return why
+
+        def end(why: str) -> None:
+            coming.tries += 1
+            if coming.begun:
+                target.settle(at, self.now_ns, arrived=not why)
+                if held is not None:
+                    held.release(at.key)
+            if why == FAILED and coming.tries < TRIES_MAX:
+                self._send(coming, link, source, target, urgent=urgent)
+                return
+            del self._coming[target.tier, at.key]
+            if not why and target is self.dram:
+                self._to_ssd(at)
+            for wish in coming.wishes:
+                wish.then(why, coming.tries)
+
+        coming.begun = False
+        coming.transfer = Transfer(at.bytes, urgent=urgent, is_wanted=coming.is_wanted, begin=begin, end=end)
+        self.links.send(link, coming.transfer)
+
+    def lift(self, at: SliceAt, *, urgent: bool, wish: Wish) -> None:
+        """Bring a slice from DRAM to device memory; where it goes there is the asker's. It has to be in DRAM when its
+        turn comes, and stays there."""
+        self._read(at, self.dram, self.up, 0, urgent=urgent, wish=wish)
+
+    def send_away(self, at: SliceAt, source: TierCache | None, *, wish: Wish) -> None:
+        """Bring a slice to another engine; who asks puts it there. `source` None: from device memory."""
+        self._read(at, source, self.peer, 0, urgent=False, wish=wish)
+
+    def _read(
+        self, at: SliceAt, source: TierCache | None, link: Link, tries: int, *, urgent: bool, wish: Wish
+    ) -> None:  # fmt: skip
+        held = False
+
+        def begin() -> str:
+            nonlocal held
+            if source is None:
+                return ""
+            if at.key not in source:
+                return NOT_HELD
+            source.hold(at.key)
+            held = True
+            return ""
+
+        def end(why: str) -> None:
+            if held and source is not None:
+                source.release(at.key)
+            if why == FAILED and tries + 1 < TRIES_MAX:
+                self._read(at, source, link, tries + 1, urgent=urgent, wish=wish)
+                return
+            wish.then(why, tries + 1)
+
+        self.links.send(link, Transfer(at.bytes, urgent=urgent, is_wanted=wish.is_wanted, begin=begin, end=end))
+
+
+def _is_full(link: Link) -> bool:
+    return link.waiting_bytes * NS_PER_S > STORE_WAIT_NS * link.bytes_per_s
+
+
+def _nobody(_why: str, _tries: int) -> None:
+    """Write-through is nobody's wish: what is not stored is computed again."""
+
+
+_ALWAYS: Final = Wish(lambda: True, _nobody)
