@@ -4,10 +4,10 @@ A slice's name covers every token before it (`kvstore.fingerprint`), and a slice
 (children before parents). So whoever is there has all its ancestors there, and the longest cached prefix is found by
 bisection: an 8K prompt in five or six probes, whatever the number of slices.
 
-Eviction takes leaves: the one used longest ago (lru), or cached longest ago (fifo). To use a slice is to use its
-ancestors, but only the last slice of a hit is stamped: a parent becomes a leaf when its last child goes, and takes over
-the child's stamp where that is newer. The queue of leaves is a heap in which a stamp may be too old; that is put right
-when the entry comes up, so a look-up never touches the heap.
+Eviction takes leaves: the one used longest ago (lru), or cached longest ago (fifo). To use or to cache a slice is to do
+so with its ancestors, but only the last one is stamped: when a slice goes, its parent takes over its stamp where that
+is newer. The queue of leaves is a heap in which a stamp may be too old; that is put right when the entry comes up, so
+a look-up never touches the heap.
 
 Everything about a slice is in columns, by number, not in objects: at a million slices about 200 bytes each, the name
 (96) and its place in the dictionary included.
@@ -166,11 +166,11 @@ class PrefixCache(Generic[V]):
                 self._queued[number] = False
                 parent, stamp = self._parents[number], stamps[number]
                 gone.append(self._remove(number))
-                if parent and not children[parent]:
-                    stamps[parent] = max(stamps[parent], stamp)
-                    if not self._queued[parent]:
-                        self._queued[parent] = True
-                        came_up = stamps[parent] << _NUMBER_BITS | parent
+                if stamp > stamps[parent]:
+                    stamps[parent] = stamp
+                if parent and not children[parent] and not self._queued[parent]:
+                    self._queued[parent] = True
+                    came_up = stamps[parent] << _NUMBER_BITS | parent
         if came_up:
             heappush(leaves, came_up)
         self._counts["evicted"] += len(gone)

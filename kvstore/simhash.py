@@ -16,7 +16,7 @@ from typing import Final
 
 SIMHASH_BITS: Final = 64
 SHINGLE_TOKENS: Final = 4
-TOKENS_MAX: Final = 8_192
+TOKENS_MAX: Final = 2_048
 """What comes later in a prompt is not looked at: a hint has to be cheap."""
 _LANE_BITS: Final = TOKENS_MAX.bit_length()
 _LANES: Final = tuple(sum((byte >> bit & 1) << bit * _LANE_BITS for bit in range(8)) for byte in range(256))

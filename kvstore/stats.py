@@ -101,7 +101,7 @@ class AccessStats:
     def export_stats(self) -> AccessExport:
         """All of it, for a file: `msgspec.json.encode` writes it, `read_export` reads it."""
         # A copy by way of its own format: what is counted later does not change what was given away.
-        windows = msgspec.convert(msgspec.to_builtins(self._windows), tuple[Window, ...])
+        windows = msgspec.convert(msgspec.to_builtins(list(self._windows)), tuple[Window, ...])
         return AccessExport(window_ns=self._window_ns, windows=windows, summary=self.summary())
 
     def summary(self) -> Summary:
