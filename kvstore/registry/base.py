@@ -82,6 +82,7 @@ class TierRow(msgspec.Struct, kw_only=True):
     evictions_total: int = 0
     failures_total: int = 0
     corrupt_total: int = 0
+    directive_version: int = 0
 
 
 class Prefix(msgspec.Struct, frozen=True, kw_only=True):

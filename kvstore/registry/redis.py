@@ -18,6 +18,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from events.base import PoolId, SliceId
 from kvstore.registry.base import (
+    FINGERPRINT_BYTES,
     TIERS,
     Position,
     Prefix,
@@ -44,12 +45,13 @@ POSITION: Final = "position"
 
 # write: KEYS position, then the tables. ARGV: epoch, owner, number, "anew" or "then", seq, now_ns, complete, then
 # (table, field, value) for what is there and ("-" + table, field, "") for what is gone.
-# prefix: KEYS holdings, slices. ARGV: a prompt's slices. Answers, for each engine that holds the first one: its name,
+# prefix: KEYS holdings, slices. ARGV: a prompt's slices, the fingerprints in one string, then other names one by one
+# (one argument instead of many: half the work of a look-up is to pass them). Answers, for each engine that holds the first one: its name,
 # how many of the first are in any tier, how many in each. Only engines that hold the first slice can have a prefix.
 # Numbers are compared as numbers: they stay below 2^53, which is exact in Lua.
 _CODE: Final = """
 local BATCH = 64
-local TIERS = 3
+local WIDTH = 16
 
 local function write(keys, args)
   local held = redis.call('HMGET', keys[1], 'epoch', 'owner', 'writes')
@@ -71,40 +73,47 @@ local function write(keys, args)
   return 'written'
 end
 
+local function fields(args)
+  local out = {}
+  for at = 1, #args[1], WIDTH do out[#out + 1] = args[1]:sub(at, at + WIDTH - 1) end
+  for at = 2, #args do out[#out + 1] = args[at] end
+  return out
+end
+
 local function prefix(keys, args)
-  local seen, reach, names = {}, {}, {}
-  local function holding(number)
-    if seen[number] == nil then
-      local packed = redis.call('HGET', keys[1], number)
-      seen[number] = packed and {packed:sub(10), packed:byte(1) + 1}
+  local prompt, holders, reach, names = fields(args), {}, {}, {}
+  local function counts_of(name, is_first)
+    if is_first and not reach[name] then
+      reach[name] = {0, 0, 0, 0}
+      names[#names + 1] = name
     end
-    return seen[number]
+    return reach[name]
+  end
+  -- Slices that follow each other mostly have the same holders: those are looked up once.
+  local function holders_of(numbers, is_first)
+    local found = {}
+    for at = 1, #numbers, 2 do
+      local holding = redis.call('HGET', keys[1], numbers:sub(at, at + 1))
+      local counts = holding and counts_of(holding:sub(10), is_first)
+      if counts then found[#found + 1] = {counts, holding:byte(1) + 1} end
+    end
+    holders[numbers] = found
+    return found
   end
   local function take(record, before)
-    local further = false
-    for at = 13, #record, 2 do
-      local one = holding(record:sub(at, at + 1))
-      if one then
-        local counts = reach[one[1]]
-        if not counts and before == 0 then
-          counts = {0}
-          for tier = 1, TIERS do counts[1 + tier] = 0 end
-          reach[one[1]] = counts
-          names[#names + 1] = one[1]
-        end
-        if counts then
-          if counts[1] == before then counts[1] = before + 1 end
-          if counts[1] == before + 1 then further = true end
-          if counts[one[2]] == before then counts[one[2]] = before + 1 end
-        end
-      end
+    local numbers, after, further = record:sub(13), before + 1, false
+    for _, one in ipairs(holders[numbers] or holders_of(numbers, before == 0)) do
+      local counts, tier = one[1], one[2]
+      if counts[1] == before then counts[1] = after end
+      if counts[1] == after then further = true end
+      if counts[tier] == before then counts[tier] = after end
     end
     return further
   end
   local function walk()
-    for first = 1, #args, BATCH do
-      local last = math.min(first + BATCH - 1, #args)
-      local records = redis.call('HMGET', keys[2], unpack(args, first, last))
+    for first = 1, #prompt, BATCH do
+      local last = math.min(first + BATCH - 1, #prompt)
+      local records = redis.call('HMGET', keys[2], unpack(prompt, first, last))
       for at = 1, last - first + 1 do
         if not records[at] or not take(records[at], first + at - 2) then return end
       end
@@ -114,7 +123,7 @@ local function prefix(keys, args)
   local answer = {}
   for _, name in ipairs(names) do
     answer[#answer + 1] = name
-    for place = 1, 1 + TIERS do answer[#answer + 1] = reach[name][place] end
+    for place = 1, 4 do answer[#answer + 1] = reach[name][place] end
   end
   return answer
 end
@@ -128,6 +137,7 @@ WRITE: Final = f"tidegate_write_{_DIGEST}"
 PREFIX: Final = f"tidegate_prefix_{_DIGEST}"
 _REACH: Final = 2 + len(TIERS)
 """Values per engine in the answer of `prefix`."""
+assert len(TIERS) == 3, "the library counts as many"
 
 Call = tuple[Any, ...]
 
@@ -179,7 +189,7 @@ class RedisRegistry:
     async def longest_prefixes(self, prompts: Sequence[Sequence[SliceId]]) -> list[list[Prefix]]:
         """For each prompt the engines that have its beginning, the longest first; together one round trip."""
         head = ("FCALL_RO", PREFIX, 2, self._keys[Table.HOLDINGS], self._keys[Table.SLICES])
-        answers = await self._ask([(*head, *map(field_of, slices)) for slices in prompts])
+        answers = await self._ask([(*head, *_packed(slices)) for slices in prompts])
         return [
             longest_first(
                 prefix_of(answer[at].decode(), answer[at + 1 : at + _REACH]) for at in range(0, len(answer), _REACH)
@@ -243,6 +253,18 @@ class RedisRegistry:
             pipeline.execute_command(*call)
         answers: list[Any] = await pipeline.execute()
         return answers
+
+
+def _packed(slices: Sequence[SliceId]) -> list[bytes]:
+    """A prompt's slices as `prefix` takes them."""
+    text = "".join(slices)
+    try:
+        raw = bytes.fromhex(text)
+    except ValueError:
+        raw = b""
+    if raw.hex() == text and {*map(len, slices)} <= {2 * FINGERPRINT_BYTES}:
+        return [raw]
+    return [b"", *map(field_of, slices)]
 
 
 def key(pool: PoolId, name: str) -> str:
