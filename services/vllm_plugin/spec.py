@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import vllm
 from vllm.platforms import current_platform
-from vllm.v1.kv_offload.base import CanonicalKVCaches, OffloadingManager, OffloadingWorker
+from vllm.v1.kv_offload.base import CanonicalKVCaches, OffloadingManager, OffloadingMetricMetadata, OffloadingWorker
 from vllm.v1.kv_offload.config import OffloadingConfig
 from vllm.v1.kv_offload.cpu.gpu_worker import CPUOffloadingWorker
 from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
@@ -33,7 +33,7 @@ from services.vllm_plugin.bridge import bridge
 from services.vllm_plugin.manager import TidegateManager
 from services.vllm_plugin.memory import memory_of
 from services.vllm_plugin.primary_tier import POLICY, VLLM_POLICY, PrimaryTier
-from services.vllm_plugin.ssd_tier import open_ssd
+from services.vllm_plugin.ssd_tier import METRICS, open_ssd
 from services.vllm_plugin.support import UnsupportedEngine, check_version
 from services.vllm_plugin.worker import MemcpyWorker
 
@@ -79,6 +79,12 @@ class TidegateOffloadingSpec(TieringOffloadingSpec):
             )
         if not self.num_chunks:
             raise ValueError("kv_connector_extra_config: cpu_bytes_to_use is less than one slice")
+
+    @classmethod
+    def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, OffloadingMetricMetadata]:
+        """vLLM's, and those of the SSD tier."""
+        definitions: dict[str, OffloadingMetricMetadata] = super().build_metric_definitions(extra_config)
+        return definitions | METRICS
 
     def get_manager(self) -> OffloadingManager:
         """The tiers, in the scheduler's process."""

@@ -5,8 +5,8 @@ waits: files are read and written by threads (ssd_jobs.py) of the store in kvsto
 
 - Looked up: a run of slices is fetched where that is quicker than computing it, by the speed and the queue of the disk
   now (a delegated choice: policies/memory/gate.py); else it is a miss.
-- Stored: what the disk cannot take in time is not queued (`QUEUE_PART` of the DRAM tier waits for it at most). What has
-  no room makes some, by the delegate's choice, or is not stored.
+- Stored: so much waits to be written at most as `QUEUE_PART` says, as who waits cannot leave DRAM; the rest is written
+  later, if it is in DRAM still. What has no room makes some, by the delegate's choice, or is not stored.
 - Failed: a slice whose checksum is wrong, or whose file is gone, is forgotten and computed again; it is never served.
   A disk that refuses or hangs is left alone for a while; the engine serves on without it, and `trouble` says why.
 """
@@ -18,14 +18,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
 from vllm.v1.kv_offload.base import (
     LookupResult,
     Medium,
+    OffloadingCounterMetadata,
+    OffloadingGaugeMetadata,
     OffloadKey,
     ReqContext,
     RequestOffloadingContext,
 )
-from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager, TransferJob
+from vllm.v1.kv_offload.tiering.base import JobResult, ParentManager, SecondaryTierManager, TransferJob
 
 from events.base import NS_PER_S, RequestId
 from events.slice import Tier, TierMeasured
@@ -49,12 +52,31 @@ REST_NS: Final = 10 * NS_PER_S
 PATIENCE_NS: Final = 50_000_000
 PATIENCE: Final = 2
 """A fetch is given up on after so many times what it should take, and PATIENCE_NS on top."""
+LATER_MAX: Final = 4_096
+"""Slices that are remembered to be written later. The oldest is given up first."""
 NAMES_SPARE: Final = 1_024
 """Lines of the names' file beyond twice the slices there, before it is written anew."""
 WEIGHT: Final = 4
 """One part in so many of the measured speed is the last job's."""
 
-log = logging.getLogger(__name__)
+
+class Metric:
+    """What vLLM's /metrics says of the tier beside vLLM's own."""
+
+    CORRUPT: Final = "tidegate:ssd_slices_corrupt"
+    FAILURES: Final = "tidegate:ssd_failures"
+    NOT_STORED: Final = "tidegate:ssd_slices_not_stored"
+    USABLE: Final = "tidegate:ssd_usable"
+
+
+METRICS: Final = {
+    Metric.CORRUPT: OffloadingCounterMetadata("Slices whose checksum was wrong: forgotten, never served."),
+    Metric.FAILURES: OffloadingCounterMetadata("Slices that the SSD tier failed to read or write, for any reason."),
+    Metric.NOT_STORED: OffloadingCounterMetadata("Slices that were not written: no room, or the disk is too slow."),
+    Metric.USABLE: OffloadingGaugeMetadata("1 while the SSD tier is read and written, 0 while it is left alone."),
+}
+
+log = logging.getLogger("tidegate.engine")
 
 
 class Fetches:
@@ -86,10 +108,12 @@ class SsdTier(SecondaryTierManager):
         )
         self._loads: dict[int, Job] = {}
         self._stores: dict[int, Job] = {}
+        self._later: dict[bytes, ReqContext] = {}
         self._ended: list[JobResult] = []
         self._rest_reads_ns = self._rest_writes_ns = 0
         self.read_bytes_per_s = self.write_bytes_per_s = 0
-        self.misses = self.failures = self.corrupt = self.dropped = 0
+        self.failures = self.corrupt = self.not_stored = 0
+        self._counted = (0, 0, 0)
         self._take_in()
 
     # What is there.
@@ -177,8 +201,12 @@ class SsdTier(SecondaryTierManager):
             for key, chunk in zip(keys, job_metadata.chunk_ids, strict=True)
             if key not in self.choices
         ]
-        taken = self._room(new) if self._threads is not None and time.monotonic_ns() >= self._rest_writes_ns else []
-        self.dropped += len(new) - len(taken)
+        writes = self._threads is not None and time.monotonic_ns() >= self._rest_writes_ns
+        soon = new[: self._queue_room()] if writes else []
+        taken = self._room(soon)
+        if writes:
+            self._write_later([key for key, _ in new[len(soon) :]], job_metadata.req_context)
+        self.not_stored += len(soon) - len(taken) if writes else len(new)
         if not taken or self._threads is None:
             self._ended.append(JobResult(job_id=job_id, success=not new, transfer_bytes=0))
             return
@@ -189,15 +217,41 @@ class SsdTier(SecondaryTierManager):
         self._stores[job_id] = job
         self._threads.write(job)
 
-    def _room(self, new: list[tuple[bytes, int]]) -> list[tuple[bytes, int]]:
+    def serve_external_requests(self, parent: ParentManager) -> None:
+        """Said in every step: time to write what had to wait."""
+        room = self._queue_room()
+        if not self._later or not room:
+            return
+        dram = self._memory.residency
+        keys = [key for key in self._later if key not in self.choices and dram.holds(Tier.DRAM, key)][:room]
+        contexts = {self._later[key].req_id: self._later[key] for key in keys}
+        for context in contexts.values():
+            self.submit_store(parent.create_store_job([key for key in keys if self._later[key] is context], context))
+        last = keys[-1] if len(keys) == room else None
+        for key in list(self._later):
+            del self._later[key]
+            if key == last:
+                break
+
+    def _write_later(self, keys: Sequence[bytes], context: ReqContext) -> None:
+        for key in keys:
+            self._later[key] = context
+        for key in list(self._later)[: max(0, len(self._later) - LATER_MAX)]:
+            del self._later[key]
+            self.not_stored += 1
+
+    def _queue_room(self) -> int:
+        return max(0, self._queue_max - self._writing())
+
+    def _room(self, taken: list[tuple[bytes, int]]) -> list[tuple[bytes, int]]:
         """The first ones that there is room for, when some have left for them."""
-        assert self.store is not None, "there is a store to write to"
-        taken = new[: max(0, self._queue_max - self._writing())]
+        if not taken or self.store is None:
+            return []
         each = self.store.footprint(self._memory.slice_bytes)
         room = self.store.bytes_max // each - self._slices()
         short = len(taken) - room
         if short > 0:
-            leaving = self.choices.evict(short, [key for key, _ in new])
+            leaving = self.choices.evict(short, [key for key, _ in taken])
             if leaving is None:
                 return taken[: max(0, room)]
             self._drop(leaving)
@@ -333,6 +387,7 @@ class SsdTier(SecondaryTierManager):
     def void(self) -> None:
         """Everything here is void: the model computes otherwise now. Nothing is on its way (`drain_jobs`)."""
         keys = self._memory.residency.keys(Tier.SSD)
+        self._later.clear()
         self.choices.cleared()
         self._memory.residency.cleared(Tier.SSD, "reset")
         if self._threads is not None:
@@ -341,6 +396,22 @@ class SsdTier(SecondaryTierManager):
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:  # noqa: ARG002
         """Chunk by chunk, as they are computed."""
         return RequestOffloadingContext()
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is read and written now."""
+        return self.store is not None and time.monotonic_ns() >= max(self._rest_reads_ns, self._rest_writes_ns)
+
+    def get_stats(self) -> OffloadingConnectorStats:
+        """What was counted since the last call, for vLLM's /metrics."""
+        stats = OffloadingConnectorStats()
+        now = (self.corrupt, self.failures, self.not_stored)
+        names = (Metric.CORRUPT, Metric.FAILURES, Metric.NOT_STORED)
+        for name, count, before in zip(names, now, self._counted, strict=True):
+            stats.increase_counter(name, count - before)
+        stats.set_gauge(Metric.USABLE, int(self.usable))
+        self._counted = now
+        return stats
 
     def shutdown(self) -> None:
         """End the threads and close the files."""

@@ -1,5 +1,6 @@
 """One real vLLM server on the CPU, as a child that leaves nothing behind."""
 
+import json
 import os
 import re
 import signal
@@ -9,10 +10,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 HOST = "127.0.0.1"
 KEEPER = Path(__file__).with_name("keeper.py")
@@ -20,6 +22,7 @@ CONTEXT_TOKENS_MAX = 4096
 BLOCK_TOKENS = 32
 READY_TIMEOUT_S = 240.0
 PROBE_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 120.0
 PROBE_EVERY_S = 0.25
 STOP_TIMEOUT_S = 40.0
 LOG_TAIL_CHARS = 3_000
@@ -45,13 +48,16 @@ def free_port() -> int:
 
 @dataclass
 class VllmServer:
-    """A server and where it listens; it keeps its port over restarts. `model` is a folder and the name it serves."""
+    """A server and where it listens; it keeps its port over restarts. `model` is a folder and the name it serves.
+    `arguments` come after its own, and `environment` on top of its own."""
 
     name: str
     python: Path
     model: Path
     log_file: Path
     embedding: bool = False
+    arguments: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     keeper: "subprocess.Popen[str] | None" = None
     pgid: int = 0
@@ -72,12 +78,12 @@ class VllmServer:
             self.python, "-m", "vllm.entrypoints.openai.api_server", "--host", HOST, "--port", str(self.port),
             "--model", self.model, "--served-model-name", self.model.name, "--dtype", "float32", "--enforce-eager",
             "--block-size", str(BLOCK_TOKENS), "--max-model-len", str(CONTEXT_TOKENS_MAX),
-            *(["--runner", "pooling", "--convert", "embed"] if self.embedding else []),
+            *(["--runner", "pooling", "--convert", "embed"] if self.embedding else []), *self.arguments,
         ]  # fmt: skip
         with self.log_file.open("ab") as log:
             self.keeper = subprocess.Popen(
-                [sys.executable, KEEPER, *command], env=os.environ | ENVIRONMENT, text=True, start_new_session=True,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                [sys.executable, KEEPER, *command], env=os.environ | ENVIRONMENT | self.environment, text=True,
+                start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
             )  # fmt: skip
         assert self.keeper.stdout is not None, "stdout is a pipe"
         self.pgid = int(self.keeper.stdout.readline())
@@ -110,12 +116,22 @@ class VllmServer:
             self.keeper.wait(STOP_TIMEOUT_S)
         self.keeper = None
 
-    def metric(self, name: str) -> float:
-        """The sum of a metric over its labels, as /metrics says it now."""
+    def metric(self, name: str, label: str = "") -> float:
+        """The sum of a metric over its labels (those with `label="..."` among them), as /metrics says it now."""
         text = self._get("/metrics")
-        values = re.findall(rf"^{re.escape(name)}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE)
-        assert values, f"{name} stands in /metrics"
-        return sum(map(float, values))
+        found = re.findall(rf"^{re.escape(name)}(\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE)
+        assert found, f"{name} stands in /metrics"
+        return sum(float(value) for labels, value in found if label in labels)
+
+    def post(self, path: str, body: object = None) -> Any:
+        """What it answers to a POST, as JSON. AssertionError when it refuses."""
+        data = json.dumps(body).encode() if body is not None else b""
+        asked = urllib.request.Request(self.url + path, data=data, headers={"content-type": "application/json"})
+        try:
+            with urllib.request.urlopen(asked, timeout=ANSWER_TIMEOUT_S) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{path}: {error.code} {error.read().decode()}") from error
 
     def _healthy(self) -> bool:
         try:

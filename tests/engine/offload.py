@@ -1,0 +1,136 @@
+"""A real vLLM with Tidegate's memory in it, and how it is asked: what came from which tier, and what was answered."""
+
+import json
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.engine.vllm_server import VllmServer
+
+ROOT = Path(__file__).parents[2]
+CONTEXT_TOKENS_MAX = 8192
+SLICE_TOKENS = 256
+SLICE_BYTES = 2 * 2 * 2 * 64 * 4 * SLICE_TOKENS
+"""Of the tiny model: keys and values, layers, heads, head size, float32. A multiple of a page, so nothing is padded."""
+TAIL_TOKENS = 20
+"""Less than a block: whatever is cached, the same tokens are computed, in the same shapes."""
+ANSWER_TOKENS = 12
+VOCABULARY = 500
+SETTLE_TIMEOUT_S = 60.0
+SETTLE_EVERY_S = 0.05
+
+
+class Answer(NamedTuple):
+    """`device`, `dram` and `ssd`: slices of the prompt that came from there instead of being computed."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    device: float
+    dram: float
+    ssd: float
+
+    @property
+    def said(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """What was answered, wherever it came from."""
+        return self.tokens, self.logprobs
+
+
+class OffloadEngine:
+    """One server with the plugin. Requests go one at a time, so what is counted between two of them is the one's."""
+
+    def __init__(self, server: VllmServer) -> None:
+        self.server = server
+
+    def ask(self, prompt: Sequence[int], *, salt: str = "") -> Answer:
+        """Greedily, with log-probabilities; when it is done, everything it wrote is written."""
+        before = self._cached()
+        body = {
+            "model": self.server.model.name, "prompt": list(prompt), "max_tokens": ANSWER_TOKENS, "temperature": 0,
+            "ignore_eos": True, "logprobs": 1, "return_token_ids": True, **({"cache_salt": salt} if salt else {}),
+        }  # fmt: skip
+        [choice] = self.server.post("/v1/completions", body)["choices"]
+        self.settle()
+        came = [(now - then) / SLICE_TOKENS for now, then in zip(self._cached(), before, strict=True)]
+        return Answer(tuple(choice["token_ids"]), tuple(choice["logprobs"]["token_logprobs"]), *came)
+
+    def forget_device(self) -> None:
+        """The device's own cache is empty."""
+        assert self.server.post("/reset_prefix_cache")["success"]
+
+    def forget_dram(self) -> None:
+        """The device's own cache and the DRAM tier are empty; the SSD tier is kept (`reset_keeps_ssd`)."""
+        assert self.server.post("/reset_prefix_cache?reset_external=true")["success"]
+
+    def settle(self) -> None:
+        """Until nothing is on its way between tiers. AssertionError when that never comes."""
+        deadline = time.monotonic() + SETTLE_TIMEOUT_S
+        while self._moving():
+            assert time.monotonic() < deadline, "transfers end"
+            time.sleep(SETTLE_EVERY_S)
+
+    def corrupt(self) -> float:
+        """Slices that failed their checksum."""
+        return self.server.metric("tidegate:ssd_slices_corrupt_total")
+
+    def failures(self) -> float:
+        """Slices that the SSD tier could not read or write."""
+        return self.server.metric("tidegate:ssd_failures_total")
+
+    def usable(self) -> bool:
+        """Whether the SSD tier is in use."""
+        return self.server.metric("tidegate:ssd_usable") > 0
+
+    def _cached(self) -> tuple[float, float, float]:
+        name = "vllm:prompt_tokens_cached_by_source_total"
+        device, dram, ssd = (self.server.metric(name, f'source="{source}"') for source in ("device", "host", "disk"))
+        return device, dram, ssd
+
+    def _moving(self) -> bool:
+        names = ("promotion", "cascade")
+        return any(self.server.metric(f"vllm:kv_offload_tiering_active_{name}_jobs") for name in names)
+
+
+@contextmanager
+def running(
+    python: Path, model: Path, folder: Path, *, name: str, ssd: Path | None, dram_slices: int = 128,
+    arguments: Sequence[str] = (), **settings: Any,
+) -> Iterator[OffloadEngine]:  # fmt: skip
+    """A server with a DRAM tier of so many slices, and an SSD tier in the folder `ssd`."""
+    server = make(python, model, folder, name=name, ssd=ssd, dram_slices=dram_slices, arguments=arguments, **settings)
+    try:
+        server.start().wait_ready()
+        yield OffloadEngine(server)
+    finally:
+        server.stop()
+
+
+def make(
+    python: Path, model: Path, folder: Path, *, name: str, ssd: Path | None, dram_slices: int = 128,
+    arguments: Sequence[str] = (), **settings: Any,
+) -> VllmServer:  # fmt: skip
+    """The server, not yet started. Computing counts as slow (`prefill_tokens_per_s`), so that fetching is worth it
+    however slow the disk of the tests is, unless `settings` say otherwise."""
+    tiers = {"ssd_folder": str(ssd), "ssd_bytes": 1 << 30} if ssd is not None else {}
+    told = {"engine_id": name, "reset_keeps_ssd": True, "prefill_tokens_per_s": 100} | tiers | settings
+    transfer = {
+        "kv_connector": "TidegateConnector",
+        "kv_connector_module_path": "services.vllm_plugin.connector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"cpu_bytes_to_use": dram_slices * SLICE_BYTES, "tidegate": told},
+    }
+    return VllmServer(
+        name, python, model, folder / f"{name}.log",
+        arguments=[
+            "--max-model-len", str(CONTEXT_TOKENS_MAX), "--kv-transfer-config", json.dumps(transfer), *arguments,
+        ],
+        environment={"PYTHONPATH": str(ROOT), "VLLM_SERVER_DEV_MODE": "1"},
+    )  # fmt: skip
+
+
+def prompt(slices: int, seed: int, *, tail: int = TAIL_TOKENS) -> list[int]:
+    """A prompt of so many full slices and a tail; another one for each seed."""
+    chance = random.Random(seed)
+    return [chance.randrange(2, VOCABULARY) for _ in range(slices * SLICE_TOKENS + tail)]
