@@ -13,13 +13,15 @@ Sources: OCP "8-bit Floating Point Specification" (2023) for e4m3; one scale per
 its quantised KV; KIVI (Liu, ICML 2024) for scales by group. Little-endian, as every host that runs an engine.
 """
 
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from events.slice import Tier
 from kvstore.errors import UnsupportedSchema
-from kvstore.schema import BITS, SCALE_BYTES, KVCacheSchema, KVDtype
+from kvstore.schema import BITS, SCALE_BYTES, KVCacheSchema, KVDtype, PrecisionPolicy
 
 Floats = NDArray[np.float32]
 Bytes = bytes | bytearray | memoryview
@@ -118,6 +120,22 @@ def decode(data: Bytes, dtype: KVDtype, *, values: int, scale_values: int = 0) -
         return numbers
     stretch = np.frombuffer(data, dtype=np.float32, offset=size)
     return (numbers.reshape(-1, scale_values) * stretch[:, None]).reshape(-1)
+
+
+def recoder(policy: PrecisionPolicy, schema: KVCacheSchema) -> Callable[[memoryview, Tier, Tier], Bytes]:
+    """What `kvstore.tiers.tiered.TieredBackend` takes as `recode`: slices of an engine's `schema`, in each tier in the
+    dtype that the policy gives it. Raises UnsupportedSchema when the policy does not fit."""
+    schemas = {tier: policy.schema_in(tier, schema) for tier in Tier}
+    if not policy.lossless(schema):
+        for below in schemas.values():
+            bound(below)
+
+    def recode(data: memoryview, held: Tier, wanted: Tier) -> Bytes:
+        if schemas[held] == schemas[wanted]:
+            return data
+        return convert(data, held=schemas[held], wanted=schemas[wanted])
+
+    return recode
 
 
 def bound(schema: KVCacheSchema) -> Bound:

@@ -95,8 +95,9 @@ class KVCacheSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return -(-tokens // self.block_tokens)
 
     def digest(self) -> str:
-        """The format's name, 32 hex digits: equal when, and only when, KV bytes mean the same numbers. It is the same
-        in every version and process; a field added later must not change it where it has its default."""
+        """The format's name, 32 hex digits, for what is kept outside of an engine (`schema` of a tier's namespace): equal
+        when, and only when, KV bytes mean the same numbers. It is the same in every version and process; a field added
+        later must not change it where it has its default."""
         named = [
             self.layers,
             self.kv_heads,
@@ -107,14 +108,6 @@ class KVCacheSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             self.layout,
         ]
         return blake2b(b"kv.v1" + msgspec.json.encode(named), digest_size=DIGEST_BYTES).hexdigest()
-
-
-def namespace(schema: KVCacheSchema, *, model: str, slice_tokens: int = SLICE_TOKENS) -> str:
-    """Under which name KV is kept outside of an engine, 32 hex digits: another model (name and revision), dtype, layout
-    or slice length has another one, so that its slices are never found. (Cache domains are apart by their
-    fingerprints' key.)"""
-    named = msgspec.json.encode([model, schema.digest(), slice_tokens])
-    return blake2b(b"kv.namespace.v1" + named, digest_size=DIGEST_BYTES).hexdigest()
 
 
 class PrecisionPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -6,9 +6,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from events.base import SliceId
+from events.slice import Tier
 from kvstore.errors import UnsupportedSchema
-from kvstore.precision import LARGEST, PLAIN, SCALED, Floats, bound, convert, decode, encode
-from kvstore.schema import KVCacheSchema, KVDtype
+from kvstore.precision import LARGEST, PLAIN, SCALED, Floats, bound, convert, decode, encode, recoder
+from kvstore.schema import KVCacheSchema, KVDtype, PrecisionPolicy
+from kvstore.tiers.memory import memory_tier
+from kvstore.tiers.tiered import TieredBackend
 
 FLAT = [KVDtype.FLOAT16, KVDtype.BFLOAT16, KVDtype.FP8]
 WITH_SCALES = [KVDtype.FP8, KVDtype.INT8, KVDtype.INT4]
@@ -160,3 +164,35 @@ def test_bytes_that_are_no_whole_tokens_are_refused(size: int) -> None:
         convert(bytes(size), held=SHAPE, wanted=msgspec.structs.replace(SHAPE, dtype=KVDtype.FLOAT16))
     with pytest.raises(ValueError, match="are not 3 values"):
         decode(bytes(5), KVDtype.FLOAT16, values=3)
+
+
+def test_a_slice_that_was_demoted_in_fewer_bits_comes_back_near() -> None:
+    schema = KVCacheSchema(layers=2, kv_heads=2, head_dim=8)
+    policy = PrecisionPolicy(ssd=KVDtype.INT8)
+    tiers = [memory_tier(bytes_max=1 << 20, tier=tier) for tier in (Tier.DRAM, Tier.SSD)]
+    backend = TieredBackend(tiers, recode=recoder(policy, schema))
+    numbers = np.random.default_rng(5).normal(size=32 * schema.token_values()).astype(np.float32)
+    data, name = encode(numbers, KVDtype.BFLOAT16), SliceId("5" * 32)
+    backend.put(name, data)
+    backend.demote(name, source=Tier.DRAM, target=Tier.SSD)
+    in_ssd = policy.schema_in(Tier.SSD, schema)
+    assert backend[Tier.SSD].bytes_of(name) == 32 * in_ssd.token_bytes() < len(data)
+    out = bytearray(len(data))
+    assert backend.fetch(name, out).tier is Tier.SSD
+    exact = decode(data, KVDtype.BFLOAT16, values=len(numbers))
+    near = decode(out, KVDtype.BFLOAT16, values=len(numbers))
+    largest = np.repeat(np.abs(exact.reshape(-1, 8)).max(axis=1), 8)
+    narrowed, rounded = bound(in_ssd), PLAIN[KVDtype.BFLOAT16]
+    most = narrowed.error_max(exact, largest)
+    assert (np.abs(near - exact) <= most + rounded.error_max(np.abs(exact) + most.astype(np.float32), largest)).all()
+
+
+def test_where_nothing_is_narrowed_bytes_are_handed_on_as_they_are() -> None:
+    whole = recoder(PrecisionPolicy(), msgspec.structs.replace(SHAPE, dtype=KVDtype.INT8))
+    data = memoryview(b"anything")
+    assert whole(data, Tier.HBM, Tier.SSD) is data
+
+
+def test_an_engine_whose_scales_lie_elsewhere_cannot_be_narrowed() -> None:
+    with pytest.raises(UnsupportedSchema, match="needs scales"):
+        recoder(PrecisionPolicy(ssd=KVDtype.INT4), msgspec.structs.replace(SHAPE, dtype=KVDtype.INT8))
