@@ -56,9 +56,10 @@ class SliceServer:
         address: tuple[str, int] = ("127.0.0.1", 0),
         stall_ns: int = STALL_NS,
         idle_ns: int = IDLE_NS,
+        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         self._tier, self._key, self._namespace = tier, key, namespace
-        self._stall_ns, self._idle_ns = stall_ns, idle_ns
+        self._stall_ns, self._idle_ns, self._chunk_bytes = stall_ns, idle_ns, chunk_bytes
         self._listener = socket.create_server(address)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         self._lock = threading.Lock()
@@ -130,7 +131,7 @@ class SliceServer:
             with self._tier.lend(slice_id) as view:
                 wire.send(Offer(slice_bytes=view.nbytes), self._word())
                 if isinstance(wire.receive(self._word())[0], Go):
-                    send_slice(wire, slice_id, view, CHUNK_BYTES, left_ns=_within(SLICE_NS))
+                    send_slice(wire, slice_id, view, self._chunk_bytes, left_ns=_within(SLICE_NS))
         except KVError as error:
             wire.send(Failed(fault=fault_of(error), why=str(error)), self._word())
 
