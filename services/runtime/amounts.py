@@ -25,6 +25,11 @@ def ppm_of(text: str) -> int:
     return _amount(text, SHARE_UNITS)
 
 
+def ns_of(text: str) -> int:
+    """`500ms`, `30s`, `10m`. Raises ValueError that names the units."""
+    return _amount(text, TIME_UNITS)
+
+
 def setting_of(key: str, text: str) -> int | str:
     """A setting's value: a number, in the unit that the key's name ends in where none is written (`_ns`: `500ms`;
     `_ppm`: `10%`); whatever is no number stays as it is, for the policy to judge."""

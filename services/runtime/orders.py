@@ -1,10 +1,11 @@
-"""What an operator orders about policies and quotas: judged first, then written as facts; and how things stand.
+"""What an operator orders about policies, quotas and pins: judged first, then written as facts; and how things stand.
 
 Nothing here is kept: how things stand is replayed from the log, by the deciders' own `configure`. An order that does
 not hold is refused with what is allowed, and nothing is written. Whoever decides takes it in like any other record.
 """
 
 import asyncio
+import re
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -13,14 +14,16 @@ from typing import Any, ClassVar
 import msgspec
 
 from events import codec, subjects
-from events.base import PPM, EngineId, Event, Recorded, TenantId
+from events.base import NS_PER_S, PPM, EngineId, Event, Recorded, SliceId, TenantId
 from events.control import ActorStarted, PolicyConfigured, Ticked
 from events.decisions import ShareReason, SharesSet, TenantQuotaSet
 from events.engine import EngineRegistered, EngineRemoved
 from events.log.jetstream import JetStreamLog
 from events.quota import ShareBoundsAsked, TenantQuotaAsked
+from events.slice import SlicesPinned
 from policies.catalog import ACTORS, PRESETS
 from policies.decider import Decider
+from policies.eviction_state import PINS_MAX
 from policies.quota_state import BOUNDS_MAX, TENANTS_MAX
 from services.runtime.config_sources import meant
 from services.runtime.facts import FactWriter
@@ -28,6 +31,8 @@ from services.runtime.pool_clock import PoolClock
 
 SOURCE = "policy"
 KV_BYTES_MAX = 2**60
+PIN_NS_MAX = 30 * 24 * 3_600 * NS_PER_S
+_SLICE = re.compile(r"[0-9a-f]{32}")
 
 
 class Refused(Exception):
@@ -143,11 +148,44 @@ class Orders:
         asked = ShareBoundsAsked(engine_id=EngineId(engine), embedding_min_ppm=low_ppm, embedding_max_ppm=high_ppm)
         return await self._write([asked])
 
+    async def pin(self, slices: Sequence[str], for_ns: int) -> int:
+        """These slices stay where they are for so long of pool time (0 = no longer); where the fact stands. Raises
+        Refused, LogError."""
+        wanted = list(dict.fromkeys(slices))
+        if not 1 <= len(wanted) <= PINS_MAX:
+            raise Refused(f"{len(wanted)} slices to pin (allowed: 1 to {PINS_MAX})")
+        for name in wanted:
+            if not _SLICE.fullmatch(name):
+                raise Refused(f"{name!r} is no slice (32 hex digits, as `tidegate cache top` shows them)")
+        if not 0 <= for_ns <= PIN_NS_MAX:
+            raise Refused(f"{for_ns / NS_PER_S:g} s is no time to pin for (allowed: up to {PIN_NS_MAX // NS_PER_S} s)")
+        if for_ns:
+            pinned = await self._pinned()
+            if len(pinned | set(wanted)) > PINS_MAX:
+                raise Refused(f"{len(pinned)} slices are pinned, and no more than {PINS_MAX} can be: let one go first")
+        return await self._write([SlicesPinned(slices=tuple(map(SliceId, wanted)), for_ns=for_ns)])
+
+    async def _pinned(self) -> set[str]:
+        """Slices that are pinned at the pool's last tick."""
+        until_ns: dict[str, int] = {}
+        pool, kind = self.log.pool, SlicesPinned.event_kind()
+        for recorded in await _records(self.log, [subjects.fact(pool, SOURCE, kind)]):
+            if isinstance(recorded.event, SlicesPinned):
+                end_ns = recorded.ts_ns + recorded.event.for_ns if recorded.event.for_ns else 0
+                until_ns |= dict.fromkeys(recorded.event.slices, end_ns)
+        now_ns = await self._tick_ns() or 0
+        return {name for name, end_ns in until_ns.items() if end_ns > now_ns}
+
+    async def _tick_ns(self) -> int | None:
+        """The pool's time at its last tick; None before the first."""
+        tick = await self.log.last(subjects.fact(self.log.pool, "clock", Ticked.event_kind()))
+        return codec.decode(tick.seq, tick.subject, tick.body)[-1].ts_ns if tick is not None else None
+
     async def _write(self, facts: Sequence[Event]) -> int:
         """All of them in one message, at the pool's time; its sequence."""
-        tick = await self.log.last(subjects.fact(self.log.pool, "clock", Ticked.event_kind()))
-        if tick is not None:
-            self._clock.follow(codec.decode(tick.seq, tick.subject, tick.body)[-1].ts_ns)
+        tick_ns = await self._tick_ns()
+        if tick_ns is not None:
+            self._clock.follow(tick_ns)
         stored = [self._writer.store(fact) for fact in facts]
         places = await asyncio.gather(*stored)
         return places[-1].seq

@@ -20,6 +20,8 @@ from events.decisions import (
     ShareReason,
     SharesSet,
     TenantQuotaSet,
+    TransferCancelled,
+    TransferOrdered,
 )
 from events.engine import (
     DeviceMeasured,
@@ -38,6 +40,7 @@ from events.request import (
     RequestExpired,
     RequestFinished,
 )
+from events.slice import ChoiceMade, TransferFinished
 from policies.admission_settings import AdmissionSettings
 from services.runtime.view_rows import (
     DeviceRow,
@@ -64,6 +67,7 @@ POOL: Final = "pool"
 SLACK_BUCKETS_S: Final = (-10.0, -2.0, -0.5, 0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 WITH_REASON: Final = (
     RequestAdmitted, RequestDeferred, RequestRejected, RequestPreempted, RequestAborted, SharesSet, IngestRefused,
+    TransferOrdered, TransferCancelled,
 )  # fmt: skip
 """Events that are counted by reason: there it is one of few words. Elsewhere it is free text."""
 
@@ -332,7 +336,7 @@ class Views:
             self._change(View.SHARES, engine_id)
 
     def _count(self, event: Event) -> None:
-        reason = str(getattr(event, "reason", "")) if isinstance(event, WITH_REASON) else ""
+        reason = _word_of(event)
         times = event.count if isinstance(event, IngestRefused) else 1
         name = f"{event.event_kind()}.{reason}" if reason else event.event_kind()
         counters = self.tables[View.COUNTERS]
@@ -377,3 +381,14 @@ class Views:
 
     def _change(self, view: View, field: str) -> None:
         self.changed[view, field] = None
+
+
+def _word_of(event: Event) -> str:
+    """By what an event is counted beside its kind; "" where that alone tells."""
+    match event:
+        case TransferFinished():
+            return event.end.value
+        case ChoiceMade():
+            return event.kind.value
+        case _:
+            return str(getattr(event, "reason", "")) if isinstance(event, WITH_REASON) else ""
