@@ -80,7 +80,8 @@ class Loads:
             assert cache is not None, "it was found there"
             cache.hold(at.key)
         for number in range(count):
-            self._bring(load, number)
+            if number < len(load.chain):  # It is cut short where one of them cannot even begin.
+                self._bring(load, number)
         return True
 
     def take_ended(self) -> list[tuple[Job, int]]:
