@@ -1,6 +1,6 @@
 """The journal of an engine's own choices: every op that its delegate was told or asked, with its answer, to be checked.
 
-    {"tidegate_choices":1,"engine":"e1","code_version":"...","after":0,"snapshot":{...},"digest":"<hex>"}
+    {"tidegate_choices":1,"engine":"e1","run":"...","code_version":"...","after":0,"snapshot":{...},"digest":"<hex>"}
     {"number":1,"op":{"op":"stored",...},"digest":"<hex>"}
     {"number":2,"op":{"op":"evict_asked",...},"choice":{...},"digest":"<hex>"}
     {"end":2,"digest":"<hex>"}
@@ -35,10 +35,12 @@ _DIGEST: Final = b',"digest":"'
 
 
 class Header(msgspec.Struct, frozen=True):
-    """The first line: which engine, whose code, and what the delegate knew `after` the op of that number."""
+    """The first line: which engine, which `run` of it (a start of its process), whose code, and what the delegate knew
+    `after` the op of that number."""
 
     tidegate_choices: int
     engine: EngineId
+    run: str
     code_version: str
     after: int
     snapshot: msgspec.Raw

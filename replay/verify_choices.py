@@ -1,9 +1,9 @@
 """Whether an engine's own choices are the ones that follow from what it was told and asked.
 
 A fresh delegate is given every op of the journal and must answer as the engine did: `tidegate replay verify --engine`.
-Of several journals of one engine in a row, what each says that the delegate knew before it is held against what the one
-before it comes to. With the pool's log, every `choice_made` of the engine that names an entry here is held against that
-entry, so nobody can tell the log another choice than the one that was made.
+Of journals of one run of an engine that follow each other, what each says that the delegate knew before it is held
+against what the one before it comes to. With the pool's log, every `choice_made` of the engine that names an entry here
+is held against that entry, so nobody can tell the log another choice than the one that was made.
 """
 
 from collections.abc import Iterable, Sequence
@@ -83,6 +83,7 @@ class _Check:
         self.report = report
         self._code = _sources(code_version)
         self._delegate: Delegate | None = None
+        self._run = ""
 
     def read(self, journal: ChoiceReader, said: dict[tuple[EngineId, int], ChoiceMade] | None) -> None:
         """One more journal."""
@@ -108,7 +109,8 @@ class _Check:
             knew = header.knew()
         except ValueError as error:
             raise NoChoices(f"its state cannot be read: {error}", where=str(journal.path)) from error
-        follows = self._delegate is not None and header.after == self.report.last and header.after > 0
+        follows = header.run == self._run and header.after == self.report.last
+        self._run = header.run
         if compare and follows and self._delegate is not None:
             recomputed = msgspec.json.encode(self._delegate.snapshot())
             if recomputed != msgspec.json.encode(knew):

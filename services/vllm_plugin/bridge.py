@@ -151,7 +151,7 @@ class Bridge:
     def deafen(self) -> None:
         """The agent is gone: keep nothing any more. Choices go on under the last directive."""
         with self._lock:
-            self._listening = self._journals = False
+            self._listening = self._journals = self._snapshot_due = False
             self._facts.clear()
             self._entries.clear()
 

@@ -6,6 +6,7 @@ the folder takes nothing any more the journal breaks off there; that is said and
 """
 
 import logging
+import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -53,7 +54,7 @@ class ChoiceJournal:
         self._bytes_max, self._files_max = bytes_max, files_max
         self._file: BinaryIO | None = None
         self._sealed: SealedWriter | None = None
-        self._path = folder
+        self._path, self._run = folder, secrets.token_hex(6)
         self._digest = START
         self._last = 0
         self._full = False
@@ -129,7 +130,7 @@ class ChoiceJournal:
         self._sealed, self._digest, self._last = SealedWriter(self._file), START, entry.number
         self._full = False
         snapshot = msgspec.Raw(entry.snapshot)
-        self._put(Header(VERSION, self._engine_id, code_version(), entry.number, snapshot))
+        self._put(Header(VERSION, self._engine_id, self._run, code_version(), entry.number, snapshot))
 
     def _put(self, entry: Header | Line | End) -> None:
         line, self._digest = sealed(entry, self._digest)
