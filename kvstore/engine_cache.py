@@ -141,7 +141,7 @@ class EngineCache:
             return [self.pool.part(handle, at * size, (at + 1) * size, owner=NOBODY) for at in range(start, stop)]
 
         inserted = self.prefixes.insert(computed[: handle.num_tokens // self.prefixes.block_size], parts)
-        self._drop(inserted.evicted)
+        assert not inserted.evicted, "every cached slice has blocks of its own, so there is room for its name"
 
     def _make_room(self, blocks: int) -> None:
         """Slices leave until so many blocks are free, or none may leave any more."""

@@ -62,7 +62,7 @@ class PrefixCache(Generic[V]):
     def _begin(self) -> None:
         """Nothing is cached."""
         self._numbers: dict[SliceId, int] = {}
-        # Columns; those of a free number are 0 and None, but for `_queued`, which says that the heap knows the number.
+        # Columns; a free number has no name, value, child or siblings. `_queued` says that the heap knows the number.
         self._keys: list[SliceId | None] = [None]
         self._values: list[V | None] = [None]
         self._parents, self._children = array("i", [0]), array("i", [0])
@@ -299,8 +299,7 @@ class PrefixCache(Generic[V]):
             self._befores[after] = before
         del self._numbers[slice_id]
         self._keys[number] = self._values[number] = None
-        self._parents[number] = self._nexts[number] = self._befores[number] = 0
-        self._stamps[number] = 0
+        self._nexts[number] = self._befores[number] = 0
         self._free.append(number)
         return slice_id, value
 

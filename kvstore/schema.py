@@ -95,7 +95,7 @@ class KVCacheSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return -(-tokens // self.block_tokens)
 
     def digest(self) -> str:
-        """The format's name, 32 hex digits, for what is kept outside of an engine (`schema` of a tier's namespace): equal
+        """The format's name, 32 hex digits, for what is kept outside of an engine (part of a tier's namespace): equal
         when, and only when, KV bytes mean the same numbers. It is the same in every version and process; a field added
         later must not change it where it has its default."""
         named = [

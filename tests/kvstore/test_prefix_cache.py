@@ -99,14 +99,14 @@ def test_a_used_parent_stays_longer_than_what_was_used_before_it() -> None:
 
 
 def test_a_parent_remembers_the_use_of_a_child_that_went_before_another() -> None:
-    cache = filled("ab", "ac")
-    cache.hold(SliceId("ab"))
-    insert(cache, "z")
+    cache = filled("ab", "ac", "z")
     cache.lookup(prompt("ac"))
-    assert [name for name, _ in cache.evict(2)] == ["z", "ac"]
-    insert(cache, "y")
-    cache.let_go(SliceId("ab"))
-    assert [name for name, _ in cache.evict(9)] == ["ab", "a", "y"]
+    for name in ("ab", "z"):
+        cache.hold(SliceId(name))
+    assert [name for name, _ in cache.evict(1)] == ["ac"]
+    for name in ("ab", "z"):
+        cache.let_go(SliceId(name))
+    assert [name for name, _ in cache.evict(9)] == ["ab", "z", "a"]
 
 
 def test_what_is_held_stays_and_so_does_what_it_stands_on() -> None:
@@ -159,6 +159,13 @@ def test_an_invalid_slice_takes_with_it_what_stands_on_it() -> None:
     assert cache.longest_prefix(prompt("abcd")) == 1
     assert cache.invalidate(SliceId("ab")) == []
     cache.check_integrity()
+
+
+def test_a_parent_remembers_the_use_of_a_child_that_was_invalid() -> None:
+    cache = filled("ab", "z")
+    cache.lookup(prompt("ab"))
+    cache.invalidate(SliceId("ab"))
+    assert [name for name, _ in cache.evict(9)] == ["z", "a"]
 
 
 def test_nothing_is_invalidated_while_somebody_reads_a_part_of_it() -> None:
