@@ -9,6 +9,7 @@ from vllm.v1.kv_offload.tiering.manager import CPUPrimaryTierOffloadingManager
 from events.slice import Tier
 from services.vllm_plugin.cache_policy import TidegateCachePolicy
 from services.vllm_plugin.memory import Memory
+from services.vllm_plugin.prompt import prompt_of
 
 POLICY: Final = "tidegate"
 """What `eviction_policy` says for ours; `lru` and `arc` are vLLM's."""
@@ -46,10 +47,10 @@ class PrimaryTier(CPUPrimaryTierOffloadingManager):
 
     def complete_store(self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True) -> None:
         """vLLM's; what is whole now is told."""
-        keys = list(keys)
-        super().complete_store(keys, req_context, success)
+        ordered = prompt_of(req_context).in_order(keys)
+        super().complete_store(ordered, req_context, success)
         if success:
-            self._memory.residency.stored(Tier.DRAM, [key for key in keys if self.ready(key)])
+            self._memory.residency.stored(Tier.DRAM, [key for key in ordered if self.ready(key)])
 
     def reset_cache(self) -> None:
         """vLLM's; everything is gone."""

@@ -1,11 +1,13 @@
 """The slices of a request's prompt, as the tiers meet them: their keys in order, and the places of keys."""
 
-from collections.abc import Sequence
-
-from vllm.v1.kv_offload.base import ReqContext
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from events.base import SliceId
 from services.vllm_plugin.naming import Naming
+
+if TYPE_CHECKING:
+    from vllm.v1.kv_offload.base import ReqContext
 
 
 class Prompt:
@@ -28,8 +30,12 @@ class Prompt:
         place = self.places.get(key, 0)
         return self.keys[place - 1] if place else None
 
+    def in_order(self, keys: Iterable[bytes]) -> list[bytes]:
+        """These, first to last; vLLM hands some of them around as sets. Those of no place come last, by themselves."""
+        return sorted(keys, key=lambda key: (self.places.get(key, len(self.keys)), key))
 
-def prompt_of(context: ReqContext) -> Prompt:
+
+def prompt_of(context: "ReqContext") -> Prompt:
     """The prompt of a request, up to date. It is kept with the request."""
     prompt: Prompt | None = context.get_state(Prompt)
     if prompt is None:

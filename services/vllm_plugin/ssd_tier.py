@@ -195,12 +195,9 @@ class SsdTier(SecondaryTierManager):
 
     def submit_store(self, job_metadata: TransferJob) -> None:
         """Write what is not there yet, as far as there is room and the disk keeps up."""
-        job_id, keys = job_metadata.job_id, list(job_metadata.keys)
-        new = [
-            (key, int(chunk))
-            for key, chunk in zip(keys, job_metadata.chunk_ids, strict=True)
-            if key not in self.choices
-        ]
+        job_id, prompt = job_metadata.job_id, prompt_of(job_metadata.req_context)
+        chunks = dict(zip(job_metadata.keys, map(int, job_metadata.chunk_ids), strict=True))
+        new = [(key, chunks[key]) for key in prompt.in_order(chunks) if key not in self.choices]
         writes = self._threads is not None and time.monotonic_ns() >= self._rest_writes_ns
         soon = new[: self._queue_room()] if writes else []
         taken = self._room(soon)
@@ -210,7 +207,6 @@ class SsdTier(SecondaryTierManager):
         if not taken or self._threads is None:
             self._ended.append(JobResult(job_id=job_id, success=not new, transfer_bytes=0))
             return
-        prompt = prompt_of(job_metadata.req_context)
         for key, _ in taken:
             self.choices.stored(key, prompt)
         job = Job(job_id, [key for key, _ in taken], [chunk for _, chunk in taken], job_metadata.req_context)

@@ -1,4 +1,4 @@
-"""Writes a tiny Llama with real random weights; run by the engine environment's Python: `build_model.py FOLDER`.
+"""Writes a tiny Llama with real random weights; run by the engine environment's Python: `build_model.py FOLDER [SEED]`.
 
 Real weights, not vLLM's `--load-format dummy`: there every next token is as likely as any other, and a request
 that reads another's KV cache gives the same answer. With these, wrong KV changes the text.
@@ -35,9 +35,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_model() -> LlamaForCausalLM:
+def build_model(seed: int) -> LlamaForCausalLM:
     """vLLM's CPU attention takes head_dim 64. The wide init makes answers depend on the whole prompt."""
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
             hidden_size=256,
@@ -56,11 +56,11 @@ def build_model() -> LlamaForCausalLM:
     )
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, seed: int = SEED) -> None:
     """Write model and tokenizer in the layout that vLLM and the gateway read."""
-    build_model().save_pretrained(folder)
+    build_model(seed).save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

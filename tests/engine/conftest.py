@@ -43,15 +43,19 @@ def engine_python() -> Path:
     return ENGINE_PYTHON
 
 
-@pytest.fixture(scope="session")
-def model(engine_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with tiny random weights, tokenizer and chat template."""
-    folder = tmp_path_factory.mktemp("models") / TEXT_MODEL
+def build_model(engine_python: Path, folder: Path, *seed: str) -> Path:
+    """The model in `folder`, of that seed."""
     built = subprocess.run(
-        [engine_python, BUILDER, folder], capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False
+        [engine_python, BUILDER, folder, *seed], capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False
     )
     assert built.returncode == 0, built.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def model(engine_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny random weights, tokenizer and chat template."""
+    return build_model(engine_python, tmp_path_factory.mktemp("models") / TEXT_MODEL)
 
 
 @pytest.fixture(scope="session")
