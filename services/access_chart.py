@@ -107,7 +107,9 @@ def _write_png(maps: Sequence[Heatmap], pattern: Pattern, path: Path) -> None:
     panels = figure.subplots(len(maps), 1, squeeze=False, height_ratios=heights)[:, 0]
     for panel, one in zip(panels, maps, strict=True):
         extent = (0.0, _span_s(pattern), float(len(one.slices)), 0.0)
-        image = panel.imshow(one.rows, aspect="auto", interpolation="nearest", cmap="magma", norm=PowerNorm(0.5), extent=extent)
+        image = panel.imshow(
+            one.rows, aspect="auto", interpolation="nearest", cmap="magma", norm=PowerNorm(0.5), extent=extent
+        )
         panel.set_title(_title(one, pattern), loc="left", fontsize=10)
         panel.set_xlabel("pool time, s")
         panel.set_ylabel("slices, most used first")
