@@ -107,14 +107,26 @@ def reachable(
     book: SliceBook, wanted: Iterable[SliceId], tiers_of: Mapping[SliceId, int], *, exactly: int,
     models: tuple[ModelId, ...], left_alone: Container[SliceId], most: int,
 ) -> tuple[SliceId, ...]:  # fmt: skip
-    """Of slices that are in `exactly` these tiers of an engine, those whose forerunners are there or come along: at
-    most so many, and none before one that it stands behind."""
+    """Of slices that are in `exactly` these tiers of an engine, those whose forerunners are all there, or come along:
+    at most so many, and none before one that it stands behind."""
     found: dict[SliceId, None] = {}
     for slice_id in sorted(wanted, key=lambda slice_id: depth(book, slice_id)):
         known = book.known.get(slice_id)
         if len(found) >= most or known is None or known.model not in models or slice_id in left_alone:
             continue
-        there = not known.parent or known.parent in found or known.parent in tiers_of
-        if there and tiers_of.get(slice_id, 0) == exactly:
+        if tiers_of.get(slice_id, 0) == exactly and _is_rooted(book, known, tiers_of, found):
             found[slice_id] = None
     return tuple(found)
+
+
+def _is_rooted(
+    book: SliceBook, known: Known | None, tiers_of: Mapping[SliceId, int], found: Container[SliceId]
+) -> bool:
+    """Whether all before it are on the engine, or come along; what is before an unknown one is not known either."""
+    while known is not None and known.parent:
+        if known.parent in found:
+            return True
+        if known.parent not in tiers_of:
+            return False
+        known = book.known.get(known.parent)
+    return known is not None
