@@ -26,6 +26,9 @@ from replay.engines.tiers import Tiers, Wish
 LATE_PPM = 100_000
 """How much longer than computing it a prefill may take because something was to be loaded."""
 
+HITS_MAX = 65_536
+"""Hits that wait to be said; while nobody asks for them, later ones are not counted."""
+
 
 class Load:
     """A request's slices on their way: the first `near` from DRAM, the others from SSD. It had `held` units in device
@@ -92,8 +95,9 @@ class Loads:
             self._end(load)
             self.given_up += load.lead < load.asked
             near = min(load.lead, load.near)
-            self.hits[Tier.DRAM] += [at.key for at in load.chain[:near]]
-            self.hits[Tier.SSD] += [at.key for at in load.chain[near : load.lead]]
+            if len(self.hits[Tier.DRAM]) + len(self.hits[Tier.SSD]) < HITS_MAX:
+                self.hits[Tier.DRAM] += [at.key for at in load.chain[:near]]
+                self.hits[Tier.SSD] += [at.key for at in load.chain[near : load.lead]]
         return [(load.job, load.lead) for load in ended]
 
     def cancel(self, job: Job) -> None:

@@ -11,7 +11,7 @@ from policies.predictors.step_time import FS_PER_NS
 from replay.engines import carrier
 from replay.engines.changes import Changes, named
 from replay.engines.job import Job
-from replay.engines.loads import Loads
+from replay.engines.loads import HITS_MAX, Loads
 from replay.engines.tier_cache import SliceAt, TierCache, chain_of
 from replay.engines.tiers import ORDER, Tiers, TierSizes
 from replay.faults import Fate
@@ -76,7 +76,7 @@ class SlowMemory:
         now_ns = self.tiers.now_ns
         for cache in self.tiers.caches():
             cache.touch(keys, now_ns, length=length)
-        if job.cached < 0:
+        if job.cached < 0 and len(self._device_hits) < HITS_MAX:
             self._device_hits += keys[:held]
         chain = self._chain(job, held, len(keys))
         return bool(chain) and self.loads.begin(job, held, chain)

@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator, Mapping
 from typing import Final, NamedTuple, Protocol
 
-from events.base import EngineId, ModelId, RequestId, RequestKind, TenantId
-from events.decisions import EngineDirected
+from events.base import EngineId, Event, ModelId, RequestId, RequestKind, TenantId
+from events.decisions import EngineDirected, TransferCancelled, TransferOrdered
 from events.engine import Capability, EngineMeasured, EngineRegistered
 from kvstore.schema import KVCacheSchema
 
@@ -121,6 +121,16 @@ class InferenceBackend(Protocol):
     async def direct(self, directive: EngineDirected) -> None:
         """What it goes by from now on when it must choose within a step. An engine that takes no directives ignores
         it, and never reports its version."""
+        ...
+
+    async def order(self, order: TransferOrdered | TransferCancelled) -> None:
+        """Move slices between its tiers, or begin no more of that. What became of an order stands in `slice_facts`,
+        once. An engine whose slices somebody else looks after (its agent reads the log itself) ignores it."""
+        ...
+
+    async def slice_facts(self, *, measure: bool) -> list[Event]:
+        """What changed in its tiers since this was last asked, for the log; with `measure`, also what they hold now,
+        else only where an order has ended. Nothing where somebody else reports it, or there are no tiers."""
         ...
 
     async def metrics(self) -> EngineMeasured:

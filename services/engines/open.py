@@ -23,10 +23,13 @@ class Reloaded(NamedTuple):
     removed: tuple[EngineId, ...]
 
 
-def open_engine(config: EngineConfig, *, clock: PoolClock) -> InferenceBackend:
-    """The backend for one engine; nothing is sent yet. Raises ConfigError for what cannot be opened."""
+def open_engine(
+    config: EngineConfig, *, clock: PoolClock, others: Callable[[EngineId], InferenceBackend | None] = lambda _id: None
+) -> InferenceBackend:
+    """The backend for one engine; nothing is sent yet. `others` finds the engines of this process by id. Raises
+    ConfigError for what cannot be opened."""
     if config.kind is EngineKind.SIMULATED:
-        return SimulatedBackend(config, clock=clock)
+        return SimulatedBackend(config, clock=clock, others=others)
     where = f"engines.{config.id}"
     if not config.url.startswith(("http://", "https://")):
         raise ConfigError("no address", where="config", key=f"{where}.url", allowed="http://... or https://...")

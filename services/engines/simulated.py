@@ -6,19 +6,23 @@ modelled time of its last token. What it measures does not depend on how busy th
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 import msgspec
 
-from events.base import NS_PER_S, EngineId, ModelId, RequestId, RequestKind
-from events.decisions import EngineDirected
+from events.base import NS_PER_S, EngineId, Event, ModelId, RequestId, RequestKind
+from events.decisions import EngineDirected, TransferCancelled, TransferOrdered
 from events.engine import Capability, EngineKind, EngineMeasured, EngineRegistered
+from events.slice import Tier
 from kvstore.schema import KVCacheSchema
 from replay.costmodel import PROFILE_DEFAULT, PROFILES
+from replay.engines.carrier import Peer
 from replay.engines.job import Finished, Job, Outcome, Refused, RefuseReason, SimRequest, Tokens
 from replay.engines.light import LightEngine
-from services.engines.base import STATUS_ABORTED, Call, Chunk, EngineError, Usage
+from replay.engines.tier_cache import SliceAt
+from replay.engines.tiers import TierSizes
+from services.engines.base import STATUS_ABORTED, Call, Chunk, EngineError, InferenceBackend, Usage
 from services.engines.simulated_answer import DONE, AnswerWriter, refusal
 from services.engines.stream import CONTENT_TYPE
 from services.runtime.config import ConfigError, EngineConfig
@@ -42,13 +46,18 @@ class _Reader:
 class SimulatedBackend:
     """See `services.engines.base.InferenceBackend`. One choice per request, whatever `n` says."""
 
-    def __init__(self, config: EngineConfig, *, clock: PoolClock) -> None:
-        """Raises ConfigError for a `step_model` that does not exist."""
+    def __init__(
+        self, config: EngineConfig, *, clock: PoolClock,
+        others: Callable[[EngineId], InferenceBackend | None] = lambda _id: None,
+    ) -> None:  # fmt: skip
+        """`others` finds the engines of this process by id: slices are copied to simulated ones only. Raises
+        ConfigError for a `step_model` that does not exist."""
         self.engine_id = EngineId(config.id)
         self._registered = registered(config)
         self._schema = _schema_of(config)
         self._clock = clock
-        self._engine = LightEngine(self._registered, now_ns=clock.steady_ns())
+        self._engine = LightEngine(self._registered, now_ns=clock.steady_ns(), tiers=tiers_of(config), peers=self._peer)
+        self._others = others
         self._readers: dict[RequestId, _Reader] = {}
         self._wake = asyncio.Event()
         self._driver: asyncio.Task[None] | None = None
@@ -126,6 +135,23 @@ class SimulatedBackend:
         self._check_open()
         self._engine.direct(directive)
 
+    async def order(self, order: TransferOrdered | TransferCancelled) -> None:
+        """See the Protocol."""
+        self._check_open()
+        steady_ns = self._clock.steady_ns()
+        if isinstance(order, TransferOrdered) and order.until_ns:
+            # The engine's time is not the pool's.
+            until_ns = max(1, order.until_ns - self._clock.now_ns() + steady_ns)
+            order = msgspec.structs.replace(order, until_ns=until_ns)
+        self._engine.order(order, steady_ns)
+        self._start_driver()
+
+    async def slice_facts(self, *, measure: bool) -> list[Event]:
+        """See the Protocol."""
+        self._check_open()
+        self._step()
+        return self._engine.slice_facts(measure=measure)
+
     async def metrics(self) -> EngineMeasured:
         """As of now."""
         self._check_open()
@@ -145,6 +171,14 @@ class SimulatedBackend:
         if self._driver is not None:
             self._driver.cancel()
             await asyncio.gather(self._driver, return_exceptions=True)
+
+    def accept(self, at: SliceAt, tier: Tier, now_ns: int) -> bool:
+        """See `replay.engines.carrier.Peer`."""
+        return not self._closed and self._engine.accept(at, tier, now_ns)
+
+    def _peer(self, engine_id: EngineId) -> Peer | None:
+        other = self._others(engine_id)
+        return other if isinstance(other, SimulatedBackend) else None
 
     def _check_open(self) -> None:
         if self._closed:
@@ -200,6 +234,7 @@ def registered(config: EngineConfig) -> EngineRegistered:
             llm=config.llm,
             embedding=config.embedding,
             can_preempt=True,
+            reports_slices=bool(config.dram_bytes),
             seqs_max=config.seqs_max,
             batch_tokens_max=config.batch_tokens_max,
             context_tokens_max=config.context_tokens_max,
@@ -207,6 +242,17 @@ def registered(config: EngineConfig) -> EngineRegistered:
         ),
         step=profile.step,
     )
+
+
+def tiers_of(config: EngineConfig) -> TierSizes | None:
+    """What stands behind a simulated engine's memory, if anything does."""
+    if not config.dram_bytes:
+        return None
+    return TierSizes(
+        dram_bytes=config.dram_bytes, ssd_bytes=config.ssd_bytes, dram_bytes_per_s=config.dram_bytes_per_s,
+        ssd_read_bytes_per_s=config.ssd_read_bytes_per_s, ssd_write_bytes_per_s=config.ssd_write_bytes_per_s,
+        peer_bytes_per_s=config.peer_bytes_per_s,
+    )  # fmt: skip
 
 
 def _schema_of(config: EngineConfig) -> KVCacheSchema:

@@ -9,8 +9,8 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
-from events.base import EngineId, ModelId, RequestId, RequestKind, SliceId
-from events.decisions import EngineDirected
+from events.base import EngineId, Event, ModelId, RequestId, RequestKind, SliceId
+from events.decisions import EngineDirected, TransferCancelled, TransferOrdered
 from events.engine import Capability, EngineKind, EngineMeasured, EngineRegistered
 from kvstore.schema import KVCacheSchema
 from services.engines import vllm_metrics
@@ -110,6 +110,13 @@ class VLLMBackend:
 
     async def direct(self, directive: EngineDirected) -> None:
         """A stock vLLM chooses by its own rule; an agent reads directives from the log itself."""
+
+    async def order(self, order: TransferOrdered | TransferCancelled) -> None:
+        """As with directives."""
+
+    async def slice_facts(self, *, measure: bool) -> list[Event]:  # noqa: ARG002 - its agent reports, if it has one
+        """None from here."""
+        return []
 
     async def metrics(self) -> EngineMeasured:
         """From /metrics."""

@@ -13,6 +13,9 @@ from services.runtime.pool_clock import PoolClock
 PAUSE_FIRST_S: Final = 0.02
 PAUSE_MAX_S: Final = 1.0
 
+ORDERING_ACTORS: Final = ("migration", "prefetch")
+"""Who orders slices to be moved."""
+
 logger = logging.getLogger(__name__)
 
 

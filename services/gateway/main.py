@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from nats.aio.client import Client
 
+from events import subjects
 from events.base import HolderId, Recorded
 from events.control import Ticked
 from events.engine import EngineHealthChanged, EngineMeasured, EngineRegistered, EngineRemoved
@@ -94,7 +95,7 @@ async def _open(
     tenants = Tenants(config.tenants, secret=pool_secret(config))
     metrics = GatewayMetrics()
     book = EngineBook(as_configured(engine) for engine in config.engines)
-    engines = Engines(partial(open_engine, clock=clock))
+    engines = Engines(lambda engine: open_engine(engine, clock=clock, others=engines.get))
     stack.push_async_callback(engines.close)
     await engines.reload(config.engines)
     tokens = Tokens(
@@ -114,6 +115,11 @@ async def _open(
         await reader.start()
         tasks.start(reader.run())
     hosted = HostedEngines(engines, writer=_writer(stack, tasks, log, "sensor", name, clock), clock=clock)
+    for actor in log_reader.ORDERING_ACTORS:
+        # From now on: what was ordered before these engines were here is not theirs to do.
+        orders = LogReader(log, subjects.decisions_of(log.pool, actor), hosted.take)
+        await orders.start()
+        tasks.start(orders.run())
     await hosted.start()
     # From the first record on: an engine that starts anew goes by the newest directive, whenever that was said.
     tasks.start(LogReader(log, log_reader.eviction_of(log), hosted.take).run())
@@ -124,7 +130,7 @@ async def _open(
     )  # fmt: skip
     app = App(front, book=book, models=models, tenants=tenants, health=health, metrics=metrics)
     server = HttpServer(app, config.gateway)
-    for running in (health.watch(), holder.beat(), hosted.run(), hosted.direct()):
+    for running in (health.watch(), holder.beat(), hosted.run(), hosted.carry_out()):
         tasks.start(running)
     serving = tasks.start(server.run())
     stack.push_async_callback(_stop_serving, holder, server, serving)

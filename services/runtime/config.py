@@ -105,7 +105,8 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     `labels` say where it is, for placement `topology_aware`: `nvlink` (its domain), `numa`, `host`, `rack`.
 
     `agent`: a vLLM with Tidegate's plugin in it (`vllm` says how it is started): it gets hints, and says which slices
-    it holds. `dram_bytes` and `ssd_bytes` are its tiers below the device (0 = none)."""
+    it holds. `dram_bytes` and `ssd_bytes` are its tiers below the device (0 = none). The speeds are those of a simulated
+    engine's tiers, where it has any; `peer` is to other engines."""
 
     id: str
     kind: EngineKind = EngineKind.VLLM
@@ -124,6 +125,10 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     block_tokens: int = 16
     dram_bytes: int = 0
     ssd_bytes: int = 0
+    dram_bytes_per_s: int = 50_000_000_000
+    ssd_read_bytes_per_s: int = 6_800_000_000
+    ssd_write_bytes_per_s: int = 4_000_000_000
+    peer_bytes_per_s: int = 12_000_000_000
     seqs_max: int = 256
     batch_tokens_max: int = 2048
     context_tokens_max: int = 131_072

@@ -25,6 +25,7 @@ MINIMA: dict[Key, int] = {
 ENGINE_MINIMA = {
     "kv_blocks": 0, "block_tokens": 1, "seqs_max": 1, "batch_tokens_max": 1, "context_tokens_max": 1,
     "connect_timeout_ms": 1, "first_byte_timeout_ms": 1, "dram_bytes": 0, "ssd_bytes": 0,
+    "dram_bytes_per_s": 1, "ssd_read_bytes_per_s": 1, "ssd_write_bytes_per_s": 1, "peer_bytes_per_s": 1,
 }  # fmt: skip
 MODEL_MINIMA = {"slo_ttft_ms": 1, "slo_ttft_factor": 1, "slo_tpot_ms": 1, "tokens_max_default": 1}
 
@@ -122,6 +123,8 @@ def _check_engine(config: Config, engine: EngineConfig, key: Key, complain: Comp
             if engine.agent or engine.vllm is not None:
                 field = "agent" if engine.agent else "vllm"
                 raise complain((*key, field), "only an engine of kind vllm has a plugin and a way to start it")
+            if engine.ssd_bytes and not engine.dram_bytes:
+                raise complain((*key, "ssd_bytes"), "what is in SSD goes by way of DRAM: dram_bytes is needed too")
             _check_step_model(engine.step_model, (*key, "step_model"), complain)
 
 

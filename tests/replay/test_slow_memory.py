@@ -306,7 +306,7 @@ def test_demoting_and_promoting_go_by_the_tier_between() -> None:
     assert held.slices[Tier.HBM] == FULL
     cold_ns = prefill_ns(STEP, prompt=81, batch_tokens=SHAPE["batch_tokens"])
     ttft_ns, again = served(one, named(asked("b", 10)), now(one))
-    assert (again.cached_tokens, ttft_ns < cold_ns / 5) == (80, True)
+    assert (again.cached_tokens, ttft_ns < cold_ns / 3) == (80, True)
 
 
 def test_a_part_that_is_in_use_is_not_dropped() -> None:

@@ -3,13 +3,15 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import NamedTuple
 
 import pytest
 
-from events.base import ModelId, RequestId, RequestKind
-from events.decisions import EngineDirected
+from events.base import ModelId, RequestId, RequestKind, SliceId
+from events.decisions import EngineDirected, Move, MoveReason, TransferOrdered
 from events.engine import EngineKind
+from events.slice import Tier, TransferEnd, TransferFinished
 from kvstore.schema import KVCacheSchema
 from services.engines.base import STATUS_ABORTED, Call, Chunk, EngineError, InferenceBackend
 from services.engines.open import open_engine
@@ -32,10 +34,10 @@ class Subject(NamedTuple):
 
 
 @asynccontextmanager
-async def simulated() -> AsyncIterator[Subject]:
+async def simulated(**tiers: int) -> AsyncIterator[Subject]:
     config = EngineConfig(
         id="e1", kind=EngineKind.SIMULATED, models=["tiny"], kv_schema=SCHEMA, kv_blocks=2_000, embedding=True,
-        context_tokens_max=1_000_000,
+        context_tokens_max=1_000_000, **tiers,
     )  # fmt: skip
     backend = open_engine(config, clock=PoolClock(speed=20))
 
@@ -67,7 +69,10 @@ async def vllm() -> AsyncIterator[Subject]:
             await backend.close()
 
 
-@pytest.fixture(params=[simulated, vllm], ids=["simulated", "vllm"])
+@pytest.fixture(
+    params=[simulated, partial(simulated, dram_bytes=1 << 20, ssd_bytes=1 << 22), vllm],
+    ids=["simulated", "with_tiers", "vllm"],
+)
 async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
     async with request.param() as subject:
         yield subject
@@ -241,6 +246,22 @@ async def test_a_directive_is_gone_by_or_ignored_and_never_pretended(subject: Su
     await subject.backend.direct(directive)
     version = (await subject.backend.metrics()).directive_version
     assert version == (5 if subject.backend.get_capability().can_preempt else 0)
+
+
+async def test_an_order_is_answered_where_slices_are_reported_and_ignored_elsewhere(subject: Subject) -> None:
+    order = TransferOrdered(
+        order="m1", engine_id=subject.backend.engine_id, move=Move.DROP, reason=MoveReason.WORTHLESS,
+        slices=(SliceId("s"),), from_tier=Tier.DRAM,
+    )  # fmt: skip
+    await subject.backend.order(order)
+    answers = [
+        (fact.order, fact.end)
+        for fact in await subject.backend.slice_facts(measure=False)
+        if isinstance(fact, TransferFinished)
+    ]
+    reports = subject.backend.get_capability().reports_slices
+    assert answers == ([("m1", TransferEnd.FAILED)] if reports else [])
+    assert await subject.backend.slice_facts(measure=False) == []
 
 
 async def test_engine_measures_itself(subject: Subject) -> None:

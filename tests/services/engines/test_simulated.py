@@ -1,18 +1,22 @@
 """The simulated engine behind the Protocol: its times are the model's, its answers depend on the request alone."""
 
+import asyncio
 import base64
 from array import array
 
 import msgspec
 import pytest
 
-from events.base import RequestId, RequestKind, TenantId
+from events.base import NS_PER_S, EngineId, RequestId, RequestKind, SliceId, TenantId
+from events.decisions import Move, MoveReason, TransferOrdered
 from events.engine import EngineKind
+from events.slice import SlicesHit, SlicesStored, Tier, TransferEnd, TransferFinished
 from policies.predictors.step_time import unloaded_ttft_ns
 from replay.engines.job import SimRequest
 from replay.engines.light import LightEngine
+from replay.engines.tiers import TierSizes
 from services.engines.base import EngineError
-from services.engines.simulated import SimulatedBackend
+from services.engines.simulated import SimulatedBackend, tiers_of
 from services.runtime.config import ConfigError, EngineConfig
 from services.runtime.pool_clock import PoolClock
 from tests.services.engines.test_backend_contract import call, collect
@@ -89,6 +93,66 @@ async def test_labels_say_where_the_engine_is() -> None:
     assert (await engine.describe()).capability.labels == {"host": "a", "rack": "1"}
     with pytest.raises(msgspec.ValidationError, match="'row'"):
         msgspec.convert({"id": "e1", "models": ["tiny"], "labels": {"row": "1"}}, EngineConfig)
+
+
+async def test_tiers_behind_the_memory_serve_what_left_it_and_say_so() -> None:
+    engine = backend(kv_blocks=200, dram_bytes=1 << 32, ssd_bytes=1 << 33)
+    registered = await engine.describe()
+    assert registered.capability.reports_slices
+    first = call(output_tokens=2)._replace(prompt_tokens=2_600, slices=tuple(f"s{n}" for n in range(10)))
+    other = first._replace(request_id=RequestId("r2"), slices=tuple(f"t{n}" for n in range(10)))
+    stored: set[str] = set()
+    for asked in (first, other, first._replace(request_id=RequestId("r3"))):
+        chunks = await collect(engine.submit(asked))
+        async with asyncio.timeout(5):
+            while len(stored) < 10:
+                facts = await engine.slice_facts(measure=True)
+                stored |= {
+                    s for fact in facts if isinstance(fact, SlicesStored) for s in fact.slices if fact.tier == "dram"
+                }
+    assert [chunk.usage.cached_tokens for chunk in chunks if chunk.usage] == [2_560]
+    facts = await engine.slice_facts(measure=True)
+    hits = [(fact.tier, len(fact.slices)) for fact in facts if isinstance(fact, SlicesHit)]
+    assert hits == [(Tier.HBM, 2), (Tier.DRAM, 8)]
+    await engine.close()
+
+
+async def test_an_order_has_until_a_time_of_the_pool_and_slices_can_be_copied_to_a_neighbour() -> None:
+    neighbours: dict[str, SimulatedBackend] = {}
+    config = EngineConfig(id="e1", kind=EngineKind.SIMULATED, models=["tiny"], dram_bytes=1 << 32)
+    clock = PoolClock(speed=50)
+    for name in ("e1", "e2"):
+        neighbours[name] = SimulatedBackend(
+            msgspec.structs.replace(config, id=name), clock=clock, others=neighbours.get
+        )
+    one = neighbours["e1"]
+    await collect(one.submit(call(output_tokens=2)._replace(prompt_tokens=600, slices=("s1", "s2"))))
+    order = TransferOrdered(
+        order="p1", engine_id=one.engine_id, move=Move.REPLICATE, reason=MoveReason.SPREAD,
+        slices=(SliceId("s1"), SliceId("s2")), from_tier=Tier.HBM, to_engine=EngineId("e2"),
+        until_ns=clock.now_ns() + NS_PER_S,
+    )  # fmt: skip
+    late = msgspec.structs.replace(order, order="p2", until_ns=clock.now_ns() - NS_PER_S)
+    for each in (order, late):
+        await one.order(each)
+    ended: dict[str, TransferFinished] = {}
+    async with asyncio.timeout(5):
+        while len(ended) < 2:
+            await asyncio.sleep(0)
+            facts = await one.slice_facts(measure=False)
+            ended |= {fact.order: fact for fact in facts if isinstance(fact, TransferFinished)}
+    assert (ended["p1"].end, ended["p1"].slices_done) == (TransferEnd.DONE, 2)
+    assert (ended["p2"].end, ended["p2"].why) == (TransferEnd.FAILED, "too_late")
+    facts = await neighbours["e2"].slice_facts(measure=True)
+    assert [fact.slices for fact in facts if isinstance(fact, SlicesStored)] == [("s1", "s2")]
+    for each in neighbours.values():
+        await each.close()
+
+
+def test_speeds_of_tiers_are_those_of_the_engine_where_nothing_is_said() -> None:
+    config = EngineConfig(id="e1", kind=EngineKind.SIMULATED, models=["tiny"], dram_bytes=1, ssd_bytes=2)
+    assert tiers_of(config) == TierSizes(dram_bytes=1, ssd_bytes=2)
+    assert tiers_of(msgspec.structs.replace(config, dram_bytes=0)) is None
 
 
 async def test_prefix_hits_are_told() -> None:

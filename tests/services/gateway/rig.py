@@ -10,7 +10,14 @@ import msgspec
 
 from events import codec, subjects
 from events.base import EngineId, Event, HolderId, LogError, ModelId, PoolId, Recorded, RequestId, RequestKind, TenantId
-from events.decisions import EngineDirected, PreemptReason, RequestAdmitted, RequestPreempted
+from events.decisions import (
+    EngineDirected,
+    PreemptReason,
+    RequestAdmitted,
+    RequestPreempted,
+    TransferCancelled,
+    TransferOrdered,
+)
 from events.engine import Capability, EngineKind, EngineMeasured, EngineRegistered
 from events.log.base import Fence
 from events.log.memory import MemoryLog
@@ -176,6 +183,12 @@ class ScriptedEngine:
 
     async def direct(self, directive: EngineDirected) -> None:
         self.told.append(f"direct {directive.version}")
+
+    async def order(self, order: TransferOrdered | TransferCancelled) -> None:
+        self.told.append(f"{'order' if isinstance(order, TransferOrdered) else 'cancel'} {order.order}")
+
+    async def slice_facts(self, *, measure: bool) -> list[Event]:
+        return []
 
     async def metrics(self) -> EngineMeasured:
         return EngineMeasured(engine_id=self.engine_id, running=0, waiting=0, kv_used_ppm=0)

@@ -5,18 +5,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
+
 from events import codec, subjects
-from events.base import EngineId, PoolId, Recorded
-from events.decisions import EngineDirected
+from events.base import EngineId, PoolId, Recorded, SliceId
+from events.decisions import CancelReason, EngineDirected, Move, MoveReason, TransferCancelled, TransferOrdered
 from events.engine import EngineKind
 from events.log.memory import MemoryLog
+from events.slice import Tier, TierMeasured, TransferEnd, TransferFinished
 from services.engines.open import Engines
 from services.gateway.hosted import HostedEngines
 from services.runtime.config import EngineConfig
 from services.runtime.facts import FactWriter
 from services.runtime.pool_clock import PoolClock
 from tests.services.gateway.http_rig import config_of, house
-from tests.services.gateway.rig import MODEL, ScriptedEngine, SwitchLog, heard, lost
+from tests.services.gateway.rig import MODEL, ScriptedEngine, SwitchLog, heard, lost, records
 
 E1 = EngineId("e1")
 
@@ -28,7 +31,7 @@ async def hosting(*backends: ScriptedEngine) -> AsyncIterator[tuple[HostedEngine
     clock = PoolClock()
     writer = FactWriter(MemoryLog(PoolId("p")), source="sensor", owner="g1", clock=clock)
     hosted = HostedEngines(engines, writer=writer, clock=clock)
-    tasks = [asyncio.create_task(writer.run()), asyncio.create_task(hosted.direct())]
+    tasks = [asyncio.create_task(writer.run()), asyncio.create_task(hosted.carry_out())]
     try:
         yield hosted, engines
     finally:
@@ -104,3 +107,45 @@ async def test_a_gateways_engine_says_which_directive_it_goes_by_also_one_from_b
                 await heard(
                     log, lambda event, wanted=version: getattr(event, "directive_version", 0) == wanted  # type: ignore[misc]
                 )  # fmt: skip
+
+
+async def test_orders_reach_an_engine_in_turn_and_those_of_others_do_not() -> None:
+    engine = ScriptedEngine("e1", [])
+    async with hosting(engine) as (hosted, engines):
+        hosted.take(ordered("m0"))
+        await engines.reload([config()])
+        await hosted.start()
+        for each in (ordered("m1"), ordered("m7", "elsewhere"), ordered("p1"), cancelled("m1")):
+            hosted.take(each)
+        await until_told(engine, ["order m1", "order p1", "cancel m1"])
+
+
+async def test_a_gateways_engine_says_what_its_tiers_hold_and_what_became_of_an_order(tmp_path: Path) -> None:
+    log = SwitchLog(PoolId("p"))
+    settings = config_of(tmp_path)
+    [tiered] = settings.engines
+    settings.engines = [msgspec.structs.replace(tiered, dram_bytes=1 << 30)]
+    async with house(settings, log=log, decide=lambda _event: []):
+        async with asyncio.timeout(10):
+            await heard(log, lambda event: isinstance(event, TierMeasured) and event.tier is Tier.DRAM)
+        said = [codec.Said(cause="1.0", event=ordered("m1", tiered.id).event)]
+        body = codec.encode(owner="test", ts_ns=1, said=said)
+        await log.append(subjects.decision(log.pool, "migration", "transfer_ordered"), body)
+        async with asyncio.timeout(10):
+            answer = await heard(log, lambda event: isinstance(event, TransferFinished))
+    assert isinstance(answer.event, TransferFinished)
+    assert (answer.event.order, answer.event.end, answer.event.why) == ("m1", TransferEnd.FAILED, "not_held")
+    assert len([one for one in await records(log) if isinstance(one.event, TransferFinished)]) == 1
+
+
+def ordered(name: str, engine_id: str = "e1") -> Recorded:
+    event = TransferOrdered(
+        order=name, engine_id=EngineId(engine_id), move=Move.DROP, reason=MoveReason.WORTHLESS,
+        slices=(SliceId("s"),), from_tier=Tier.DRAM,
+    )  # fmt: skip
+    return Recorded(seq=1, item=0, event=event, actor="migration")
+
+
+def cancelled(name: str) -> Recorded:
+    event = TransferCancelled(order=name, engine_id=E1, reason=CancelReason.NOT_NEEDED)
+    return Recorded(seq=2, item=0, event=event, actor="migration")
