@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from hashlib import blake2b
 from typing import Any, Final, Self, cast
 
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import MovedError, RedisError, ResponseError
 
 from events.base import PoolId, SliceId
 from kvstore.registry.base import (
@@ -41,13 +41,15 @@ TIMEOUT_S: Final = 2.0
 """How long a caller waits for an answer that set no bound of its own."""
 RETRIES: Final = 1
 """At once, on a new connection: the server may have been restarted since the last call."""
+DETOURS_MAX: Final = 4
+"""To another node and back, and a library for each."""
 POSITION: Final = "position"
 
 # write: KEYS position, then the tables. ARGV: epoch, owner, number, "anew" or "then", seq, now_ns, complete, then
 # (table, field, value) for what is there and ("-" + table, field, "") for what is gone.
 # prefix: KEYS holdings, slices. ARGV: a prompt's slices, the fingerprints in one string, then other names one by one
-# (one argument instead of many: half the work of a look-up is to pass them). Answers, for each engine that holds the first one: its name,
-# how many of the first are in any tier, how many in each. Only engines that hold the first slice can have a prefix.
+# (half the work of a look-up is to pass arguments). Answers, for each engine that holds the first slice (no other can
+# have a prefix): its name, how many of the first slices are in any tier, how many in each.
 # Numbers are compared as numbers: they stay below 2^53, which is exact in Lua.
 _CODE: Final = """
 local BATCH = 64
@@ -146,7 +148,8 @@ class RedisRegistry:
     """See `Registry`. `where` is the server's address, without a password."""
 
     def __init__(self, redis: Redis, pool: PoolId, *, where: str) -> None:
-        self._redis, self._where = redis, where
+        self._redis = self._node = redis
+        self._where = where
         self._position = key(pool, POSITION)
         self._keys = {table: key(pool, table) for table in Table}
         self._places = {table: place for place, table in enumerate(Table, start=1)}
@@ -160,6 +163,7 @@ class RedisRegistry:
 
     async def close(self) -> None:
         """Close the connections."""
+        await self._leave()
         await self._redis.aclose()
 
     async def write(self, write: Write) -> Written:
@@ -231,24 +235,45 @@ class RedisRegistry:
         ]
 
     async def _ask(self, calls: Sequence[Call]) -> list[Any]:
-        """The answers, after one round trip; a server that does not know our functions gets them, then all again."""
+        """The answers, after one round trip. A server that does not know our functions gets them, and a node of a
+        cluster that sends us to another is followed; then all again."""
         if not calls:
             return []
         try:
-            try:
-                return await self._send(calls)
-            except ResponseError as error:
-                if "unction not found" not in str(error):
-                    raise
-            # A client of a cluster sends it to every node.
-            load = cast(Callable[..., Awaitable[Any]], self._redis.function_load)
-            await load(LIBRARY, replace=True)
+            for _ in range(DETOURS_MAX):
+                try:
+                    return await self._send(calls)
+                except MovedError as moved:
+                    await self._follow(moved)
+                except ResponseError as error:
+                    if "unction not found" not in str(error):
+                        raise
+                    load = cast(Callable[..., Awaitable[Any]], self._node.function_load)
+                    await load(LIBRARY, replace=True)
             return await self._send(calls)
         except (RedisError, OSError) as error:
+            await self._leave()
             raise RegistryError(f"the registry of slices does not answer: {error}", where=self._where) from error
 
+    async def _follow(self, moved: MovedError) -> None:
+        """From now on ask the node that has the pool's slot: all that we ever ask lies in that one."""
+        pool = self._redis.connection_pool
+        if "path" in pool.connection_kwargs:
+            raise moved
+        await self._leave()
+        there = {**pool.connection_kwargs, "port": moved.port}
+        if moved.host:  # None is named where it is the same host.
+            there["host"] = moved.host
+        self._node = Redis.from_pool(ConnectionPool(connection_class=pool.connection_class, **there))
+
+    async def _leave(self) -> None:
+        """Ask the server that was named again: the node that was followed may be gone."""
+        followed, self._node = self._node, self._redis
+        if followed is not self._redis:
+            await followed.aclose()
+
     async def _send(self, calls: Sequence[Call]) -> list[Any]:
-        pipeline: Pipeline = self._redis.pipeline(transaction=False)
+        pipeline: Pipeline = self._node.pipeline(transaction=False)
         for call in calls:
             pipeline.execute_command(*call)
         answers: list[Any] = await pipeline.execute()

@@ -6,6 +6,7 @@ import contextlib
 import random
 import secrets
 import shutil
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from redis import Redis as BlockingRedis
 from redis.asyncio import Redis
 from redis.backoff import ConstantBackoff
+from redis.crc import key_slot
 from redis.exceptions import ClusterDownError, ConnectionError
 from redis.retry import Retry
 
@@ -302,8 +304,6 @@ async def test_all_keys_of_a_pool_lie_in_one_slot(redis_url: str, pool: PoolId) 
         keys = [one async for one in redis.scan_iter(f"tg:{{{pool}}}:registry:*")]
         names = {"position", *(table.value for table in Table)}
         assert {one.decode() for one in keys} == {key(pool, name) for name in names}
-        from redis.crc import key_slot
-
         assert len({key_slot(one) for one in keys}) == 1
     await registry.close()
 
@@ -329,6 +329,55 @@ async def test_a_server_that_says_nothing_is_given_up_in_time(tmp_path: Path, po
             async with asyncio.timeout(2):
                 await registry.tiers()
         await registry.close()
+
+
+@contextlib.contextmanager
+def two_nodes(folder: Path) -> Iterator[list[int]]:
+    """Two nodes that divide the slots between them; their ports."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("no redis-server on this machine: apt-get install redis-server")
+    ports, nodes = list[int](), list[BlockingRedis]()
+    with contextlib.ExitStack() as stack:
+        for name in "ab":
+            (folder / name).mkdir()
+            port, bus_port = free_port(), free_port()
+            command = [program, "--port", str(port), "--cluster-port", str(bus_port), "--bind", "127.0.0.1", "--save",
+                       "", "--dir", str(folder / name), "--cluster-enabled", "yes"]  # fmt: skip
+            process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+            stack.callback(process.terminate)
+            retry = Retry(ConstantBackoff(0.05), 300, supported_errors=(ConnectionError, ClusterDownError))
+            node = BlockingRedis(host="127.0.0.1", port=port, retry=retry, retry_on_error=[ClusterDownError])
+            nodes.append(stack.enter_context(node))
+            node.execute_command("CLUSTER ADDSLOTSRANGE", *((0, 8_191) if name == "a" else (8_192, 16_383)))
+            if ports:
+                nodes[0].execute_command("CLUSTER MEET", "127.0.0.1", port, bus_port)
+            ports.append(port)
+        for node, slot_key in zip(nodes, (LOW_SLOT, HIGH_SLOT), strict=True):
+            node.delete(slot_key)
+        yield ports
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+LOW_SLOT, HIGH_SLOT = (next(name for name in map(str, range(99)) if (key_slot(name.encode()) > 8_191) is high)
+                       for high in (False, True))  # fmt: skip
+
+
+@pytest.mark.integration
+async def test_in_a_cluster_the_node_that_has_the_pool_is_followed(tmp_path: Path) -> None:
+    with two_nodes(tmp_path) as ports:
+        for slot_name in (LOW_SLOT, HIGH_SLOT):
+            for port in ports:
+                registry = RedisRegistry.open(f"redis://127.0.0.1:{port}/0", PoolId(slot_name), where="test")
+                assert await Writer(registry, epoch=port).write(*HELD, held(A, 1), anew=True) is not Written.LOST
+                assert await reach(registry, A) == {"e1": (1, {"hbm": 1})}
+                await registry.close()
 
 
 def test_the_library_is_named_by_its_code() -> None:
