@@ -9,6 +9,7 @@ tokens before, the cache salt, images) is not in here.
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -104,4 +105,5 @@ def _remember(folder: Path, known: dict[str, str]) -> None:
         made.write_bytes(msgspec.json.encode(kept))
         made.replace(folder / KNOWN_FILE)
     except OSError:
-        made.unlink(missing_ok=True)
+        with suppress(OSError):
+            made.unlink()

@@ -71,7 +71,7 @@ class Residency:
 
     def holds(self, tier: Tier, key: bytes) -> bool:
         """Whether it was told to be there."""
-        return key in self._told[tier]
+        return key in self._told.get(tier, ())
 
     def keys(self, tier: Tier) -> list[bytes]:
         """What is there, the oldest first."""

@@ -49,9 +49,11 @@ QUEUE_PART: Final = 4
 """One part in so many of the DRAM tier may wait to be written: who waits cannot be evicted there."""
 REST_NS: Final = 10 * NS_PER_S
 """How long a disk that refused, or hung, is left alone."""
-PATIENCE_NS: Final = 50_000_000
+PATIENCE_NS: Final = 200_000_000
 PATIENCE: Final = 2
 """A fetch is given up on after so many times what it should take, and PATIENCE_NS on top."""
+HANGS_MAX: Final = 3
+"""After so many of them in a row the disk is left alone."""
 LATER_MAX: Final = 4_096
 """Slices that are remembered to be written later. The oldest is given up first."""
 NAMES_SPARE: Final = 1_024
@@ -110,7 +112,7 @@ class SsdTier(SecondaryTierManager):
         self._stores: dict[int, Job] = {}
         self._later: dict[bytes, ReqContext] = {}
         self._ended: list[JobResult] = []
-        self._rest_reads_ns = self._rest_writes_ns = 0
+        self._rest_reads_ns = self._rest_writes_ns = self._hangs = 0
         self.read_bytes_per_s = self.write_bytes_per_s = 0
         self.failures = self.corrupt = self.not_stored = 0
         self._counted = (0, 0, 0)
@@ -306,10 +308,13 @@ class SsdTier(SecondaryTierManager):
 
     def _loaded(self, job: Job) -> None:
         prompt = prompt_of(job.context)
+        self._hangs = 0
         self.choices.let_go(job.keys)
         self.choices.used(job.done, prompt)
         for key, error in job.failed.items():
             self._missed(key, error, job.context)
+            if isinstance(error, TierUnavailable):
+                self._rest_reads_ns = time.monotonic_ns() + REST_NS
         self.read_bytes_per_s = self._speed(self.read_bytes_per_s, job)
         self._end(job)
 
@@ -324,7 +329,6 @@ class SsdTier(SecondaryTierManager):
         fetches = context.get_state(Fetches) or Fetches()
         fetches.worth[key] = False
         context.set_state(fetches)
-        self._rest_reads_ns = time.monotonic_ns() + REST_NS
 
     def _give_up(self, job: Job) -> None:
         if not job.give_up():
@@ -334,6 +338,9 @@ class SsdTier(SecondaryTierManager):
         late = TierUnavailable(where=f"{Tier.SSD}", why="a read hangs", mend="look at that disk")
         for key in job.keys:
             self._missed(key, late, job.context)
+        self._hangs += 1
+        if self._hangs >= HANGS_MAX:
+            self._rest_reads_ns = time.monotonic_ns() + REST_NS
         job.done.clear()
         self._end(job)
 

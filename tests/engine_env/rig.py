@@ -5,6 +5,7 @@ The device is a tensor of random bytes; a slice's key says which bytes it must h
 
 import hashlib
 import random
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ PAGE_BYTES = 1024
 TENSORS = 2
 SLICE_BYTES = TENSORS * PAGE_BYTES * BLOCKS_PER_SLICE
 DEVICE_BLOCKS = 64
-STEPS_MAX = 10_000
+SETTLE_TIMEOUT_S = 30.0
 NAMESPACE_DIGEST = b"n" * 16
 
 
@@ -127,12 +128,11 @@ class Rig:
 
     def found(self, asked: Asked) -> int:
         """As `look_up`, with as many steps as it takes."""
-        for _ in range(STEPS_MAX):
-            hits = self.look_up(asked)
-            if hits is not None:
-                return hits
+        deadline = time.monotonic() + SETTLE_TIMEOUT_S
+        while (hits := self.look_up(asked)) is None:
+            assert time.monotonic() < deadline, "a look-up comes to an end"
             self.step()
-        raise AssertionError("a look-up comes to an end")
+        return hits
 
     def load(self, asked: Asked, hits: int) -> None:
         """Its first slices come to the device; each must be what its key says."""
@@ -174,11 +174,11 @@ class Rig:
 
     def settle(self) -> None:
         """Steps, until nothing is on its way."""
-        for _ in range(STEPS_MAX):
+        deadline = time.monotonic() + SETTLE_TIMEOUT_S
+        self.step()
+        while self.manager.has_pending_work():
+            assert time.monotonic() < deadline, "transfers come to an end"
             self.step()
-            if not self.manager.has_pending_work():
-                return
-        raise AssertionError("transfers come to an end")
 
     def told(self, kind: type[Event]) -> list[Any]:
         """The facts of a kind."""
