@@ -12,11 +12,13 @@ SEED ?= 1
 unexport VIRTUAL_ENV
 export UV_PYTHON_DOWNLOADS := never
 
+GPU_PYTHON ?= $(if $(wildcard .venv-engine/bin/python),.venv-engine/bin/python,$(PYTHON))
+
 UV := .uv/bin/uv
 TIDEGATE := .venv/bin/tidegate
 ENGINE_LIST := deploy/vllm/requirements-cpu.txt
 
-.PHONY: demo setup test test-engine check fmt bench simulate endurance docs clean
+.PHONY: demo setup test test-engine test-gpu check fmt bench simulate endurance docs clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -34,6 +36,10 @@ test-engine: setup .venv-engine/.ready
 	.venv-engine/bin/python -m pytest --confcutdir=tests/engine_env -m engine tests/engine_env $(ARGS) \
 	  || { [ $$? -eq 5 ] && [ -n "$(ARGS)" ]; }
 	.venv/bin/pytest -m engine tests/engine $(ARGS) || { [ $$? -eq 5 ] && [ -n "$(ARGS)" ]; }
+
+# The tiers on CUDA, with a Python that has PyTorch for it; one line says why where there is none.
+test-gpu:
+	@$(GPU_PYTHON) -m tests.kvstore.tiers.gpu $(ARGS)
 
 check: setup
 	.venv/bin/ruff check .

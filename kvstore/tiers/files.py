@@ -76,14 +76,18 @@ class Files:
             raise IsADirectoryError(errno.EISDIR, "it is not a plain file", name)
         return fd, found.st_size
 
-    def read(self, fd: int, buffers: Sequence[bytearray | memoryview]) -> int:
-        """Fill them, one after the other, from the beginning of the file; how many bytes there were."""
-        left, done = [memoryview(buffer) for buffer in buffers], 0
-        while left:
-            count = os.preadv(fd, left, done)
+    def ahead(self, fd: int) -> None:
+        """The whole file is wanted: the disk may fetch it while we look at what came."""
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+
+    def read(self, fd: int, buffer: bytearray | memoryview, offset: int) -> int:
+        """Fill it from there on; how many bytes there were."""
+        left, done = memoryview(buffer), 0
+        while left.nbytes:
+            count = os.preadv(fd, [left], offset + done)
             if count == 0:
                 break
-            left, done = _after(left, count), done + count
+            left, done = left[count:], done + count
         return done
 
     def sync(self, fd: int) -> None:

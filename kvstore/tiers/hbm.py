@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
+import torch  # pyright: ignore[reportMissingImports]
 
 from events.slice import Tier
 from kvstore.errors import TierUnavailable
@@ -57,9 +57,9 @@ class _Device:
 
     def __init__(self, frames: Frames, device: str) -> None:
         self._frames = frames
-        with _speaking("lower hbm_bytes, or choose another device"):
+        with _speaking("give it less memory, or choose another device"):
             self._device = torch.device(device)
-            self._memory = torch.empty((frames.count, frames.slice_bytes), dtype=torch.uint8, device=self._device)
+            self._memory: Any = torch.empty((frames.count, frames.slice_bytes), dtype=torch.uint8, device=self._device)
             streamed = self._device.type == "cuda"
             self._stores = torch.cuda.Stream(self._device) if streamed else None
             self._loads = torch.cuda.Stream(self._device) if streamed else None

@@ -50,6 +50,21 @@ def checksum(data: bytes | bytearray | memoryview) -> bytes:
     return blake3(data).digest(length=CHECKSUM_BYTES)
 
 
+class Checksum:
+    """BLAKE3-16 of bytes that come one piece after the other."""
+
+    def __init__(self) -> None:
+        self._hash = blake3()
+
+    def update(self, data: bytes | bytearray | memoryview) -> None:
+        """The next piece."""
+        self._hash.update(data)
+
+    def digest(self) -> bytes:
+        """Of all pieces so far."""
+        return self._hash.digest(length=CHECKSUM_BYTES)
+
+
 def pack(header: Header) -> bytes:
     """The first page of the file."""
     name = header.slice_id.encode("ascii")

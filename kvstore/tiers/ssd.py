@@ -28,8 +28,10 @@ from kvstore.tiers.base import Writer
 from kvstore.tiers.files import Files
 from kvstore.tiers.ledger import Entry
 from kvstore.tiers.shelf import Shelf
-from kvstore.tiers.slicefile import HEADER_BYTES, NAMESPACE_BYTES, VERSION, Header, checksum, pack, unpack
+from kvstore.tiers.slicefile import HEADER_BYTES, NAMESPACE_BYTES, VERSION, Checksum, Header, checksum, pack, unpack
 
+PIECE_BYTES = 1 << 20
+"""A read is checked piece by piece, each while it is in the cache and the disk fetches the next one."""
 _LOCK = "lock"
 _WHOLE = re.compile(r"([0-9a-z]{1,128})\.slice")
 _HALF = re.compile(r"[0-9a-z]{1,128}\.[0-9]+\.tmp")
@@ -122,10 +124,16 @@ class _Folder:
         self.store(entry, data)
 
     def load(self, entry: Entry, out: memoryview) -> None:
-        page = bytearray(HEADER_BYTES)
+        page, digest = bytearray(HEADER_BYTES), Checksum()
         with self._speaking():
             try:
-                size, done = self._read(_name(entry.slice_id), [page, out])
+                with self._opened(_name(entry.slice_id)) as (fd, size):
+                    self._files.ahead(fd)
+                    done = self._files.read(fd, page, 0)
+                    for begin in range(0, entry.bytes, PIECE_BYTES):
+                        piece = out[begin : begin + PIECE_BYTES]
+                        done += self._files.read(fd, piece, HEADER_BYTES + begin)
+                        digest.update(piece)
             except FileNotFoundError:
                 raise NotResident(where=self.where, name=entry.slice_id) from None
             except OSError as error:
@@ -134,9 +142,18 @@ class _Folder:
                 raise self._damaged(entry, _said(error)) from error
         if not size == done == HEADER_BYTES + entry.bytes:
             raise self._damaged(entry, "length")
-        self._check(entry, unpack(page, where=self.where, name=entry.slice_id), out)
+        self._check(entry, unpack(page, where=self.where, name=entry.slice_id), digest)
 
-    def _check(self, entry: Entry, header: Header, data: memoryview) -> None:
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[tuple[int, int]]:
+        """A file and its size."""
+        fd, size = self._files.open_read(self._folder, name)
+        try:
+            yield fd, size
+        finally:
+            self._files.close(fd)
+
+    def _check(self, entry: Entry, header: Header, digest: Checksum) -> None:
         expected = Header(
             namespace=self._namespace,
             slice_id=entry.slice_id,
@@ -147,7 +164,7 @@ class _Folder:
         for field in Header.__struct_fields__:
             if getattr(header, field) != getattr(expected, field):
                 raise self._damaged(entry, field)
-        if checksum(data) != header.checksum:
+        if digest.digest() != header.checksum:
             raise self._damaged(entry, "checksum")
 
     def _damaged(self, entry: Entry, why: str) -> ChecksumMismatch:
@@ -209,7 +226,8 @@ class _Folder:
         """The header of a file that is as long as it says and bears its own name; None: it is damaged."""
         page = bytearray(HEADER_BYTES)
         try:
-            size, done = self._read(name, [page])
+            with self._opened(name) as (fd, size):
+                done = self._files.read(fd, page, 0)
             header = unpack(page[:done], where=self.where, name=slice_id)
         except ChecksumMismatch:
             return None
@@ -218,14 +236,6 @@ class _Folder:
                 raise
             return None
         return header if size == HEADER_BYTES + header.length and header.slice_id == slice_id else None
-
-    def _read(self, name: str, buffers: list[bytearray | memoryview]) -> tuple[int, int]:
-        """The file's size, and how many of its bytes went into the buffers."""
-        fd, size = self._files.open_read(self._folder, name)
-        try:
-            return size, self._files.read(fd, buffers)
-        finally:
-            self._files.close(fd)
 
 
 def _name(slice_id: SliceId) -> str:

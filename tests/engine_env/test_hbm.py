@@ -1,14 +1,13 @@
 """The contract suite of tiers (tests/kvstore/tiers/test_contract.py) on the HBM tier, by torch on the CPU."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from kvstore.errors import TierUnavailable, UnsupportedSchema
 from kvstore.tiers.base import TierStore
 from tests.kvstore.tiers.test_contract import *  # noqa: F403
-from tests.kvstore.tiers.test_contract import A, SLICE_BYTES, SLICES
+from tests.kvstore.tiers.test_contract import SLICE_BYTES, SLICES, A
 
 pytestmark = pytest.mark.engine
 hbm = pytest.importorskip("kvstore.tiers.hbm")
@@ -22,9 +21,10 @@ def tier() -> Iterator[TierStore]:
     store.close()
 
 
-def test_a_device_that_is_not_there_is_said() -> None:
+@pytest.mark.parametrize("device", ["cuda:99", "no such device"])
+def test_a_device_that_is_not_there_is_said(device: str) -> None:
     with pytest.raises(TierUnavailable) as caught:
-        hbm.hbm_tier(bytes_max=1 << 20, slice_bytes=1 << 10, device="meta:nonsense")
+        hbm.hbm_tier(bytes_max=1 << 20, slice_bytes=1 << 10, device=device)
     assert caught.value.mend
 
 

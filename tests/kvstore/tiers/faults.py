@@ -13,8 +13,8 @@ from typing import Any
 
 from kvstore.tiers.files import Files
 
-STEPS = ("open_folder", "lock", "names", "create", "reserve", "write", "open_read", "read", "sync", "close", "rename",
-         "unlink")  # fmt: skip
+STEPS = ("open_folder", "lock", "names", "create", "reserve", "write", "open_read", "ahead", "read", "sync", "close",
+         "rename", "unlink")  # fmt: skip
 _OPENING = {"open_folder", "lock", "create", "open_read"}
 
 
