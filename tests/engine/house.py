@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import aiohttp
 
 from events import codec
-from events.base import Event, PoolId, Recorded
+from events.base import Event, LogError, PoolId, Recorded
 from events.log.base import Message
 from services.runtime import servers
 from services.runtime.config import Config, load
@@ -40,20 +40,31 @@ class House:
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.url = f"http://{HOST}:{settings['gateway']['port']}"
         self._folder = folder
-        self._config_file = folder / "tidegate.json"
-        self._config_file.write_text(json.dumps(settings))
+        self.config_file = folder / "tidegate.json"
+        self.config_file.write_text(json.dumps(settings))
         self._log_file = folder / "up.log"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def config(self) -> Config:
         """The settings as the house reads them."""
-        return load(self._config_file, {})
+        return load(self.config_file, {})
 
     async def start(self) -> None:
         """Start the processes and wait until the gateway serves."""
-        self._process = self._spawn()
+        await self.start_log()
         await self.until_well()
+
+    async def start_log(self) -> str:
+        """Start the processes and wait until there is a log; its URL. The gateway may not serve yet."""
+        self._process = self._spawn()
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while True:
+            try:
+                return servers.nats_url(self.config)
+            except LogError:
+                assert time.monotonic() < deadline, f"there is no NATS: {self.log_tail()}"
+                await asyncio.sleep(0.1)
 
     async def until_well(self) -> None:
         """Until /health says so. AssertionError when the house ended or does not come up."""
@@ -106,7 +117,7 @@ class House:
     async def verify(self) -> dict[str, Any]:
         """Export the log and decide everything again: what `tidegate replay verify --json` says."""
         journal = self._folder / "log.jsonl.zst"
-        await self.run("replay", "export", "--config", str(self._config_file), "--out", str(journal), "--force")
+        await self.run("replay", "export", "--config", str(self.config_file), "--out", str(journal), "--force")
         report: dict[str, Any] = json.loads(await self.run("replay", "verify", str(journal), "--json"))
         return report
 
@@ -122,7 +133,7 @@ class House:
     def _spawn(self) -> "subprocess.Popen[bytes]":
         with self._log_file.open("wb") as log:
             return subprocess.Popen(
-                [TIDEGATE, "up", "--config", self._config_file], cwd=self._folder, start_new_session=True,
+                [TIDEGATE, "up", "--config", self.config_file], cwd=self._folder, start_new_session=True,
                 env=_own_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 
