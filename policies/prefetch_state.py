@@ -8,7 +8,7 @@ import msgspec
 from events.base import EngineId, Event, ModelId, RequestId, SliceId, TenantId
 from events.control import Ticked
 from events.decisions import LinkSuspended, TransferCancelled, TransferOrdered
-from events.engine import EngineRegistered, EngineRemoved
+from events.engine import EngineHealthChanged, EngineRegistered, EngineRemoved, Health
 from events.request import FirstTokenSeen, RequestArrived, RequestFinished
 from events.slice import SlicesPinned, TransferFinished
 from policies import needs, settings, slice_book, tiered_engines, transfers
@@ -74,6 +74,8 @@ def evolve(state: State, event: Event, now_ns: int) -> None:
         tiered_engines.heed(state.engines, event, now_ns)
         if isinstance(event, EngineRemoved | EngineRegistered) and event.engine_id not in state.engines:
             transfers.gone(state.transfers, event.engine_id)
+        elif isinstance(event, EngineHealthChanged) and event.health is Health.LOST:
+            transfers.lost(state.transfers, event.engine_id)
     elif isinstance(event, NEED_FACTS):
         if state.engines:
             _request(state, event, now_ns)

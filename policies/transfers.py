@@ -223,8 +223,17 @@ def ticked(transfers: Transfers, now_ns: int) -> None:
             del transfers.given_up[engine_id]
 
 
+def lost(transfers: Transfers, engine_id: EngineId) -> None:
+    """An engine does not answer any more: nobody waits for what was taken back there before."""
+    for name, one in list(transfers.open.items()):
+        if one.cancelled_ns and engine_id in (one.order.engine_id, one.order.to_engine):
+            del transfers.open[name]
+            transfers.tally.cancelled += 1
+
+
 def gone(transfers: Transfers, engine_id: EngineId) -> None:
     """An engine left the pool, links and all."""
+    lost(transfers, engine_id)
     transfers.given_up.pop(engine_id, None)
     for key in [key for key, link in transfers.links.items() if link.engine_id == engine_id]:
         del transfers.links[key]
