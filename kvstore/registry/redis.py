@@ -91,7 +91,6 @@ local function prefix(keys, args)
     end
     return reach[name]
   end
-  -- Slices that follow each other mostly have the same holders: those are looked up once.
   local function holders_of(numbers, is_first)
     local found = {}
     for at = 1, #numbers, 2 do
@@ -102,14 +101,19 @@ local function prefix(keys, args)
     holders[numbers] = found
     return found
   end
-  local function take(record, before)
-    local numbers, after, further = record:sub(13), before + 1, false
-    for _, one in ipairs(holders[numbers] or holders_of(numbers, before == 0)) do
-      local counts, tier = one[1], one[2]
-      if counts[1] == before then counts[1] = after end
-      if counts[1] == after then further = true end
-      if counts[tier] == before then counts[tier] = after end
+  -- Slices that follow each other mostly have the same holders: a run of them is counted at once.
+  local run, length, before = nil, 0, 0
+  local function take_run()
+    local after, further = before + length, length == 0
+    if run then
+      for _, one in ipairs(holders[run] or holders_of(run, before == 0)) do
+        local counts, tier = one[1], one[2]
+        if counts[1] == before then counts[1] = after end
+        if counts[1] == after then further = true end
+        if counts[tier] == before then counts[tier] = after end
+      end
     end
+    before, length = after, 0
     return further
   end
   local function walk()
@@ -117,9 +121,15 @@ local function prefix(keys, args)
       local last = math.min(first + BATCH - 1, #prompt)
       local records = redis.call('HMGET', keys[2], unpack(prompt, first, last))
       for at = 1, last - first + 1 do
-        if not records[at] or not take(records[at], first + at - 2) then return end
+        local numbers = records[at] and records[at]:sub(13)
+        if numbers ~= run then
+          if not take_run() or not numbers then return end
+          run = numbers
+        end
+        length = length + 1
       end
     end
+    take_run()
   end
   walk()
   local answer = {}
