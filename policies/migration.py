@@ -219,6 +219,11 @@ def _is_worth_demoting(state: State, engine_id: EngineId, slice_id: SliceId) -> 
     return not compute_ns or worth_fetching(back_ns, compute_ns, margin_ppm=state.settings.margin_ppm)
 
 
+def _in_chain_order(state: State, slices: Sequence[SliceId]) -> tuple[SliceId, ...]:
+    """As orders name slices: parents first. Carriers take them away from the last to the first."""
+    return tuple(sorted(slices, key=lambda slice_id: slice_book.depth(state.book, slice_id)))
+
+
 def _drop(
     state: State, draft: Draft, engine_id: EngineId, tier: Tier, slices: list[SliceId], reason: MoveReason
 ) -> None:
@@ -226,7 +231,7 @@ def _drop(
     for start in range(0, len(slices), size):
         if draft.full():
             return
-        some = tuple(slices[start : start + size])
+        some = _in_chain_order(state, slices[start : start + size])
         draft.add(TransferOrdered(
             order="", engine_id=engine_id, move=Move.DROP, reason=reason, slices=some, from_tier=tier,
             recompute_ns=sum(_compute_ns(state, engine, slice_id) for slice_id in some),
@@ -238,7 +243,7 @@ def _demote(state: State, draft: Draft, engine_id: EngineId, slices: Sequence[Sl
     engine = state.engines[engine_id]
     ssd = gauge(engine, Tier.SSD)
     slice_ns = tiered_engines.link_ns(engine, Move.DEMOTE, ssd.slice_bytes)
-    some = tuple(slices[: draft.slices_of(engine_id, Tier.DRAM, slice_ns)])
+    some = _in_chain_order(state, slices[: draft.slices_of(engine_id, Tier.DRAM, slice_ns)])
     if not some:
         return
     size = len(some) * ssd.slice_bytes
@@ -330,20 +335,19 @@ def _are_alike(peer: TieredEngine, engine: TieredEngine) -> bool:
 
 def _again(state: State, event: TransferFinished, now_ns: int) -> list[Event]:
     """What is missing of an order that failed is tried again, where it still makes sense."""
-    missing = transfers.to_retry(state.transfers, event, tries_max=state.settings.tries_max)
-    order = state.transfers.answered
-    if not missing or order is None or not _works(state, event.engine_id):
+    order = transfers.to_retry(state.transfers, event, tries_max=state.settings.tries_max)
+    if order is None or not _works(state, order.engine_id):
         return []
     draft, index = _draft(state, now_ns), state.engines[order.engine_id].index
-    still = [slice_id for slice_id in missing if holds(index, slice_id, order.from_tier)]
-    kept = _kept(state, order.engine_id)
-    going = [slice_id for slice_id in still if slice_id not in kept]
+    still = [slice_id for slice_id in order.slices if holds(index, slice_id, order.from_tier)]
     match order.move:
         case Move.PROMOTE:
             _promote(state, draft, order.engine_id, still, order.tries + 1)
         case Move.REPLICATE if _works(state, order.to_engine) and still:
             _replicate(state, draft, order.to_engine, order.engine_id, still, order.tries + 1)
         case Move.DEMOTE:
+            kept = _kept(state, order.engine_id)
+            going = [one for one in still if one not in kept and not holds(index, one, Tier.SSD)]
             _demote(state, draft, order.engine_id, going, order.tries + 1)
         case _:
             pass  # A drop that failed is found again when its tier is measured.

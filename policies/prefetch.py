@@ -308,19 +308,16 @@ def _climb(
 
 def _again(state: State, event: TransferFinished, now_ns: int) -> list[Event]:
     """What is missing of an order that failed is tried again, where somebody still wants it."""
-    missing = transfers.to_retry(state.transfers, event, tries_max=state.settings.tries_max)
-    order = state.transfers.answered
-    if not missing or order is None or now_ns >= order.until_ns or not _works(state, order.engine_id):
+    order = transfers.to_retry(state.transfers, event, tries_max=state.settings.tries_max)
+    if order is None or now_ns >= order.until_ns or not _works(state, order.engine_id) or not _is_wanted(state, order):
         return []
     draft, tries = _draft(state, now_ns), order.tries + 1
-    if not _is_wanted(state, order):
-        return []
     if order.reason is MoveReason.HOT_PREFIX:
-        _climb(state, draft, order.engine_id, missing, until_ns=order.until_ns, tries=tries)
+        _climb(state, draft, order.engine_id, order.slices, until_ns=order.until_ns, tries=tries)
     else:
         _fetch(
-            state, draft, order.engine_id, _whole(state, missing), order.reason, slice_tokens=state.book.slice_tokens,
-            until_ns=order.until_ns, for_request=order.for_request, tries=tries,
+            state, draft, order.engine_id, _whole(state, order.slices), order.reason,
+            slice_tokens=state.book.slice_tokens, until_ns=order.until_ns, for_request=order.for_request, tries=tries,
         )  # fmt: skip
     return [*draft.said]
 

@@ -165,7 +165,7 @@ def finished(transfers: Transfers, event: TransferFinished, now_ns: int, *, trie
     if failed and not one.cancelled_ns:
         transfers.answered = one.order
         if one.order.tries >= tries_max:
-            _give_up(transfers, one.order, one.order.slices[event.slices_done :], now_ns)
+            _give_up(transfers, one.order, now_ns)
 
 
 def _try_ended(transfers: Transfers, order: TransferOrdered, *, failed: bool, counts: bool) -> None:
@@ -186,10 +186,10 @@ def _try_ended(transfers: Transfers, order: TransferOrdered, *, failed: bool, co
         link.tries = min(link.tries + 1, WINDOW)
 
 
-def _give_up(transfers: Transfers, order: TransferOrdered, slices: tuple[SliceId, ...], now_ns: int) -> None:
+def _give_up(transfers: Transfers, order: TransferOrdered, now_ns: int) -> None:
     transfers.tally.failed += 1
     given_up = transfers.given_up.setdefault(order.to_engine or order.engine_id, {})
-    for slice_id in slices:
+    for slice_id in order.slices:
         given_up.pop(slice_id, None)
         given_up[slice_id] = now_ns + GIVE_UP_NS
     while len(given_up) > GIVEN_UP_MAX:
@@ -212,7 +212,7 @@ def ticked(transfers: Transfers, now_ns: int) -> None:
         one = transfers.open.pop(name)
         transfers.tally.unanswered += 1
         _try_ended(transfers, one.order, failed=True, counts=True)
-        _give_up(transfers, one.order, one.order.slices, now_ns)
+        _give_up(transfers, one.order, now_ns)
     for name, one in list(transfers.others.items()):
         if 0 < one.order.until_ns <= now_ns - ANSWER_MAX_NS:
             del transfers.others[name]
@@ -250,12 +250,11 @@ def spare_ns(link: Link, now_ns: int, share_ppm: int) -> int:
     return min(BUCKET_NS * share_ppm // PPM, link.spare_ns + earned_ns)
 
 
-def to_retry(transfers: Transfers, event: TransferFinished, *, tries_max: int) -> tuple[SliceId, ...]:
-    """What is missing of the order that was just answered, and may be tried again."""
+def to_retry(transfers: Transfers, event: TransferFinished, *, tries_max: int) -> TransferOrdered | None:
+    """The order that was just answered, if it failed and may be tried again. What of it is missing is told by where its
+    slices are: carriers report those before they answer."""
     order = transfers.answered
-    if order is None or order.order != event.order or order.tries >= tries_max:
-        return ()
-    return order.slices[event.slices_done :]
+    return order if order is not None and order.order == event.order and order.tries < tries_max else None
 
 
 @dataclass(slots=True)

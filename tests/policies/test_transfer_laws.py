@@ -150,6 +150,8 @@ class Pool:
     def move(self, order: TransferOrdered, most: int) -> None:
         """The first slices of an order are moved."""
         carrier, some = self.carriers[order.engine_id], order.slices[:most]
+        if order.move in (Move.DROP, Move.DEMOTE):
+            some = order.slices[len(order.slices) - most :]
         moved = some if order.move is Move.DROP else [one for one in some if one in carrier.held[order.from_tier]]
         if order.to_tier is not None:
             self.put(carrier, order.to_tier, moved)
