@@ -125,7 +125,8 @@ class EvictionManager:
     def evict(self, size: int, *, keep: Collection[str] = ()) -> list[str]:
         """Take out what goes first until `size` is free, but nothing of `keep`; their names, in order. Each is told to
         `on_evict` when all are out. Raises NoVictim when it is not enough: then nothing goes."""
-        kept_back = sum(use.size for name in set(keep) if (use := self._kept.get(name)) and not use.pins)
+        keep = frozenset(keep)
+        kept_back = sum(use.size for name in keep if (use := self._kept.get(name)) and not use.pins)
         if size > self.evictable - kept_back:
             raise NoVictim(where=self._where, asked=size, evictable=self.evictable - kept_back)
         gone: list[Use] = []
