@@ -133,17 +133,21 @@ class Shelf:
             try:
                 yield entry
             except (ChecksumMismatch, NotResident) as error:
-                if error.name == slice_id and error.where == self.ledger.where:
-                    self._bury(entry, corrupt=isinstance(error, ChecksumMismatch))
+                ours = error.name == slice_id and error.where == self.ledger.where
+                if ours and not self._buried(entry, corrupt=isinstance(error, ChecksumMismatch)):
+                    # It was dropped meanwhile, and what stands under its name by now is another stay's: no damage.
+                    raise NotResident(where=self.ledger.where, name=slice_id) from error
                 raise
 
-    def _bury(self, entry: Entry, *, corrupt: bool) -> None:
-        """What is damaged or gone leaves the books, once, and the medium as soon as that works."""
-        if self.ledger.condemn(entry, corrupt=corrupt):
-            if self._removed(entry):
-                self.ledger.buried(entry)
-            else:
-                self._litter.append(entry)
+    def _buried(self, entry: Entry, *, corrupt: bool) -> bool:
+        """What is damaged or gone leaves the books, and the medium as soon as that works; whether it was us."""
+        if not self.ledger.condemn(entry, corrupt=corrupt):
+            return False
+        if self._removed(entry):
+            self.ledger.buried(entry)
+        else:
+            self._litter.append(entry)
+        return True
 
     def _removed(self, entry: Entry) -> bool:
         try:

@@ -260,6 +260,31 @@ def test_a_disk_that_fails_now_and_then_breaks_no_promise(script: Script, seed: 
         settled(Path(folder), kept=kept)
 
 
+def test_a_read_that_a_drop_and_a_new_store_overtake_is_a_miss_and_no_damage(tmp_path: Path) -> None:
+    """The reader stops before it opens the file; meanwhile another stay of the slice takes its name."""
+    order = iter([0, 0, 1])  # The reader begins, stops before its first step; then the other one, to its end.
+    turns = Turns(lambda running: min(next(order, running - 1), running - 1))
+    house = House(tmp_path, before=turns.pause)
+    assert house.ssd.put(NAMES[0], content(NAMES[0]))
+    caught: list[KVError] = []
+
+    def read() -> None:
+        turns.pause()
+        try:
+            house.ssd.read_into(NAMES[0], bytearray(SLICE_BYTES))
+        except KVError as error:
+            caught.append(error)
+
+    def renew() -> None:
+        house.ssd.drop(NAMES[0])
+        assert house.ssd.put(NAMES[0], content(NAMES[0]))
+
+    turns.run([read, renew])
+    assert [type(error) for error in caught] == [NotResident]
+    assert (house.ssd.stats().corrupt, house.ssd.holds(NAMES[0])) == (0, True)
+    house.tiers.close()
+
+
 def test_every_step_of_the_tier_can_fail_here() -> None:
     """The names of the steps are those that the tier uses: none escapes the injection."""
     seen: set[str] = set()

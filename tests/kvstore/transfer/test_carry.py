@@ -1,10 +1,12 @@
 """A plan is worked through with limits, and in time, whatever the line does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from events.base import NS_PER_MS, NS_PER_S, PPM, SliceId
 from events.slice import TransferEnd
@@ -23,8 +25,11 @@ MOVE_NS = 10 * NS_PER_MS
 class Line:
     """A transport by script: what each try does, and then all goes well. A stall ends at the attempt's deadline."""
 
-    def __init__(self, clock: FakeClock, script: Callable[[], TransferFault | None]) -> None:
+    def __init__(
+        self, clock: FakeClock, script: Callable[[], TransferFault | None], *, moves_ns: Sequence[int] = ()
+    ) -> None:
         self.clock, self.script = clock, script
+        self.moves_ns = dict(zip(NAMES, moves_ns, strict=False))
         self.tries: list[tuple[SliceId, int]] = []
         self.held: set[SliceId] = set()
 
@@ -34,9 +39,10 @@ class Line:
         if fault is TransferFault.TIMEOUT:
             self.clock.wait(attempt.left_ns(), attempt.cancel)
             attempt.left_ns()
-        took_ns = min(MOVE_NS, attempt.left_ns())
+        move_ns = self.moves_ns.get(attempt.slice_id, MOVE_NS)
+        took_ns = min(move_ns, attempt.left_ns())
         self.clock.wait(took_ns, attempt.cancel)
-        if took_ns < MOVE_NS:
+        if took_ns < move_ns:
             attempt.left_ns()
         if fault is not None:
             raise attempt.failed(fault)
@@ -154,6 +160,38 @@ def test_totals_count_all_plans() -> None:
     assert totals.failure_ppm() == totals.first_try_failure_ppm() // 2 == PPM // 3
     assert totals.bytes_moved == 2000
     assert totals.bytes_per_s() == 2000 * NS_PER_S // (3 * MOVE_NS)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 100 * NS_PER_MS), st.integers(1, 60 * NS_PER_MS)), min_size=1, max_size=20),
+    st.lists(st.sampled_from([None, None, DAMAGED, TIMEOUT, GONE, TransferFault.NOT_RESIDENT]), max_size=40),
+    st.integers(1, 6),
+    st.integers(1, 50 * NS_PER_MS),
+    st.integers(0, 20 * NS_PER_MS),
+)
+def test_whatever_the_line_does_no_request_is_later_than_it_may_be(
+    slices: list[tuple[int, int]],
+    faults: list[TransferFault | None],
+    tries_max: int,
+    timeout_ns: int,
+    backoff_ns: int,
+) -> None:
+    """Each slice has what computing it takes, and what moving it takes."""
+    clock = FakeClock()
+    line = Line(clock, scripted(*faults), moves_ns=[move_ns for _, move_ns in slices])
+    carries = Carrier(line, link=Link(0, burst_bytes=1, clock=clock), clock=clock)
+    recompute = [ns for ns, _ in slices]
+    wanted = plan(
+        len(slices),
+        give_up_ns=give_up_ns(recompute),
+        tries_max=tries_max,
+        timeout_ns=timeout_ns,
+        backoff_ns=backoff_ns,
+    )
+    report = carries.carry(wanted, Cancel())
+    served_ns = report.took_ns + sum(recompute[report.slices_done :])
+    assert served_ns <= sum(recompute) + sum(recompute) * LATE_PPM // PPM
+    assert line.held == set(NAMES[: report.slices_done])
 
 
 REQUESTS = 2000

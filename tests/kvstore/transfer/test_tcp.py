@@ -312,3 +312,25 @@ def test_closing_ends_every_thread(tier: Shelf) -> None:
         serving.close()
         serving.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "slices" and thread.is_alive()]
+
+
+@pytest.mark.parametrize(
+    "order", [[0, 0], [1], [1, 0], []], ids=["replayed", "left out", "out of order", "of the other direction"]
+)
+def test_a_frame_counts_once_in_its_place_and_direction(order: list[int]) -> None:
+    tape, into = socket.socketpair()
+    with tape, into:
+        spoken, client, server = Wire(tape, client=True), Wire(tape, client=False), Wire(into, client=False)
+        for wire in (spoken, client, server):
+            wire.use(bytes(range(32)))
+        frames = []
+        for wire in (spoken, spoken) if order else (client,):
+            wire.send(Get(slice_id=A), lambda: NS_PER_S)
+            frames.append(into.recv(4096))
+        good = [0] if order == [0, 0] else []
+        for index in order or [0]:
+            tape.sendall(frames[index])
+        for _ in good:
+            assert server.receive(lambda: NS_PER_S)[0] == Get(slice_id=A)
+        with pytest.raises(LineBroken, match="checksum"):
+            server.receive(lambda: NS_PER_S)
