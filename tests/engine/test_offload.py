@@ -25,7 +25,10 @@ def engine(
 ) -> Iterator[OffloadEngine]:
     """One server for all tests here; each brings prompts of its own."""
     folder = tmp_path_factory.mktemp("offload")
-    with running(engine_python, model, folder, name="offload", ssd=ssd, dram_slices=DRAM_SLICES) as made:
+    whole = ("--scheduler-cls", "services.vllm_plugin.scheduler.TidegateScheduler")
+    with running(
+        engine_python, model, folder, name="offload", ssd=ssd, dram_slices=DRAM_SLICES, arguments=whole
+    ) as made:
         yield made
 
 
