@@ -120,8 +120,8 @@ class PrefixCache(Generic[V]):
 
     def insert(self, slices: Sequence[SliceId], values_of: Callable[[int, int], Sequence[V]]) -> Inserted[V]:
         """Cache a prompt's slices. `values_of(start, stop)` gives what is to be kept for those that are new and have
-        room. Others leave for them, this prompt's own and held ones excepted; what finds no room is left out, from the
-        end."""
+        room; it must not raise. Others leave for them, this prompt's own and held ones excepted; what finds no room is
+        left out, from the end."""
         known = self.longest_prefix(slices)
         parent = self._numbers[slices[known - 1]] if known else _ROOT
         short = len(self._numbers) + len(slices) - known - self.max_cached_blocks

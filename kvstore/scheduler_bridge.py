@@ -8,7 +8,8 @@ Facts and decisions come in, in the order of the log; the last word about a requ
 - `transfer_ordered`, `transfer_cancelled`: migrate, cancel.
 - `engine_removed`, or an engine that is lost: all it held is gone.
 
-What memory cannot be had for (`Refused`) the caller reports as a fact: the bridge decides nothing.
+What memory cannot be had for (`Refused`) the caller reports as a fact: the bridge decides nothing. Memory that a
+transfer still reads is refused to be freed, too, and freed with the first event after the transfer's end.
 
 Example: r1 arrives with slices 1, 2, is admitted to e1 with 700 tokens: Allocated, 0 cached. It finishes: Freed. r2
 with slices 1, 3 is admitted to e1: Allocated, 1 cached.
@@ -29,7 +30,7 @@ from events.decisions import (
 from events.engine import EngineHealthChanged, EngineRemoved, Health
 from events.request import FirstTokenSeen, RequestAborted, RequestArrived, RequestExpired, RequestFinished
 from events.slice import Tier
-from kvstore.errors import KVError
+from kvstore.errors import KVError, Pinned
 from kvstore.fingerprint import SLICE_TOKENS
 from kvstore.stats import AccessStats
 
@@ -131,9 +132,14 @@ class SchedulerBridge:
         self._caches, self._slice_tokens, self._stats, self._requests_max = caches, slice_tokens, stats, requests_max
         self._asked: dict[RequestId, _Asked] = {}
         self._held: dict[RequestId, _Held] = {}
+        self._late: dict[RequestId, tuple[SliceId, ...]] = {}  # To be freed, and what of it was computed.
 
     def apply(self, event: Event, *, now_ns: int = 0) -> list[Operation]:
         """Carry out what this event means for memory; what was done, in order."""
+        freed = [done for name in list(self._late) for done in self._free(name) if isinstance(done, Freed)]
+        return [*freed, *self._carry_out(event, now_ns)]
+
+    def _carry_out(self, event: Event, now_ns: int) -> list[Operation]:
         match event:
             case RequestArrived():
                 self._remember(event)
@@ -185,11 +191,11 @@ class SchedulerBridge:
     def _admit(self, event: RequestAdmitted, now_ns: int) -> list[Operation]:
         request_id, engine_id = event.request_id, event.engine_id
         held = self._held.get(request_id)
-        if held is not None and held.engine_id == engine_id:
+        if held is not None and held.engine_id == engine_id and request_id not in self._late:
             return []  # Said before.
         done = self._free(request_id)
         cache = self._caches.get(engine_id)
-        if cache is None:
+        if cache is None or request_id in self._held:
             return done
         asked, tokens = self._asked.get(request_id, _UNKNOWN), max(1, event.kv_cache_tokens)
         try:
@@ -215,11 +221,16 @@ class SchedulerBridge:
         if held is None:
             return []
         computed = self._asked.get(request_id, _UNKNOWN).slices if finished or held.prefilled else ()
+        computed = self._late.get(request_id, computed)
         try:
             tokens = self._caches[held.engine_id].free(request_id, computed=computed)
-        except KVError as error:
+        except Pinned as error:
+            self._late[request_id] = computed
             return [Refused(request_id, held.engine_id, error)]
-        del self._held[request_id]
+        except KVError as error:
+            self._forget(request_id)  # Somebody else gave it back: it is not held any more.
+            return [Refused(request_id, held.engine_id, error)]
+        self._forget(request_id)
         return [Freed(request_id, held.engine_id, tokens)]
 
     def _lose(self, engine_id: EngineId) -> list[Operation]:
@@ -228,5 +239,9 @@ class SchedulerBridge:
             return []
         lost = [RequestId(name) for name in cache.clear()]
         for request_id in lost:
-            self._held.pop(request_id, None)
+            self._forget(request_id)
         return [Freed(request_id, engine_id, 0) for request_id in lost]
+
+    def _forget(self, request_id: RequestId) -> None:
+        self._held.pop(request_id, None)
+        self._late.pop(request_id, None)

@@ -1,7 +1,7 @@
 """The first of a ranking goes first, what is pinned does not go, and sizes add up."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore.errors import DoubleFree, NotResident, NoVictim, Pinned
@@ -177,6 +177,7 @@ def apply(manager: EvictionManager, what: str, name: str, size: int) -> list[str
 
 
 @pytest.mark.parametrize("rank", RANKS)
+@settings(deadline=None)
 @given(steps=STEPS)
 def test_what_goes_is_what_a_sorted_list_says(rank: Rank | EvictionKind, steps: list[tuple[str, str, int]]) -> None:
     manager = EvictionManager(rank)

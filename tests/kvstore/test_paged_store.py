@@ -1,7 +1,7 @@
 """Blocks are handed out once, shared by count, copied when a sharer writes, and never served half."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore.errors import BudgetExceeded, DoubleFree, NotResident, Pinned
@@ -144,6 +144,7 @@ def test_a_store_that_only_counts_maps_no_memory() -> None:
     pages.check_integrity()
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["take", "share", "own", "give_back"]), st.integers(0, 7)), max_size=60))
 def test_counts_are_those_of_the_tables_after_every_step(steps: list[tuple[str, int]]) -> None:
     """A multiset of held blocks is the model; every refusal leaves it as it was."""

@@ -3,7 +3,7 @@
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from events.base import SliceId
@@ -28,6 +28,7 @@ def there_and_back(values: list[float], dtype: KVDtype, *, scale_values: int = 0
 
 
 @pytest.mark.parametrize("dtype", [KVDtype.FLOAT32, *FLAT])
+@settings(deadline=None)
 @given(values=st.lists(FINITE | SMALL, max_size=40))
 @example(values=[0.0, -0.0, 1e-45, -1e-45, 448.0, 464.0, 2.0**-6, 2.0**-9, 2.0**-10, 3 * 2.0**-10])
 def test_without_scales_a_value_comes_back_within_its_bound(dtype: KVDtype, values: list[float]) -> None:
@@ -39,6 +40,7 @@ def test_without_scales_a_value_comes_back_within_its_bound(dtype: KVDtype, valu
 
 
 @pytest.mark.parametrize("dtype", WITH_SCALES)
+@settings(deadline=None)
 @given(groups=st.lists(st.lists(FINITE | SMALL, min_size=4, max_size=4), max_size=10))
 @example(groups=[[0.0] * 4, [1e-45, 0.0, 0.0, -1e-45], [1e-38, -1e-39, 0, 0], [3.4028234663852886e38, 1.0, -1.0, 0.0]])
 def test_with_scales_a_value_comes_back_within_the_bound_of_its_group(
@@ -59,6 +61,7 @@ def test_the_bound_with_scales_is_nearly_reached(dtype: KVDtype) -> None:
     assert np.max(np.abs(after - values) / SCALED[dtype].error_max(values, largest)) > 0.7
 
 
+@settings(deadline=None)
 @given(st.lists(FINITE | SMALL, min_size=1, max_size=40))
 def test_bfloat16_is_the_nearest_upper_half_ties_to_even(values: list[float]) -> None:
     before, after = there_and_back(values, KVDtype.BFLOAT16)
@@ -123,6 +126,7 @@ def test_a_token_has_the_length_that_its_schema_says_in_every_dtype(held: KVDtyp
 
 
 @pytest.mark.parametrize("dtype", [KVDtype.FLOAT16, KVDtype.BFLOAT16, KVDtype.FP8])
+@settings(deadline=None)
 @given(data=st.binary(min_size=128, max_size=128))
 def test_what_was_narrow_survives_a_wider_dtype_bit_for_bit(dtype: KVDtype, data: bytes) -> None:
     narrow = msgspec.structs.replace(SHAPE, dtype=dtype, layers=1, kv_heads=1)

@@ -1,7 +1,7 @@
 """Memory follows the log: what is admitted holds, what ends gives back, and nothing is done twice."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from events.base import EngineId, Event, HolderId, ModelId, RequestId, SliceId, TenantId
@@ -29,7 +29,7 @@ from events.request import (
 )
 from events.slice import Tier
 from kvstore.engine_cache import EngineCache
-from kvstore.errors import BudgetExceeded, Pinned, TierUnavailable
+from kvstore.errors import BudgetExceeded, DoubleFree, Pinned, TierUnavailable
 from kvstore.scheduler_bridge import Allocated, Freed, Migrating, Operation, Refused, SchedulerBridge
 from kvstore.schema import KVCacheSchema, KVDtype
 from kvstore.stats import AccessStats
@@ -184,16 +184,49 @@ def test_memory_that_is_not_there_is_refused_with_the_amounts() -> None:
     assert house.after(arrived(R2), admitted(R2, E2)) == [Allocated(R2, E2, 20, 0)]
 
 
-def test_memory_that_is_being_read_stays_until_it_is_asked_for_again() -> None:
+@pytest.mark.parametrize("end", [finished(R1), preempted(R1), aborted(R1)], ids=["finished", "preempted", "aborted"])
+def test_memory_that_is_being_read_is_freed_when_nobody_reads_it_any_more(end: Event) -> None:
+    house = House()
+    house.after(arrived(R1, "1", "12"), admitted(R1), first_token(R1))
+    pool, handle = house.caches[E1].pool, house.caches[E1].handle("r1")
+    pool.pin(handle)
+    [refused] = house.after(end)
+    assert isinstance(refused, Refused)
+    assert isinstance(refused.error, Pinned)
+    assert house.after(arrived(R2, "1", "12")) == []
+    pool.unpin(handle)
+    assert house.after(admitted(R2)) == [Freed(R1, E1, 4), Allocated(R2, E1, 20, 2)]
+
+
+def test_who_comes_back_while_its_memory_is_being_read_waits_for_it() -> None:
     house = House()
     house.after(arrived(R1), admitted(R1))
     pool, handle = house.caches[E1].pool, house.caches[E1].handle("r1")
     pool.pin(handle)
-    [refused] = house.after(preempted(R1))
+    house.after(preempted(R1))
+    [refused] = house.after(admitted(R1))
     assert isinstance(refused, Refused)
-    assert isinstance(refused.error, Pinned)
     pool.unpin(handle)
-    assert house.after(preempted(R1)) == [Freed(R1, E1, 20)]
+    assert house.after(admitted(R1)) == [Freed(R1, E1, 20), Allocated(R1, E1, 20, 0)]
+
+
+def test_memory_that_somebody_else_gave_back_is_said_once() -> None:
+    house = House()
+    house.after(arrived(R1), admitted(R1))
+    house.caches[E1].free("r1")
+    [refused] = house.after(finished(R1))
+    assert isinstance(refused, Refused)
+    assert isinstance(refused.error, DoubleFree)
+    assert house.after(finished(R1)) == []
+
+
+def test_memory_that_is_being_read_is_gone_with_its_engine() -> None:
+    house = House()
+    house.after(arrived(R1), admitted(R1))
+    house.caches[E1].pool.pin(house.caches[E1].handle("r1"))
+    house.after(finished(R1))
+    assert house.after(EngineRemoved(engine_id=E1)) == [Freed(R1, E1, 0)]
+    assert house.after(finished(R1)) == []
 
 
 def test_slices_of_another_length_are_not_looked_for() -> None:
@@ -235,6 +268,7 @@ EVENTS = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(EVENTS, max_size=40))
 def test_in_any_order_nobody_holds_twice_and_when_all_ended_nothing_is_held(events: list[Event]) -> None:
     house = House()

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from events.slice import Tier
@@ -37,6 +37,7 @@ def test_a_token_weighs_its_keys_values_and_scales(changes: dict[str, object], t
     assert schema.slice_bytes(64) == 64 * token_bytes
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 64))
 def test_blocks_hold_all_tokens_and_not_a_block_more(tokens: int, block_tokens: int) -> None:
     blocks = msgspec.structs.replace(LLAMA_8B, block_tokens=block_tokens).blocks(tokens)
@@ -87,6 +88,7 @@ def test_a_slice_keeps_the_dtype_that_its_tier_is_given(
     assert policy.lossless(LLAMA_8B) is lossless
 
 
+@settings(deadline=None)
 @given(st.sampled_from(KVDtype), st.none() | st.sampled_from(KVDtype), st.none() | st.sampled_from(KVDtype))
 def test_a_lower_tier_never_weighs_more_or_it_is_refused(
     held: KVDtype, dram: KVDtype | None, ssd: KVDtype | None

@@ -4,7 +4,7 @@ import random
 from hashlib import blake2b
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore.fingerprint import domain_key
@@ -22,6 +22,7 @@ def test_the_hash_of_known_tokens_never_changes_from_version_to_version() -> Non
     assert simhash(list(range(100)), key=KEY) == 0xCDAC90EDC4ACDD0
 
 
+@settings(deadline=None)
 @given(TOKENS)
 def test_each_bit_is_the_majority_of_the_runs(tokens: list[int]) -> None:
     """Against the plain way, bit by bit."""

@@ -4,7 +4,7 @@ from collections import Counter
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from events.base import NS_PER_S, SliceId
@@ -108,6 +108,7 @@ ACCESSES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(ACCESSES)
 def test_windows_and_totals_add_up_whatever_the_order(accesses: list[tuple[SliceId, Tier, bool, float]]) -> None:
     """Against a plain count; the newest 4 windows as of each access."""
