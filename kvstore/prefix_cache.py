@@ -56,7 +56,7 @@ class PrefixCache(Generic[V]):
     def __init__(self, *, max_cached_blocks: int, block_size: int = SLICE_TOKENS, enable_lru: bool = True) -> None:
         assert 0 < max_cached_blocks < CACHED_MAX, "a cache holds something, and less than fits an int32"
         self.max_cached_blocks, self.block_size, self._lru = max_cached_blocks, block_size, enable_lru
-        self._counts: Counter[str] = Counter()
+        self._lookups = self._asked = self._hit = self._inserted = self._evicted = self._invalidated = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -102,14 +102,12 @@ class PrefixCache(Generic[V]):
     def lookup(self, slices: Sequence[SliceId]) -> int:
         """As `longest_prefix`, and it counts as a use."""
         found = self.longest_prefix(slices)
-        counts = self._counts
-        counts["lookups"] += 1
-        counts["asked"] += len(slices)
-        if found:
-            counts["hit"] += found
-            if self._lru:
-                self._clock += 1
-                self._stamps[self._numbers[slices[found - 1]]] = self._clock
+        self._lookups += 1
+        self._asked += len(slices)
+        self._hit += found
+        if found and self._lru:
+            self._clock += 1
+            self._stamps[self._numbers[slices[found - 1]]] = self._clock
         return found
 
     def get(self, slice_id: SliceId) -> V:
@@ -138,7 +136,7 @@ class PrefixCache(Generic[V]):
             if self._lru or values:
                 self._stamps[last] = self._clock
             self._queue(last)
-        self._counts["inserted"] += len(values)
+        self._inserted += len(values)
         return Inserted(known, len(values), evicted)
 
     def hold(self, slice_id: SliceId) -> None:
@@ -176,7 +174,7 @@ class PrefixCache(Generic[V]):
                     came_up = stamps[parent] << _NUMBER_BITS | parent
         if came_up:
             heappush(leaves, came_up)
-        self._counts["evicted"] += len(gone)
+        self._evicted += len(gone)
         return gone
 
     def invalidate(self, slice_id: SliceId) -> list[tuple[SliceId, V]]:
@@ -193,30 +191,29 @@ class PrefixCache(Generic[V]):
         self._stamps[parent] = max(self._stamps[number] for number in (parent, *below))
         gone = [self._remove(number) for number in reversed(below)]
         self._queue(parent)
-        self._counts["invalidated"] += len(gone)
+        self._invalidated += len(gone)
         return gone
 
     def clear(self) -> list[tuple[SliceId, V]]:
         """Take out everything, what is held too: whoever held it finds it gone."""
         gone = [(slice_id, self.get(slice_id)) for slice_id in self._numbers]
-        self._counts["invalidated"] += len(gone)
+        self._invalidated += len(gone)
         self._begin()
         return gone
 
     def get_stats(self) -> dict[str, float]:
         """Counts since the beginning, in slices but for `lookups`; `hit_rate` is of the slices asked for, 0 to 1."""
-        counts = self._counts
         return {
             "cached_blocks": len(self),
             "max_cached_blocks": self.max_cached_blocks,
             "held_blocks": len(self._held),
-            "lookups": counts["lookups"],
-            "blocks_asked": counts["asked"],
-            "blocks_hit": counts["hit"],
-            "hit_rate": counts["hit"] / max(1, counts["asked"]),
-            "inserted": counts["inserted"],
-            "evicted": counts["evicted"],
-            "invalidated": counts["invalidated"],
+            "lookups": self._lookups,
+            "blocks_asked": self._asked,
+            "blocks_hit": self._hit,
+            "hit_rate": self._hit / max(1, self._asked),
+            "inserted": self._inserted,
+            "evicted": self._evicted,
+            "invalidated": self._invalidated,
         }
 
     def check_integrity(self) -> None:
