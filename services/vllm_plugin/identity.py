@@ -102,6 +102,7 @@ def _remember(folder: Path, known: dict[str, str]) -> None:
     kept = dict(list(known.items())[-KNOWN_MAX:])
     made = folder / f"{KNOWN_FILE}.{os.getpid()}.new"
     try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         made.write_bytes(msgspec.json.encode(kept))
         made.replace(folder / KNOWN_FILE)
     except OSError:

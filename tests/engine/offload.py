@@ -4,6 +4,7 @@ import json
 import random
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,14 +48,17 @@ class OffloadEngine:
     def ask(self, prompt: Sequence[int], *, salt: str = "") -> Answer:
         """Greedily, with log-probabilities; when it is done, everything it wrote is written."""
         before = self._cached()
-        body = {
-            "model": self.server.model.name, "prompt": list(prompt), "max_tokens": ANSWER_TOKENS, "temperature": 0,
-            "ignore_eos": True, "logprobs": 1, "return_token_ids": True, **({"cache_salt": salt} if salt else {}),
-        }  # fmt: skip
-        [choice] = self.server.post("/v1/completions", body)["choices"]
+        choice = self._answer(prompt, salt)
         self.settle()
         came = [(now - then) / SLICE_TOKENS for now, then in zip(self._cached(), before, strict=True)]
         return Answer(tuple(choice["token_ids"]), tuple(choice["logprobs"]["token_logprobs"]), *came)
+
+    def ask_at_once(self, prompts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+        """The tokens of their answers; all are asked at the same time."""
+        with ThreadPoolExecutor(len(prompts)) as threads:
+            choices = list(threads.map(self._answer, prompts))
+        self.settle()
+        return [tuple(choice["token_ids"]) for choice in choices]
 
     def forget_device(self) -> None:
         """The device's own cache is empty."""
@@ -82,6 +86,14 @@ class OffloadEngine:
     def usable(self) -> bool:
         """Whether the SSD tier is in use."""
         return self.server.metric("tidegate:ssd_usable") > 0
+
+    def _answer(self, prompt: Sequence[int], salt: str = "") -> Any:
+        body = {
+            "model": self.server.model.name, "prompt": list(prompt), "max_tokens": ANSWER_TOKENS, "temperature": 0,
+            "ignore_eos": True, "logprobs": 1, "return_token_ids": True, **({"cache_salt": salt} if salt else {}),
+        }  # fmt: skip
+        [choice] = self.server.post("/v1/completions", body)["choices"]
+        return choice
 
     def _cached(self) -> tuple[float, float, float]:
         name = "vllm:prompt_tokens_cached_by_source_total"

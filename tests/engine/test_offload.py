@@ -90,6 +90,19 @@ def test_prompt_that_dram_cannot_hold_at_once_is_served_all_the_same(engine: Off
         assert again.said == before.said
 
 
+def test_many_at_once_through_small_tiers_say_what_each_says_alone(engine: OffloadEngine) -> None:
+    """Twelve prompts of ten slices, of which four share six: 84 slices, where DRAM holds 40."""
+    shared = [prompt(6, seed=350 + number, tail=0) for number in range(3)]
+    prompts = [shared[number % 3] + prompt(4, seed=360 + number) for number in range(12)]
+    alone = [engine.ask(asked).tokens for asked in prompts]
+    corrupt = engine.corrupt()
+
+    for _ in range(3):
+        engine.forget_device()
+        assert engine.ask_at_once(prompts) == alone
+    assert engine.corrupt() == corrupt
+
+
 def test_prompt_of_whole_slices_comes_back_whole(engine: OffloadEngine) -> None:
     """vLLM computes its last token again, whatever it has: somebody must say what comes next."""
     asked = prompt(9, seed=400, tail=0)

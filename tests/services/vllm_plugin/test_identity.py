@@ -83,8 +83,10 @@ def test_weights_are_read_once(model: Path, tmp_path: Path) -> None:
     assert weights_digest(model, known_in=tmp_path) == before
 
 
-def test_folder_that_cannot_be_written_costs_time_only(model: Path, tmp_path: Path) -> None:
-    assert weights_digest(model, known_in=tmp_path / "no") == weights_digest(model, known_in=model / "config.json")
+def test_folder_is_made_and_one_that_cannot_be_costs_time_only(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    assert weights_digest(model, known_in=folder) == weights_digest(model, known_in=model / "config.json")
+    assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_blobs_of_a_hub_are_known_by_their_names(model: Path, tmp_path: Path) -> None:
