@@ -97,7 +97,7 @@ class Batch:
             left -= count
         while admit and left and self.waiting and len(self.running) < self.seqs_max:
             job = self.waiting[0]
-            if not self._enter(job):
+            if not self._enter(job, self.batch_tokens - left):
                 break
             if job.request.request_id in self.prefilling:
                 count = min(left, job.target - job.computed)
@@ -105,8 +105,8 @@ class Batch:
                 left -= count
         return chunks
 
-    def _enter(self, job: Job) -> bool:
-        """Take the head of the queue into the batch if its blocks fit."""
+    def _enter(self, job: Job, tokens: int) -> bool:
+        """Take the head of the queue into the batch, which has `tokens` tokens in this step, if its blocks fit."""
         job.target = job.request.prompt_tokens + job.emitted
         keys = job.full_keys()
         units = self.device.cache.match(job.unit_blocks, keys) if keys else []
@@ -120,9 +120,15 @@ class Batch:
         job.units = units
         job.computed = len(units) * job.request.unit_tokens
         self.running[job.request.request_id] = job
-        if self.slow is None or not self.slow.enter(job):
+        if self.slow is None or not self.slow.enter(job, step_ns=self._step_ns(tokens)):
             self._begin_prefill(job)
         return True
+
+    def _step_ns(self, tokens: int) -> int:
+        """What a step of so many tokens takes now, or of as many as fit if others wait; none takes no time."""
+        clock = self.clock
+        tokens = self.batch_tokens if self.waiting else tokens
+        return step_ns(self.model, tokens=tokens, context=clock.context, seqs=clock.seqs) if tokens else 0
 
     def _begin_prefill(self, job: Job) -> None:
         """What is cached of its prompt is there; the rest is computed."""

@@ -2,8 +2,8 @@
 
 Each order is answered once, when the last of its slices has arrived or will not: `done`, `partly`, `failed`;
 `cancelled` if it was taken back before; `not_needed` if all were there already. A slice that is moved over several
-tiers goes one by one. What is demoted or dropped leaves the faster tier from the last slice to the first (children
-before their parents), and only where nobody uses it. What nobody waits for never goes before what a request waits for.
+tiers goes one by one. What is demoted or dropped leaves its tier children before their parents, and only where nobody
+uses it. What nobody waits for never goes before what a request waits for.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -143,8 +143,9 @@ class Carrier:
             self._tiers.move(at, route[0], route[1], urgent=False, wish=wish)
 
     def _drop(self, one: _Open) -> None:
-        for key in reversed(one.order.slices):
-            self._ended(one, key, self._take_out(key, one.order.from_tier))
+        whys = self._take_all(one.order.slices, one.order.from_tier)
+        for key, why in whys.items():
+            self._ended(one, key, why)
 
     def _replicate(self, one: _Open) -> None:
         order = one.order
@@ -186,6 +187,14 @@ class Carrier:
         gone = cache.drop(key) if cache is not None else self._device.forget(key)
         return "" if gone else IN_USE
 
+    def _take_all(self, keys: Sequence[Hashable], tier: Tier) -> dict[Hashable, str]:
+        """Take them out in whichever order they stand, children before their parents; why each stayed ("" = gone)."""
+        whys = {key: self._take_out(key, tier) for key in keys}
+        for key in reversed(keys):
+            if whys[key] == IN_USE:
+                whys[key] = self._take_out(key, tier)
+        return whys
+
     def _is_wanted(self, one: _Open) -> bool:
         return not one.is_cancelled and not self._is_late(one)
 
@@ -206,8 +215,7 @@ class Carrier:
         order = one.order
         del self._open[order.order]
         if order.move is Move.DEMOTE:
-            for key in reversed(one.arrived):
-                self._take_out(key, order.from_tier)
+            self._take_all(one.arrived, order.from_tier)
         took_ns = (self._tiers.links.now_fs - one.begun_fs) // FS_PER_NS
         self._finished.append(
             TransferFinished(

@@ -58,6 +58,7 @@ class LightEngine:
         if tiers is not None:
             drawn = fates(faults, self.engine_id) if faults is not None else None
             self._batch.stand_before(tiers, now_ns=now_ns, fates=drawn, ssd=ssd, peers=peers)
+        self._slow: SlowMemory | None = self._batch.slow
         self._tell_tokens = tell_tokens
         self._jobs: dict[RequestId, Job] = {}
         self._parked: dict[RequestId, Job] = {}
@@ -69,10 +70,6 @@ class LightEngine:
         self._now_ns = now_ns
         self._outcomes: list[Outcome] = []
         self._prompt_tokens = self._output_tokens = 0
-
-    @property
-    def _slow(self) -> SlowMemory | None:
-        return self._batch.slow
 
     # What its owner calls.
 
@@ -169,10 +166,9 @@ class LightEngine:
         """When something can next come out if nothing more goes in; None when there is nothing to do."""
         if self._outcomes:
             return self._now_ns
-        next_fs = self._slow.next_fs() if self._slow is not None else None
-        step_fs = self._next_step_fs()
-        if step_fs is not None:
-            next_fs = step_fs if next_fs is None else min(step_fs, next_fs)
+        next_fs = self._next_step_fs()
+        if self._slow is not None and (order_fs := self._slow.next_fs()) is not None:
+            next_fs = order_fs if next_fs is None else min(next_fs, order_fs)
         return _ceil_ns(next_fs) if next_fs is not None else None
 
     def run_until(self, now_ns: int) -> list[Outcome]:

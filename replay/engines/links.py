@@ -6,7 +6,8 @@ room is made then, so what waits takes no room). What a link does is known befor
 ends and begins transfers in order of time. Time is in femtoseconds, as in the engine's steps.
 
 A transfer that fails (see `replay.faults`) has taken its time on the link all the same. One that stalls takes its time
-on the link, and is there only when the stall is over: others pass it.
+on the link, and is there only when the stall is over: others pass it. After OVERDUE times what it should take it counts
+as failed.
 """
 
 from collections import deque
@@ -19,6 +20,8 @@ from policies.predictors.step_time import FS_PER_NS
 from replay.faults import FINE, Fate
 
 FS_PER_S = NS_PER_S * FS_PER_NS
+OVERDUE = 3
+"""So many times what a transfer takes on the link are waited for it."""
 FAILED = "transfer_failed"
 """Why a transfer that failed did not arrive."""
 NOT_WANTED = "not_wanted"
@@ -63,9 +66,13 @@ class Link:
         wanted = sum(one.bytes for lane in lanes for one in lane if not one.taken and one.is_wanted())
         return wanted + (self.moving.bytes if self.moving is not None else 0)
 
-    def put(self, transfer: Transfer) -> None:
-        """Its turn comes after all of its kind."""
-        (self._urgent if transfer.urgent else self._others).append(transfer)
+    def put(self, transfer: Transfer, *, again: bool) -> None:
+        """Its turn comes after all of its kind; before them if it failed just now."""
+        lane = self._urgent if transfer.urgent else self._others
+        if again:
+            lane.appendleft(transfer)
+        else:
+            lane.append(transfer)
         self.waiting_bytes += transfer.bytes
 
     def hurry(self, transfer: Transfer) -> None:
@@ -99,9 +106,9 @@ class Links:
         """When something next ends or is there."""
         return self._to_come[0][0] if self._to_come else None
 
-    def send(self, link: Link, transfer: Transfer) -> None:
-        """Queue it now. It may begin, and be refused, at once."""
-        link.put(transfer)
+    def send(self, link: Link, transfer: Transfer, *, again: bool = False) -> None:
+        """Queue it now; `again`: it failed just now. It may begin, and be refused, at once."""
+        link.put(transfer, again=again)
         self._begin(link)
 
     def advance(self, now_fs: int) -> None:
@@ -127,20 +134,23 @@ class Links:
             link.moved_bytes += transfer.bytes
             link.moving = transfer
             fate = next(self._fates) if self._fates is not None else FINE
-            if fate.stall_ns:
-                self._at(self.now_fs + took_fs, partial(self._leave, link))
-                self._at(self.now_fs + took_fs + fate.stall_ns * FS_PER_NS, partial(transfer.end, ""))
+            stall_fs = fate.stall_ns * FS_PER_NS
+            is_overdue = stall_fs >= (OVERDUE - 1) * took_fs
+            link.failures += fate.fails or (stall_fs > 0 and is_overdue)
+            if stall_fs:
+                self._at(self.now_fs + took_fs, partial(self._free, link))
+                late_fs = min(took_fs + stall_fs, OVERDUE * took_fs)
+                self._at(self.now_fs + late_fs, partial(transfer.end, FAILED if is_overdue else ""))
             else:
                 self._at(self.now_fs + took_fs, partial(self._arrive, link, transfer, FAILED if fate.fails else ""))
         link.is_asking = False
 
     def _arrive(self, link: Link, transfer: Transfer, why: str) -> None:
         link.moving = None
-        link.failures += bool(why)
         transfer.end(why)
         self._begin(link)
 
-    def _leave(self, link: Link) -> None:
+    def _free(self, link: Link) -> None:
         """What stalls is off the link."""
         link.moving = None
         self._begin(link)

@@ -66,13 +66,14 @@ class Loads:
         next_fs = self._tiers.links.next_fs()
         return give_up_fs if next_fs is None else min(give_up_fs, next_fs)
 
-    def begin(self, job: Job, held: int, chain: Sequence[SliceAt]) -> bool:
+    def begin(self, job: Job, held: int, chain: Sequence[SliceAt], *, step_ns: int) -> bool:
         """Load what `chain` (the slices of its prompt behind the `held` that it has) begins with, as far as that is
-        worth it; False if nothing is."""
+        worth it; False if nothing is. The step that begins now takes `step_ns` with all the others' work: what is
+        loaded is of use when it is over."""
         near, far = self._found(chain)
         self.misses[Tier.DRAM] += len(chain) - near
         self.misses[Tier.SSD] += len(chain) - near - far if self._tiers.ssd is not None else 0
-        count = self._worth(job, held, chain, near, far)
+        count = self._worth(job, held, chain, near, far, step_ns)
         if not count:
             return False
         load = Load(job, held, chain[:count], min(near, count), self._tiers.links.now_fs)
@@ -123,7 +124,7 @@ class Loads:
             return near, 0
         return near, next((n for n, at in enumerate(chain[near:]) if at.key not in ssd), len(chain) - near)
 
-    def _worth(self, job: Job, held: int, chain: Sequence[SliceAt], near: int, far: int) -> int:
+    def _worth(self, job: Job, held: int, chain: Sequence[SliceAt], near: int, far: int, step_ns: int) -> int:
         """How many of them are quicker loaded than computed, and would come soon enough."""
         if not near + far:
             return 0
@@ -131,15 +132,16 @@ class Loads:
         size, late_ns = chain[0].bytes, self._prefill_ns(job, held) * LATE_PPM // PPM
         up_ns = fetch_ns(near * size, up.bytes_before(urgent=True), up.bytes_per_s)
         first_ns = fetch_ns(size, up.bytes_before(urgent=True), up.bytes_per_s)
-        if near and (first_ns > late_ns or not self._is_quicker(job, held, held + near, up_ns)):
+        if near and (first_ns > late_ns or not self._is_quicker(job, held, held + near, max(up_ns, step_ns))):
             return 0
         if far:
             slowly_ns = fetch_ns(far * size, down.bytes_before(urgent=True), down.bytes_per_s)
             first_ns = fetch_ns(size, down.bytes_before(urgent=True), down.bytes_per_s)
             saved_ns = self._prefill_ns(job, held) - self._prefill_ns(job, held + near)
             last_ns = fetch_ns(size, 0, up.bytes_per_s)
+            far_ns = max(max(slowly_ns, up_ns) + last_ns, step_ns) - (max(up_ns, step_ns) if near else 0)
             if first_ns + last_ns <= late_ns + saved_ns and self._is_quicker(
-                job, held + near, held + near + far, max(slowly_ns, up_ns) + last_ns - up_ns
+                job, held + near, held + near + far, far_ns
             ):
                 return near + far
         return near

@@ -67,8 +67,9 @@ class SlowMemory:
 
     # Requests.
 
-    def enter(self, job: Job) -> bool:
-        """A request enters the batch with `job.units` units in device memory. True: it waits until more is loaded."""
+    def enter(self, job: Job, *, step_ns: int) -> bool:
+        """A request enters the batch with `job.units` units in device memory; the others' work takes `step_ns` in this
+        step. True: it waits until more is loaded."""
         keys = job.full_keys()
         held, length = len(job.units), len(job.request.prefix)
         if not keys:
@@ -79,7 +80,7 @@ class SlowMemory:
         if job.cached < 0 and len(self._device_hits) < HITS_MAX:
             self._device_hits += keys[:held]
         chain = self._chain(job, held, len(keys))
-        return bool(chain) and self.loads.begin(job, held, chain)
+        return bool(chain) and self.loads.begin(job, held, chain, step_ns=step_ns)
 
     def computed(self, job: Job) -> None:
         """Units of its prompt that are in device memory now are written through."""

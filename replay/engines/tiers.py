@@ -4,8 +4,8 @@ Modelled on vLLM's tiered offloading: whole slices; what is computed is written 
 a load from SSD goes by way of DRAM, and stays there. A tier is written when the link has taken all bytes: there is no
 half slice. The link to DRAM works in both directions at once, so does the SSD, at different speeds.
 
-A transfer that fails is sent again, TRIES_MAX times in all. What would stand in a queue for longer than STORE_WAIT_NS
-is not stored at all: a link that is slower than the engine computes holds nothing up.
+A transfer that fails is sent again at once, TRIES_MAX times in all. What would stand in a queue for longer than
+STORE_WAIT_NS is not stored at all: a link that is slower than the engine computes holds nothing up.
 """
 
 from collections.abc import Callable, Hashable, Iterator
@@ -79,6 +79,7 @@ class Tiers:
         self.ssd: TierCache | None = None
         if sizes.ssd_bytes:
             self.ssd = ssd.restarted() if ssd is not None else TierCache(Tier.SSD, sizes.ssd_bytes, cost_ns)
+        self._by_tier = {cache.tier: cache for cache in self.caches()}
         self.links = Links(now_fs=now_fs, fates=fates)
         self.down, self.up = Link(sizes.dram_bytes_per_s), Link(sizes.dram_bytes_per_s)
         self.ssd_write, self.ssd_read = Link(sizes.ssd_write_bytes_per_s), Link(sizes.ssd_read_bytes_per_s)
@@ -96,7 +97,7 @@ class Tiers:
 
     def cache(self, tier: Tier) -> TierCache | None:
         """What holds the slices of that tier; None for device memory, and where there is none."""
-        return next((one for one in self.caches() if one.tier is tier), None)
+        return self._by_tier.get(tier)
 
     def link(self, source: Tier, target: Tier) -> Link:
         """The link between two tiers next to each other."""
@@ -169,7 +170,7 @@ class Tiers:
 
         coming.begun = False
         coming.transfer = Transfer(at.bytes, urgent=urgent, is_wanted=coming.is_wanted, begin=begin, end=end)
-        self.links.send(link, coming.transfer)
+        self.links.send(link, coming.transfer, again=coming.tries > 0)
 
     def lift(self, at: SliceAt, *, urgent: bool, wish: Wish) -> None:
         """Bring a slice from DRAM to device memory; where it goes there is the asker's. It has to be in DRAM when its
@@ -203,7 +204,8 @@ class Tiers:
                 return
             wish.then(why, tries + 1)
 
-        self.links.send(link, Transfer(at.bytes, urgent=urgent, is_wanted=wish.is_wanted, begin=begin, end=end))
+        transfer = Transfer(at.bytes, urgent=urgent, is_wanted=wish.is_wanted, begin=begin, end=end)
+        self.links.send(link, transfer, again=tries > 0)
 
 
 def _is_full(link: Link) -> bool:
