@@ -60,12 +60,10 @@ class LocalTransport:
                 for chunk in chunks(attempt.slice_id, view, chunk_bytes=self._chunk_bytes, summed=self._summed):
                     attempt.pace(chunk.data.nbytes)
                     assembly.take(chunk)
-            whole = assembly.complete
-        else:
-            for begin in range(0, memory.nbytes, self._chunk_bytes):
-                attempt.pace(min(self._chunk_bytes, memory.nbytes - begin))
-            whole = self._source.read_into(attempt.slice_id, memory) == memory.nbytes
-        if not whole:
+            return
+        for begin in range(0, memory.nbytes, self._chunk_bytes):
+            attempt.pace(min(self._chunk_bytes, memory.nbytes - begin))
+        if self._source.read_into(attempt.slice_id, memory) != memory.nbytes:
             raise attempt.failed(TransferFault.DAMAGED, "the source has another length by now")
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from events.base import SliceId
 from events.slice import Tier
-from kvstore.errors import KVError, NotResident
+from kvstore.errors import KVError, NotResident, Pinned
 from kvstore.tiers.memory import memory_tier
 from kvstore.tiers.slicefile import HEADER_BYTES
 from kvstore.tiers.ssd import Sync, ssd_tier
@@ -282,6 +282,33 @@ def test_a_read_that_a_drop_and_a_new_store_overtake_is_a_miss_and_no_damage(tmp
     turns.run([read, renew])
     assert [type(error) for error in caught] == [NotResident]
     assert (house.ssd.stats().corrupt, house.ssd.holds(NAMES[0])) == (0, True)
+    house.tiers.close()
+
+
+def test_nobody_lets_go_of_the_copy_while_the_original_leaves(tmp_path: Path) -> None:
+    """A move from SSD to DRAM stops before it removes the file; meanwhile the copy in DRAM is to be dropped."""
+    at_unlink: list[bool] = []
+    turns = Turns(lambda running: running - 1 if at_unlink else 0)
+    house = House(tmp_path)
+    house.tiers.put(NAMES[0], content(NAMES[0]), tier=Tier.SSD)
+
+    def stop_at_unlink(name: str, _number: int) -> None:
+        if name == "unlink":
+            at_unlink.append(True)
+            turns.pause()
+
+    house.steps.before = stop_at_unlink
+    caught: list[KVError] = []
+
+    def drop() -> None:
+        try:
+            house.tiers.drop(NAMES[0], tier=Tier.DRAM)
+        except KVError as error:
+            caught.append(error)
+
+    turns.run([lambda: house.do("demote", NAMES[0], Tier.SSD, Tier.DRAM), drop])
+    assert [type(error) for error in caught] == [Pinned]
+    assert house.tiers.where(NAMES[0]) == (Tier.DRAM,)
     house.tiers.close()
 
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from events.base import NS_PER_MS, NS_PER_S, PPM, SliceId
@@ -162,6 +162,7 @@ def test_totals_count_all_plans() -> None:
     assert totals.bytes_per_s() == 2000 * NS_PER_S // (3 * MOVE_NS)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 100 * NS_PER_MS), st.integers(1, 60 * NS_PER_MS)), min_size=1, max_size=20),
     st.lists(st.sampled_from([None, None, DAMAGED, TIMEOUT, GONE, TransferFault.NOT_RESIDENT]), max_size=40),

@@ -1,7 +1,7 @@
 """A slice in pieces, and from pieces: in order, each once, every byte checked."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from events.base import SliceId
@@ -12,6 +12,7 @@ DATA = bytes(range(100))
 PIECES = list(chunks(A, memoryview(DATA), chunk_bytes=40))
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=1, max_size=300), st.integers(1, 301), st.booleans())
 def test_what_was_cut_is_put_together_again(data: bytes, chunk_bytes: int, summed: bool) -> None:
     memory = bytearray(len(data))

@@ -181,6 +181,7 @@ def test_a_link_that_is_too_slow_is_not_waited_for(way: Way) -> None:
     way.source.put(A, content(A))
     assert way.fails(A, timeout_ns=2500 * NS_PER_MS) is TransferFault.TIMEOUT
     assert way.clock.ns - 1_000_000_000 == 2 * NS_PER_S, "the fourth piece could not come in time"
+    assert way.link.queue_bytes() == 0, "and takes no room from others"
     assert way.move(A, timeout_ns=100 * NS_PER_S) == SLICE_BYTES
 
 

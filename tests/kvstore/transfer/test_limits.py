@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from events.base import NS_PER_MS, NS_PER_S, PPM
@@ -40,6 +40,7 @@ def test_no_rate_is_no_limit() -> None:
 TAKES = st.lists(st.tuples(st.integers(0, 200 * NS_PER_MS), st.integers(1, 3 * BURST)), min_size=1, max_size=40)
 
 
+@settings(deadline=None)
 @given(TAKES)
 def test_no_window_carries_more_than_its_time_and_one_burst(takes: list[tuple[int, int]]) -> None:
     clock = FakeClock()
@@ -56,6 +57,7 @@ def test_no_window_carries_more_than_its_time_and_one_burst(takes: list[tuple[in
             assert carried <= BURST + largest + (go_ns - begin_ns) * RATE // NS_PER_S + 1
 
 
+@settings(deadline=None)
 @given(TAKES)
 def test_first_come_first_served(takes: list[tuple[int, int]]) -> None:
     clock = FakeClock()
@@ -99,6 +101,7 @@ def test_the_example_of_giving_up() -> None:
 RECOMPUTE = st.lists(st.integers(1, 10**9), min_size=1, max_size=64)
 
 
+@settings(deadline=None)
 @given(RECOMPUTE, st.integers(0, PPM))
 def test_who_gives_up_at_any_slice_and_computes_the_rest_is_in_time(recompute: list[int], late_ppm: int) -> None:
     latest = sum(recompute) + sum(recompute) * late_ppm // PPM
@@ -106,6 +109,7 @@ def test_who_gives_up_at_any_slice_and_computes_the_rest_is_in_time(recompute: l
         assert limit + sum(recompute[index:]) == latest
 
 
+@settings(deadline=None)
 @given(RECOMPUTE)
 def test_later_slices_are_waited_for_longer(recompute: list[int]) -> None:
     limits = give_up_ns(recompute)

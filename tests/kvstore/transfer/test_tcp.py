@@ -115,9 +115,9 @@ def test_who_cannot_prove_the_key_is_not_served(server: SliceServer, tier: Shelf
 )  # fmt: skip
 def test_garbage_ends_its_connection_and_no_other(server: SliceServer, garbage: bytes) -> None:
     with socket.create_connection(server.address, timeout=5) as line:
-        line.sendall(garbage)
-        line.shutdown(socket.SHUT_WR)
-        with suppress(ConnectionResetError):
+        with suppress(OSError):  # The server may be faster with the end than we with the rest.
+            line.sendall(garbage)
+            line.shutdown(socket.SHUT_WR)
             assert line.recv(1) == b""
         assert move(transport(server.address, mine())) == SLICE_BYTES
 
