@@ -34,6 +34,8 @@ SECTIONS: dict[str, Callable[[Place], Awaitable[list[Row]]]] = {
 }
 
 TABLE_WIDTH = 120
+RATIO_MIN = 0.01
+"""Smaller ones are shown by their first digit."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -78,7 +80,7 @@ def _show(found: dict[str, list[Row]], rounds: int) -> None:
     for rows in found.values():
         for row in rows:
             met = "" if row.met is None else "met" if row.met else "not met"
-            ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
+            ratio = "" if row.ratio is None else f"{row.ratio:.2f}x" if row.ratio >= RATIO_MIN else f"{row.ratio:.1g}x"
             ours = f"{_number(row.ours)} {row.unit}"
             floor = "" if row.floor is None else f"{_number(row.floor)} {row.unit}"
             table.add_row(row.what, ours, floor, ratio, row.goal, met)

@@ -74,6 +74,7 @@ async def measure_prefixes(place: Place) -> list[Row]:
     rows = [
         measured("longest prefix of 8K tokens, 1M slices", "us", ours["lookup_us"], at_most=LOOKUP_US_MAX),
         measured("the same, counted as a use", "us", ours["used_us"]),
+        measured("insert the 32 slices of 8K tokens, 1M there", "us", ours["insert_prompt_us"]),
         measured("insert 512 slices, 1M there", "us", ours["insert_us"], at_most=INSERT_US_MAX),
         measured("the same where 512 others must go", "us", ours["insert_full_us"]),
         measured("memory of a slice, name included", "bytes", ours["bytes"], at_most=SLICE_BYTES_MAX),

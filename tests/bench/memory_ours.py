@@ -55,11 +55,12 @@ def main() -> None:
     def one_round() -> dict[str, float]:
         nonlocal fresh
         looked = {"lookup_us": timed(cache.longest_prefix, prompts()), "used_us": timed(cache.lookup, prompts())}
-        waits: dict[str, list[float]] = {"insert_us": [], "insert_full_us": []}
+        waits: dict[str, list[float]] = {"insert_us": [], "insert_prompt_us": [], "insert_full_us": []}
         for _ in range(INSERTS):
             fresh += 1
-            waits["insert_us"].append(timed(lambda slices: cache.insert(slices, range), [names(fresh, INSERT_SLICES)]))
-            cache.invalidate(names(fresh, 1)[0])
+            for figure, count in (("insert_prompt_us", PROMPT_SLICES), ("insert_us", INSERT_SLICES)):
+                waits[figure].append(timed(lambda slices: cache.insert(slices, range), [names(fresh, count)]))
+                cache.invalidate(names(fresh, 1)[0])
             waits["insert_full_us"].append(
                 timed(lambda slices: full.insert(slices, range), [names(fresh, INSERT_SLICES)])
             )

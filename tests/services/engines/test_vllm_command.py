@@ -1,6 +1,7 @@
 """The command that starts a vLLM: what stands in it, what does not, and what is refused."""
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,14 @@ import pytest
 
 from events.base import EngineId, PoolId
 from services.engines import vllm_command
+from services.engines.vllm_checks import NEEDED
 from services.engines.vllm_command import Launch, launch
-from services.runtime.config import Config, ConfigError, EngineConfig, LaunchConfig, NatsConfig
+from services.runtime.config import Config, ConfigError, EngineConfig, LaunchConfig, NatsConfig, load
 from services.vllm_plugin import settings
 from services.vllm_plugin.settings import PluginSettings
 
 GIB = 2**30
+DEPLOY = Path(__file__).parents[3] / "deploy" / "vllm"
 
 
 def engine(**fields: Any) -> EngineConfig:
@@ -155,3 +158,19 @@ def test_what_the_plugin_is_told_is_refused_when_it_is_wrong() -> None:
 )
 def test_the_plugin_finds_the_log_by_the_houses_own_names(env: dict[str, str], url: str) -> None:
     assert settings.nats_url(env) == url
+
+
+def test_the_configuration_that_comes_along_launches_its_engine() -> None:
+    config = load(DEPLOY / "tidegate.toml")
+    made = launch(config, config.engines[0], nats_url="nats://n")
+    told = settings.of(extra(made))
+    assert (told.ssd_folder, told.ssd_bytes) == ("/var/lib/tidegate/llama-1", 500 * GIB)
+    assert extra(made)["cpu_bytes_to_use"] == 64 * GIB
+
+
+def test_what_the_plugin_needs_is_a_part_of_the_extra_and_of_what_is_looked_for() -> None:
+    lines = (DEPLOY / "requirements-plugin.txt").read_text().splitlines()
+    needed = {line for line in lines if not line.startswith("#")}
+    project = tomllib.loads((DEPLOY.parents[1] / "pyproject.toml").read_text())["project"]
+    assert needed <= set(project["optional-dependencies"]["engine"])
+    assert {name.removesuffix("-py") for name in needed} <= set(NEEDED)
