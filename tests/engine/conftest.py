@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.engine.house import EMBEDDING_MODEL
+from tests.engine.steered import Steered, steered
 from tests.engine.vllm_server import VllmServer
 
 ROOT = Path(__file__).parents[2]
@@ -88,3 +89,10 @@ def engines(started_engines: Engines) -> Engines:
     for engine in dead:
         engine.wait_ready()
     return started_engines
+
+
+@pytest.fixture(scope="session")
+def steered_engine(engine_python: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Steered]:
+    """One engine with the whole plugin, for all tests of choices and orders."""
+    with steered(engine_python, model, tmp_path_factory.mktemp("steered")) as made:
+        yield made

@@ -2,14 +2,16 @@
 
 import asyncio
 import json
+import random
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from events.base import EngineId
+from events.base import NS_PER_S, EngineId
 from replay.choice_journal import ChoiceReader, Line, files_of
 from tests.engine.house import KV_SCHEMA, PATIENT_MS, POOL, TIDEGATE, House
 from tests.engine.offload import SLICE_BYTES
@@ -22,6 +24,11 @@ BLOCKS = 104
 """Of 32 tokens: room for about three of the prompts below with their answers, where six want to run."""
 DRAM_SLICES = 40
 COMMAND_TIMEOUT_S = 60
+ANSWER_TOKENS = 300
+PROMPT_TOKENS = 620
+"""Two whole slices and a part: what was preempted can be loaded again."""
+SLACKS_S = {"late": -5, "urgent": 20, "soon": 100, "patient": 2_000, "idle": 20_000, "unhinted": 0}
+Asked = tuple[list[int], int, dict[str, Any]]
 
 
 class Said(NamedTuple):
@@ -48,7 +55,7 @@ class Steered:
         [choice] = self.server.post("/v1/completions", body)["choices"]
         return Said(tuple(choice["token_ids"]), choice["finish_reason"])
 
-    def ask_all(self, asked: Sequence[tuple[Sequence[int], int, dict[str, Any]]]) -> list[Said]:
+    def ask_all(self, asked: Sequence[Asked]) -> list[Said]:
         """All at once."""
         with ThreadPoolExecutor(len(asked)) as threads:
             return list(threads.map(lambda one: self.ask(one[0], tokens=one[1], hints=one[2]), asked))
@@ -61,6 +68,13 @@ class Steered:
         """All that the engine wrote down of its choices until now."""
         return [line for path in files_of(self.choices) for line in ChoiceReader(path)]
 
+    def until_written(self, number: int = 1) -> None:
+        """Until the journal has an entry of this number. AssertionError when that never comes."""
+        deadline = time.monotonic() + COMMAND_TIMEOUT_S
+        while not any(line.number >= number for line in self.journal()):
+            assert time.monotonic() < deadline, f"entry {number} is written"
+            time.sleep(0.1)
+
     def verify(self, *arguments: object) -> tuple[int, dict[str, Any]]:
         """What `tidegate replay verify --engine` says."""
         done = subprocess.run(
@@ -68,6 +82,20 @@ class Steered:
             capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False,
         )  # fmt: skip
         return done.returncode, json.loads(done.stdout)
+
+
+def pressing() -> list[Asked]:
+    """Prompts, lengths of answers and hints of six requests, from late to unhurried, of which three fit."""
+    rows: list[Asked] = []
+    for number, (name, slack_s) in enumerate(SLACKS_S.items()):
+        hints: dict[str, Any] = {"request_id": f"{name}-request", "output_expected": ANSWER_TOKENS}
+        if slack_s:
+            hints["slack_ns"] = slack_s * NS_PER_S
+        if name not in ("unhinted", "idle"):
+            hints["slo_tpot_ns"] = max(1, slack_s) * NS_PER_S // ANSWER_TOKENS
+        chance = random.Random(number)
+        rows.append(([chance.randrange(2, 500) for _ in range(PROMPT_TOKENS)], ANSWER_TOKENS, hints))
+    return rows
 
 
 @contextmanager

@@ -1,49 +1,23 @@
 """A real vLLM that runs out of blocks: who gives way, and that nobody's answer is another for it."""
 
-import random
-from typing import Any
-
 import pytest
 
 from events.slice import ChoiceKind, Tier
 from policies.memory.delegate_ops import GaveWay, Held, VictimAsked
 from policies.memory.victims import Chosen, choose
-from tests.engine.steered import Said, Steered
+from tests.engine.steered import ANSWER_TOKENS, PROMPT_TOKENS, Said, Steered, pressing
 from tests.engine.vllm_server import BLOCK_TOKENS
-
-S = 10**9
-ANSWER_TOKENS = 300
-PROMPT_TOKENS = 620
-"""Two whole slices and a part: what was preempted can be loaded again."""
-SLACKS_S = {"late": -5, "urgent": 20, "soon": 100, "patient": 2_000, "idle": 20_000, "unhinted": 0}
-
-
-def prompt(seed: int) -> list[int]:
-    chance = random.Random(seed)
-    return [chance.randrange(2, 500) for _ in range(PROMPT_TOKENS)]
-
-
-def asked() -> list[tuple[list[int], int, dict[str, Any]]]:
-    rows = []
-    for number, (name, slack_s) in enumerate(SLACKS_S.items()):
-        hints: dict[str, Any] = {"request_id": f"{name}-request", "output_expected": ANSWER_TOKENS}
-        if slack_s:
-            hints["slack_ns"] = slack_s * S
-        if name not in ("unhinted", "idle"):
-            hints["slo_tpot_ns"] = max(1, slack_s) * S // ANSWER_TOKENS
-        rows.append((prompt(number), ANSWER_TOKENS, hints))
-    return rows
 
 
 class Pressed:
     """What happened: the answers without and with pressure, and the journal of the pressured part."""
 
     def __init__(self, engine: Steered) -> None:
-        self.alone = [engine.ask(tokens, tokens=count) for tokens, count, _hints in asked()]
+        self.alone = [engine.ask(tokens, tokens=count) for tokens, count, _hints in pressing()]
         engine.forget()
         before = len(engine.journal())
         preempted = engine.server.metric("vllm:num_preemptions_total")
-        self.together = engine.ask_all(asked())
+        self.together = engine.ask_all(pressing())
         self.preemptions = engine.server.metric("vllm:num_preemptions_total") - preempted
         self.lines = engine.journal()[before:]
 
