@@ -2,9 +2,10 @@
 
 Looked at whenever a tier of an engine is measured, so that room, speed and queue are those of now:
 
-- Relieve DRAM. Above `high_ppm` its least valuable slices go until it is at `low_ppm`: what is in SSD too is dropped
-  from DRAM (engines write through); what is not is demoted, where fetching it back from SSD would be worth it, and SSD
-  has room; else it is dropped only if it is worthless (fewer than `worthless_ppm` come back).
+- Relieve DRAM, so that there is room for what is worth more. Above `high_ppm` its least valuable slices go until it is
+  at `low_ppm`, those that are quicker fetched back from SSD than computed: what is in SSD too is dropped from DRAM
+  (engines write through), what is not is demoted while SSD has room. Others are dropped only if they are worthless
+  (fewer than `worthless_ppm` come back): where SSD is too slow to be of use, DRAM is left to the engine.
 - Relieve SSD. Above `high_ppm` its least valuable slices are dropped.
 - Promote. While DRAM has room below `high_ppm`, hot slices that are in SSD alone come up, parents first, where fetching
   is quicker than computing.
@@ -21,7 +22,7 @@ the circuit breaker: `policies.transfers`.
 Sources: watermarks as in the page replacement of operating systems; the gate is measured necessity
 (`policies.memory.gate`); tiers below HBM with write-through are those of Mooncake and LMCache.
 
-Example: DRAM of 100 slices holds 92, high 90 %, low 85 %. Of the seven least valuable five are in SSD too: dropped. Two
+Example: DRAM of 100 slices holds 99, high 95 %, low 92 %. Of the seven least valuable five are in SSD too: dropped. Two
 are not, and would take 10 ms to fetch and 40 ms to compute: demoted.
 """
 
@@ -58,7 +59,7 @@ from policies.transfers import Draft
 SCAN_MAX = 1_024
 """Slices of a tier that are weighed because of one record."""
 WALK_MAX = 16_384
-"""Slices of an engine that are passed to find them."""
+"""Slices of an engine that are looked at for that, those used longest ago."""
 LIFE_NS = 20 * NS_PER_S
 """After so long an order is worth nothing: the tier looks different by then."""
 
@@ -146,13 +147,14 @@ def _least_worth(state: State, draft: Draft, engine_id: EngineId, tier: Tier) ->
     """Slices of a tier that may go, the least valuable first, none before one that stands behind it."""
     engine, bit = state.engines[engine_id], BIT[tier]
     left_alone = _kept(state, engine_id) | draft.busy(engine_id)
-    there = (
-        slice_id
-        for slice_id, tiers in islice(engine.index.tiers_of.items(), WALK_MAX)
-        if tiers & bit and slice_id not in left_alone
-    )
-    worth = ((slice_id, _value(state, engine, slice_id, tier)) for slice_id in islice(there, SCAN_MAX))
-    return slice_book.children_first(state.book, worth)
+    worth: dict[SliceId, int] = {}
+    staying: list[SliceId] = []
+    for slice_id, tiers in islice(engine.index.tiers_of.items(), WALK_MAX):
+        if tiers & bit and (slice_id in left_alone or len(worth) == SCAN_MAX):
+            staying.append(slice_id)
+        elif tiers & bit:
+            worth[slice_id] = _value(state, engine, slice_id, tier)
+    return slice_book.children_first(state.book, worth.items(), staying)
 
 
 def _value(state: State, engine: TieredEngine, slice_id: SliceId, tier: Tier) -> int:
@@ -181,12 +183,15 @@ def _relieve_dram(state: State, draft: Draft, engine_id: EngineId) -> None:
     for slice_id in _least_worth(state, draft, engine_id, Tier.DRAM):
         if len(dropped) + len(demoted) + len(worthless) == surplus:
             break
-        if holds(engine.index, slice_id, Tier.SSD):
+        below = holds(engine.index, slice_id, Tier.SSD)
+        if slice_book.come_back_ppm(state.book, slice_id) < state.settings.worthless_ppm:
+            (dropped if below else worthless).append(slice_id)
+        elif not _is_quicker_fetched(state, engine, slice_id):
+            continue  # In SSD it would be as good as gone.
+        elif below:
             dropped.append(slice_id)
-        elif len(demoted) < room and _is_worth_demoting(state, engine_id, slice_id):
+        elif len(demoted) < room:
             demoted.append(slice_id)
-        elif slice_book.come_back_ppm(state.book, slice_id) < state.settings.worthless_ppm:
-            worthless.append(slice_id)
     _drop(state, draft, engine_id, Tier.DRAM, dropped, MoveReason.PRESSURE)
     _drop(state, draft, engine_id, Tier.DRAM, worthless, MoveReason.WORTHLESS)
     _demote(state, draft, engine_id, demoted)
@@ -208,13 +213,9 @@ def _ssd_room(state: State, draft: Draft, engine_id: EngineId) -> int:
     return max(0, left // ssd.slice_bytes)
 
 
-def _is_worth_demoting(state: State, engine_id: EngineId, slice_id: SliceId) -> bool:
-    """Whether fetching it back from SSD would be quicker than computing it (or nobody knows), and it may be asked for
-    again at all."""
-    engine = state.engines[engine_id]
+def _is_quicker_fetched(state: State, engine: TieredEngine, slice_id: SliceId) -> bool:
+    """Whether fetching it back from SSD would be quicker than computing it; yes where nobody knows."""
     ssd, compute_ns = gauge(engine, Tier.SSD), _compute_ns(state, engine, slice_id)
-    if slice_book.come_back_ppm(state.book, slice_id) < state.settings.worthless_ppm:
-        return False
     back_ns = fetch_ns(ssd.slice_bytes, 0, ssd.read_bytes_per_s)
     return not compute_ns or worth_fetching(back_ns, compute_ns, margin_ppm=state.settings.margin_ppm)
 

@@ -13,16 +13,16 @@ class MigrationSettings(Settings, kw_only=True):
     """What can be changed about migration, live.
 
     `enabled` off: nothing is ordered, and what is open is taken back. A tier that is `high_ppm` full is relieved until
-    it is `low_ppm` full (at most `high_ppm`). In DRAM without SSD below it, only slices go of which fewer than
-    `worthless_ppm` come back within `horizon_ns`. At most `hot_max` slices are hot: those used most of late, and at
-    least `hot_uses_min` times. A fetch has to be quicker than computing by `margin_ppm`. At most `link_share_ppm` of a
-    link's time is used; at most `open_max` orders are open, each of `order_slices_max` slices and tried `tries_max`
+    it is `low_ppm` full (at most `high_ppm`). From DRAM without a useful SSD below it only slices go of which fewer
+    than `worthless_ppm` come back within `horizon_ns`. At most `hot_max` slices are hot: those used most of late, and
+    at least `hot_uses_min` times. A fetch has to be quicker than computing by `margin_ppm`. At most `link_share_ppm` of
+    a link's time is used; at most `open_max` orders are open, each of `order_slices_max` slices and tried `tries_max`
     times. Between engines goes what `peer_bytes_per_s` allow (0 = they have no transport: nothing is replicated).
     """
 
     enabled: Switch = Switch.ON
-    high_ppm: Annotated[int, Meta(ge=1, le=PPM)] = 900_000
-    low_ppm: Annotated[int, Meta(ge=0, le=PPM)] = 850_000
+    high_ppm: Annotated[int, Meta(ge=1, le=PPM)] = 950_000
+    low_ppm: Annotated[int, Meta(ge=0, le=PPM)] = 920_000
     worthless_ppm: Annotated[int, Meta(ge=0, le=PPM)] = 20_000
     hot_max: Annotated[int, Meta(ge=0, le=1_024)] = 64
     hot_uses_min: Annotated[int, Meta(ge=2, le=1_000)] = 8

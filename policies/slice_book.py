@@ -91,10 +91,16 @@ def hot(book: SliceBook, now_ns: int, *, uses_min: int, most: int, horizon_ns: i
     return [slice_id for _, _, slice_id in nlargest(most, found)]
 
 
-def children_first(book: SliceBook, worth: Iterable[tuple[SliceId, int]]) -> list[SliceId]:
+def children_first(
+    book: SliceBook, worth: Iterable[tuple[SliceId, int]], staying: Iterable[SliceId] = ()
+) -> list[SliceId]:
     """Slices by what each is worth, the least first; but none before one that stands behind it, for without what stands
-    before them those are worth nothing."""
+    before them those are worth nothing. So what stands before one that is `staying` is left out."""
     values = dict(worth)
+    for slice_id in staying:
+        known = book.known.get(slice_id)
+        while known is not None and values.pop(known.parent, None) is not None:
+            known = book.known.get(known.parent)
     deepest = sorted(values, key=lambda slice_id: -depth(book, slice_id))
     for slice_id in deepest:
         known = book.known.get(slice_id)

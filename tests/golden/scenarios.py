@@ -21,10 +21,21 @@ from events.log.base import Message
 from events.log.journal import JournalWriter
 from events.quota import TenantQuotaAsked
 from events.request import AbortReason, HolderStopped, OutputPredicted
-from events.slice import SlicesPinned
+from events.slice import SlicesPinned, TransferEnd
 from policies.catalog import ACTORS
 from replay.virtual_log import VirtualLog
 from tests.policies.quota_words import both, bounds, quota, tenant
+from tests.policies.tier_words import (
+    DRAM,
+    HBM,
+    SSD,
+    answered,
+    failed,
+    gauged,
+    removed,
+    stored,
+    tiered,
+)
 from tests.policies.words import (
     FS_PER_MS,
     MS,
@@ -151,6 +162,67 @@ EVICTION: Day = [
 ]  # fmt: skip
 
 
+TIERED: Day = [(0, tiered()), (0, gauged(DRAM, used=1)), (0, gauged(SSD, used=3)), (0, tick(0))]
+
+MIGRATION: Day = [
+    (0, PolicyConfigured(actor="migration", settings={
+        "hot_uses_min": 2, "peer_bytes_per_s": 10**6, "tries_max": 4, "order_slices_max": 3,
+    })),
+    (0, PolicyConfigured(actor="prefetch", settings={"enabled": "off"})), *TIERED, (0, tiered("e2")),
+    *((n * MS, event) for n in range(6) for event in (
+        arrived(f"a{n}", 30, slices=slices(*("abc", "pq")[n % 2])), finished(f"a{n}"),
+    )),
+    (9 * MS, arrived("once", 30, slices=slices(*"xyz"))), (9 * MS, finished("once")),
+    (10 * MS, stored(SSD, *"abcpq")), (10 * MS, stored(DRAM, *"xyz")),
+    # DRAM is full: one goes down, one that nobody knows is dropped.
+    (20 * MS, gauged(DRAM, used=3, room=3)), (30 * MS, stored(SSD, "z")), (30 * MS, removed(DRAM, "z")),
+    (30 * MS, answered("m1", done=1)), (40 * MS, stored(DRAM, "w")), (50 * MS, gauged(DRAM, used=3, room=3)),
+    (60 * MS, removed(DRAM, "w")), (60 * MS, answered("m2", done=1)), *seconds(1, 1, beat()),
+    # Hot slices come up; the link fails, is suspended, tried and used again.
+    (1_100 * MS, gauged(DRAM, used=2, room=20)), *((1_200 * MS, failed(f"m{n}")) for n in range(3, 7)),
+    *seconds(2, 7, beat(), gauged(DRAM, used=2, room=20)), (7_100 * MS, stored(DRAM, "b")),
+    (7_100 * MS, answered("m7", done=1)), (7_200 * MS, gauged(DRAM, used=3, room=20)), (7_300 * MS, stored(DRAM, "c")),
+    (7_300 * MS, answered("m8", done=1)),
+    # What is in SSD too may leave DRAM, but not what is pinned.
+    (7_400 * MS, gauged(DRAM, used=4, room=4)),
+    (7_700 * MS, SlicesPinned(slices=slices("c"), for_ns=60 * S)), *seconds(8, 8, beat()),
+    (8_100 * MS, answered("m9", TransferEnd.CANCELLED)), (8_200 * MS, gauged(SSD, used=6, room=6)),
+    (8_400 * MS, stored(DRAM, "a")),
+    # What e2 lacks comes from e1, until e2 is lost.
+    (8_500 * MS, gauged(DRAM, on="e2")), (8_600 * MS, health("e2", Health.LOST)), *seconds(9, 30, beat()),
+    (30_100 * MS, gauged(SSD, used=5, room=5)),
+    (30_200 * MS, PolicyConfigured(actor="migration", settings={"enabled": "off"})), *seconds(31, 32, beat()),
+]  # fmt: skip
+
+PREFETCH: Day = [
+    (0, PolicyConfigured(actor="prefetch", settings={"tries_max": 2})),
+    (0, PolicyConfigured(actor="migration", settings={"enabled": "off"})), *TIERED, (0, settings(safety_ppm=0)),
+    (0, stored(HBM, *"ab")), (0, stored(DRAM, *"c")), (0, stored(SSD, *"cdefg")),
+    # One has to wait: what it begins with comes up at the second try.
+    (0, arrived("big", 900, out=50, slack=9 * S)),
+    (10 * MS, arrived("a", 60, now=10 * MS, out=300, slack=9 * S, slices=slices(*"abcde"))),
+    (20 * MS, failed("p1")), (100 * MS, stored(DRAM, *"de")), (110 * MS, answered("p2", done=2)),
+    (120 * MS, first_token("big")), (400 * MS, finished("big")), (500 * MS, first_token("a")),
+    (600 * MS, finished("a")), *seconds(1, 1, beat()),
+    # One is gone before what it wanted is there; many begin alike.
+    *((1_100 * MS + n * MS, event) for n in range(5) for event in (
+        arrived(f"b{n}", 80, now=1_100 * MS + n * MS, out=5, slices=slices(*"abcdefg")), finished(f"b{n}"),
+    )),
+    (1_200 * MS, answered("p3", TransferEnd.CANCELLED)), *seconds(2, 2, beat()), (2_100 * MS, stored(DRAM, *"fg")),
+    (2_110 * MS, answered("p4", done=2)), (2_200 * MS, stored(SSD, *"stuv")),
+    # A session that pauses for four seconds.
+    *(spoken for n, second in enumerate((2, 6, 10)) for spoken in (
+        *((second * S + 300 * MS, event) for event in (
+            arrived(f"s{n}", 45, now=second * S + 300 * MS, out=5, session="s", slices=slices(*"stuv")),
+            first_token(f"s{n}"), finished(f"s{n}"), answered(f"p{n + 5}", TransferEnd.CANCELLED),
+        )),
+        *seconds(second + 1, second + 4, beat()),
+    )),
+    *seconds(15, 30, beat()),
+    (30_100 * MS, PolicyConfigured(actor="prefetch", settings={"enabled": "off"})), *seconds(31, 32, beat()),
+]  # fmt: skip
+
+
 def outside(name: str, high: int) -> OutputPredicted:
     """A predictor outside of the house says how long an answer will be."""
     return OutputPredicted(request_id=RequestId(name), source="model", output_tokens_low=1, output_tokens_high=high)
@@ -265,6 +337,8 @@ DAYS: dict[str, tuple[dict[str, Any], Day]] = {
     "observe": ({"mode": "observe", "placement": "round_robin"}, OBSERVE),
     "quota": ({}, QUOTA),
     "eviction": ({}, EVICTION),
+    "migration": ({}, MIGRATION),
+    "prefetch": ({}, PREFETCH),
     "miscoverage": ({"output_predictor": "external"}, MISCOVERAGE),
 }
 LONG_DAY = "long_day"

@@ -15,15 +15,21 @@ import pytest
 from events import codec
 from events.base import Event
 from events.decisions import (
+    CancelReason,
     DeferReason,
     EngineDirected,
+    LinkSuspended,
     MiscoverageNoticed,
+    Move,
+    MoveReason,
     RejectReason,
     RequestAdmitted,
     RequestDeferred,
     RequestRejected,
     ShareReason,
     SharesSet,
+    TransferCancelled,
+    TransferOrdered,
 )
 from replay.journal_source import JournalSource
 from tests.golden.scenarios import DAYS, FOLDER, LONG_DAY, file_of
@@ -87,6 +93,8 @@ def decisions_of(path: Path) -> list[Event]:
         ("observe", {"RequestAdmitted"}),
         ("quota", {"SharesSet", "TenantQuotaSet"}),
         ("eviction", {"EngineDirected"}),
+        ("migration", {"TransferOrdered", "TransferCancelled", "LinkSuspended"}),
+        ("prefetch", {"TransferOrdered", "TransferCancelled"}),
         ("miscoverage", {"RequestAdmitted", "MiscoverageNoticed"}),
         (LONG_DAY, {"RequestAdmitted", "RequestDeferred", "RequestRejected", "HolderLost", "WakeAsked"}),
     ],
@@ -121,6 +129,17 @@ def test_the_journal_of_eviction_shows_what_an_engine_is_told() -> None:
     for field in ("needed", "pinned", "hot"):
         assert {bool(getattr(event, field)) for event in told} == {True, False}
     assert {event.eviction for event in told} == {"slo_aware", "lru", ""}
+
+
+def test_the_journals_of_migration_and_prefetch_show_every_move_and_reason() -> None:
+    said = [event for name in ("migration", "prefetch") for event in decisions_of(file_of(name))]
+    orders = [event for event in said if isinstance(event, TransferOrdered)]
+    assert {event.move for event in orders} == {*Move}
+    assert {event.reason for event in orders} == {*MoveReason}
+    assert max(event.tries for event in orders) == 4
+    back = {event.reason for event in said if isinstance(event, TransferCancelled)}
+    assert back == {*CancelReason} - {CancelReason.LINK_SUSPENDED}
+    assert [event.until_ns > 0 for event in said if isinstance(event, LinkSuspended)] == [True, False]
 
 
 def test_the_journal_of_miscoverage_rings_once_is_cleared_once_and_names_who_answered() -> None:

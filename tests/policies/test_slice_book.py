@@ -68,6 +68,13 @@ def test_only_what_is_reachable_comes_up() -> None:
     assert found(9, "b") == "c", "what is on its way is there soon"
 
 
+def test_what_stands_before_one_that_stays_is_left_out() -> None:
+    book = book_of("abcd", "ax")
+    worth = [(SliceId(name), 1) for name in "abcx"]
+    assert children_first(book, worth, staying=slices("d")) == ["x"]
+    assert children_first(book, worth, staying=slices("?")) == ["c", "b", "x", "a"]
+
+
 @drawn(st.lists(st.text("abcd", min_size=1, max_size=4), max_size=9), st.dictionaries(st.sampled_from("abcd"),
                                                                                      st.integers(0, 5)))  # fmt: skip
 def test_no_slice_goes_before_one_that_stands_behind_it(families: list[str], worth: dict[str, int]) -> None:

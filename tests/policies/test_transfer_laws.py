@@ -268,7 +268,7 @@ def test_every_order_is_answered_or_forgotten_in_the_end(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_a_pool_in_which_everything_fails_comes_to_rest(seed: int) -> None:
     pool = opened(seed, fail=1.0, stall=0.0)
-    live(pool, 40)
+    live(pool, 120)
     assert any(until_ns for until_ns in pool.suspended.values()), "links are suspended"
     at_rest = len(
         [one for at_ns, one in pool.ordered if one.move is not Move.DROP and at_ns > pool.now_ns - 5 * NS_PER_S]
