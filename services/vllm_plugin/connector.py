@@ -29,7 +29,10 @@ class TidegateConnector(OffloadingConnector):
         told = settings.of(extra)
         check_engine(vllm_config, kv_cache_config, ssd=bool(told.ssd_folder))
         if told.ssd_folder and role == KVConnectorRole.SCHEDULER:
-            extra[NAMESPACE] = namespace(vllm_config, kv_cache_config, known_in=Path(told.ssd_folder)).hex()
+            whose = namespace(
+                vllm_config, kv_cache_config, slice_tokens=told.slice_tokens, known_in=Path(told.ssd_folder)
+            )
+            extra[NAMESPACE] = whose.hex()
         super().__init__(vllm_config, role, kv_cache_config)
         self._slice_tokens = told.slice_tokens
         scheduler = self.connector_scheduler

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from events.base import SliceId
-from kvstore.errors import KVError, NotResident
+from kvstore.errors import ChecksumMismatch, KVError, NotResident
 from kvstore.tiers.base import TierStore
 
 STOP_TIMEOUT_S: Final = 5.0
@@ -124,10 +124,13 @@ class SsdThreads:
         except KVError as error:
             self._end(job, key, error)
             return
+        if length != self._slice_bytes:
+            self._end(job, key, ChecksumMismatch(where="ssd", name=file_name(key), why="length"))
+            return
         with job.lock:
             if not job.wanted():
                 return
-            self._row(chunk)[:length] = memoryview(buffer)[:length]
+            self._row(chunk)[:] = buffer
         self._end(job, key, None)
 
     def _write(self, job: Job, key: bytes, chunk: int) -> None:

@@ -30,14 +30,13 @@ from vllm.v1.kv_offload.base import (
 )
 from vllm.v1.kv_offload.tiering.base import JobResult, ParentManager, SecondaryTierManager, TransferJob
 
-from events.base import NS_PER_S, RequestId
+from events.base import NS_PER_S
 from events.slice import Tier, TierMeasured
 from kvstore.errors import ChecksumMismatch, KVError, NotResident, TierUnavailable
 from kvstore.tiers.base import TierStore
 from kvstore.tiers.ssd import ssd_tier
-from policies.memory.delegate_ops import FetchAsked
 from policies.memory.gate import fetch_ns
-from services.vllm_plugin import hints
+from services.vllm_plugin.fetching import Gate, Link, Speed
 from services.vllm_plugin.memory import Memory
 from services.vllm_plugin.prompt import prompt_of
 from services.vllm_plugin.ssd_jobs import Job, SsdThreads, file_name, key_of
@@ -58,8 +57,6 @@ LATER_MAX: Final = 4_096
 """Slices that are remembered to be written later. The oldest is given up first."""
 NAMES_SPARE: Final = 1_024
 """Lines of the names' file beyond twice the slices there, before it is written anew."""
-WEIGHT: Final = 4
-"""One part in so many of the measured speed is the last job's."""
 
 
 class Metric:
@@ -79,13 +76,6 @@ METRICS: Final = {
 }
 
 log = logging.getLogger("tidegate.engine")
-
-
-class Fetches:
-    """What was decided for a request: which slices come from the disk, and which are computed."""
-
-    def __init__(self) -> None:
-        self.worth: dict[bytes, bool] = {}
 
 
 class SsdTier(SecondaryTierManager):
@@ -113,7 +103,8 @@ class SsdTier(SecondaryTierManager):
         self._later: dict[bytes, ReqContext] = {}
         self._ended: list[JobResult] = []
         self._rest_reads_ns = self._rest_writes_ns = self._hangs = 0
-        self.read_bytes_per_s = self.write_bytes_per_s = 0
+        self._reads, self._writes = Speed(), Speed()
+        self._gate = Gate(memory, self._there)
         self.failures = self.corrupt = self.not_stored = 0
         self._counted = (0, 0, 0)
         self._take_in()
@@ -124,11 +115,11 @@ class SsdTier(SecondaryTierManager):
         """HIT: it is there, and will be fetched for this request."""
         if not self._there(key) or time.monotonic_ns() < self._rest_reads_ns:
             return LookupResult.MISS
-        return LookupResult.HIT if self._worth(key, req_context) else LookupResult.MISS
+        return LookupResult.HIT if self._gate.worth(key, req_context, self._link()) else LookupResult.MISS
 
     def scheduled(self, req_context: ReqContext) -> None:
         """The request computes now: what was decided for it counts no more."""
-        req_context.set_state(Fetches())
+        self._gate.forget(req_context)
 
     def read_queue_bytes(self) -> int:
         """What stands between a new read and the disk."""
@@ -140,11 +131,14 @@ class SsdTier(SecondaryTierManager):
         return TierMeasured(
             engine_id=self._memory.engine_id, tier=Tier.SSD, bytes_max=store.bytes_max if store is not None else 0,
             bytes_used=store.bytes_used if store is not None else 0, slice_bytes=self._memory.slice_bytes,
-            read_bytes_per_s=self.read_bytes_per_s, write_bytes_per_s=self.write_bytes_per_s,
+            read_bytes_per_s=self._reads.bytes_per_s, write_bytes_per_s=self._writes.bytes_per_s,
             read_queue_bytes=self.read_queue_bytes(), write_queue_bytes=self.write_queue_bytes(),
             hits_total=hits_total, misses_total=misses_total, evictions_total=self.choices.evictions,
             failures_total=self.failures, corrupt_total=self.corrupt,
         )  # fmt: skip
+
+    def _link(self) -> Link:
+        return Link(self._reads.bytes_per_s, self.read_queue_bytes())
 
     def write_queue_bytes(self) -> int:
         """What waits to be written."""
@@ -154,44 +148,6 @@ class SsdTier(SecondaryTierManager):
         return (
             self.store is not None and self._memory.residency.holds(Tier.SSD, key) and self.store.holds(file_name(key))
         )
-
-    def _worth(self, key: bytes, context: ReqContext) -> bool:
-        fetches: Fetches | None = context.get_state(Fetches)
-        if fetches is None:
-            fetches = Fetches()
-            context.set_state(fetches)
-        if key not in fetches.worth:
-            run = self._run(key, context)
-            chosen = self._ask(run, context)
-            fetches.worth.update(dict.fromkeys(run, chosen))
-        return fetches.worth[key]
-
-    def _run(self, key: bytes, context: ReqContext) -> list[bytes]:
-        """From this slice on, what need not be computed if this one is fetched."""
-        prompt = prompt_of(context)
-        run: list[bytes] = []
-        for other in prompt.keys[prompt.places[key] :] if key in prompt.places else [key]:
-            if not (self._there(other) or self._memory.residency.holds(Tier.DRAM, other)):
-                break
-            run.append(other)
-        return run
-
-    def _ask(self, run: Sequence[bytes], context: ReqContext) -> bool:
-        fetched = [key for key in run if not self._memory.residency.holds(Tier.DRAM, key)]
-        choice = self._memory.bridge.choose(
-            FetchAsked(
-                at_ns=time.monotonic_ns(),
-                tier=Tier.SSD,
-                slices=self._memory.naming.names(fetched),
-                size=len(fetched) * self._memory.slice_bytes,
-                queue_bytes=self.read_queue_bytes(),
-                bytes_per_s=self.read_bytes_per_s,
-                recompute_ns=self._memory.recompute_ns(len(run)),
-                for_request=hints.of(context.kv_transfer_params).request_id or RequestId(context.req_id),
-            )
-        )
-        assert choice is not None, "a question has an answer"
-        return bool(choice.chosen)
 
     # On its way.
 
@@ -269,7 +225,7 @@ class SsdTier(SecondaryTierManager):
             self._ended.append(JobResult(job_id=job.job_id, success=False))
             return
         self.choices.held(keys)
-        takes_ns = fetch_ns(len(keys) * self._memory.slice_bytes, self.read_queue_bytes(), self.read_bytes_per_s)
+        takes_ns = fetch_ns(len(keys) * self._memory.slice_bytes, self.read_queue_bytes(), self._reads.bytes_per_s)
         job.deadline_ns = job.began_ns + PATIENCE * takes_ns + PATIENCE_NS
         self._loads[job.job_id] = job
         self._threads.read(job)
@@ -303,7 +259,7 @@ class SsdTier(SecondaryTierManager):
         for error in job.failed.values():
             self._failed(error)
             self._rest_writes_ns = time.monotonic_ns() + REST_NS
-        self.write_bytes_per_s = self._speed(self.write_bytes_per_s, job)
+        self._writes.moved(job, len(job.done) * self._memory.slice_bytes)
         self._end(job)
 
     def _loaded(self, job: Job) -> None:
@@ -315,7 +271,7 @@ class SsdTier(SecondaryTierManager):
             self._missed(key, error, job.context)
             if isinstance(error, TierUnavailable):
                 self._rest_reads_ns = time.monotonic_ns() + REST_NS
-        self.read_bytes_per_s = self._speed(self.read_bytes_per_s, job)
+        self._reads.moved(job, len(job.done) * self._memory.slice_bytes)
         self._end(job)
 
     def _missed(self, key: bytes, error: KVError, context: ReqContext) -> None:
@@ -323,12 +279,10 @@ class SsdTier(SecondaryTierManager):
         if isinstance(error, ChecksumMismatch | NotResident):
             self.corrupt += isinstance(error, ChecksumMismatch)
             self.choices.removed([key])
-            self._memory.residency.removed(Tier.SSD, [key])
+            self._drop([key])
             return
         # It may well be there, but not for this request any more.
-        fetches = context.get_state(Fetches) or Fetches()
-        fetches.worth[key] = False
-        context.set_state(fetches)
+        self._gate.refuse(key, context)
 
     def _give_up(self, job: Job) -> None:
         if not job.give_up():
@@ -361,14 +315,6 @@ class SsdTier(SecondaryTierManager):
         if str(error) != self.trouble:
             self.trouble = str(error)
             log.warning("SSD tier: %s. The engine serves on without it where it has to.", error)
-
-    def _speed(self, before: int, job: Job) -> int:
-        """Bytes per second, by what this job did."""
-        took_ns = job.ended_ns - job.began_ns
-        if not job.done or took_ns <= 0:
-            return before
-        now = len(job.done) * self._memory.slice_bytes * NS_PER_S // took_ns
-        return before + (now - before) // WEIGHT if before else now
 
     # What leaves, and what stays over a restart.
 
@@ -435,7 +381,7 @@ class SsdTier(SecondaryTierManager):
         if self.store is None:
             return
         known = self._names.read()
-        keys = [key_of(name) for name, size in self.store.inventory() if size == self._memory.slice_bytes]
+        keys = [key_of(name) for name, _ in self.store.inventory()]
         for key in keys:
             parent, name = known.get(key, (None, None))
             if name is not None:

@@ -9,11 +9,12 @@ import pytest
 
 from events.slice import SlicesRemoved, Tier
 from kvstore.errors import TierUnavailable
+from kvstore.tiers import ssd as tiers_ssd
 from kvstore.tiers.slicefile import HEADER_BYTES
 from services.vllm_plugin import ssd_tier
 from services.vllm_plugin.ssd_jobs import file_name
 from services.vllm_plugin.ssd_tier import SsdTier
-from tests.engine_env.rig import Rig, extra_config, hints, key, keys, name, running
+from tests.engine_env.rig import NAMESPACE_DIGEST, SLICE_BYTES, Rig, extra_config, hints, key, keys, name, running
 
 
 @pytest.fixture
@@ -62,6 +63,22 @@ def test_slice_that_is_not_what_it_was_is_computed_again(
 
         rig.manager.reset_cache()
         assert rig.serve(prompt, hints=hints(prompt)) == 5, "it was written again"
+
+
+def test_slice_of_another_length_under_the_same_name_is_never_served(
+    monkeypatch: pytest.MonkeyPatch, ssd: Path
+) -> None:
+    prompt = keys("p", 3)
+    store = tiers_ssd.ssd_tier(ssd, bytes_max=1 << 20, namespace=NAMESPACE_DIGEST)
+    assert store.put(file_name(prompt[0]), b"x" * (SLICE_BYTES // 2))
+    store.close()
+
+    with running(extra_config(ssd=ssd, reset_keeps_ssd=True), monkeypatch) as rig:
+        assert rig.serve(prompt) == 0
+        assert _tier(rig).corrupt == 1
+        rig.manager.reset_cache()
+        assert rig.serve(prompt) >= 1, "it is the right one now"
+        assert _tier(rig).corrupt == 1
 
 
 class Hanging:

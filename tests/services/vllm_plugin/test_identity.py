@@ -40,11 +40,11 @@ def engine(model: Path, **changed: Any) -> tuple[Any, Any]:
 
 
 def test_same_engine_has_the_same_namespace(model: Path, tmp_path: Path) -> None:
-    first = namespace(*engine(model), known_in=tmp_path)
+    first = namespace(*engine(model), slice_tokens=256, known_in=tmp_path)
     assert len(first) == 16
-    assert namespace(*engine(model), known_in=tmp_path) == first
+    assert namespace(*engine(model), slice_tokens=256, known_in=tmp_path) == first
     moved = model.rename(tmp_path / "elsewhere")
-    assert namespace(*engine(moved), known_in=tmp_path) == first, "a path says nothing"
+    assert namespace(*engine(moved), slice_tokens=256, known_in=tmp_path) == first, "a path says nothing"
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,14 @@ def test_same_engine_has_the_same_namespace(model: Path, tmp_path: Path) -> None
     ids=lambda changed: next(iter(changed)),
 )
 def test_every_difference_is_another_namespace(model: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
-    assert namespace(*engine(model, **changed), known_in=tmp_path) != namespace(*engine(model), known_in=tmp_path)
+    assert namespace(*engine(model, **changed), slice_tokens=256, known_in=tmp_path) != namespace(
+        *engine(model), slice_tokens=256, known_in=tmp_path
+    )
+
+
+def test_slices_of_another_size_are_others(model: Path, tmp_path: Path) -> None:
+    sizes = {namespace(*engine(model), slice_tokens=tokens, known_in=tmp_path) for tokens in (128, 256, 512)}
+    assert len(sizes) == 3
 
 
 def test_other_weights_of_the_same_name_and_size_are_others(model: Path, tmp_path: Path) -> None:
