@@ -4,14 +4,25 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 
 from events.engine import EngineKind
 from services.checkup import Finding, examine
+from services.engines import vllm_checks
 from services.runtime import servers
-from services.runtime.config import Config, ConfigError, EngineConfig, LogProfile, NatsConfig, RedisConfig
+from services.runtime.config import (
+    Config,
+    ConfigError,
+    EngineConfig,
+    LaunchConfig,
+    LogProfile,
+    NatsConfig,
+    RedisConfig,
+)
 from services.runtime.embedded import start_nats, start_valkey
+from services.vllm_plugin.support import VLLM_VERSIONS
 
 
 class _Engine(BaseHTTPRequestHandler):
@@ -93,6 +104,44 @@ async def test_a_state_dir_that_cannot_be_written_fails(tmp_path: Path) -> None:
     finding = await found(Config(state_dir=str(tmp_path / "file" / "state")), "state dir")
     assert finding.status == "fail"
     assert finding.mend
+
+
+def launchable(folder: Path, **fields: Any) -> Config:
+    how = LaunchConfig(python="/engine/python", ssd_dir=str(folder / "ssd"))
+    one = {"dram_bytes": 1 << 20, "ssd_bytes": 1 << 20, "agent": True, "vllm": how, **fields}
+    made = EngineConfig(id="e1", models=["m"], url="http://127.0.0.1:1", **one)
+    return Config(state_dir=str(folder / "state"), engines=[made])
+
+
+def contents(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+async def test_an_engine_that_can_be_launched_here_is_said_with_its_vllm_and_its_tiers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has = vllm_checks.Environment(vllm=VLLM_VERSIONS[0], missing=[], plugin=True)
+    monkeypatch.setattr(vllm_checks, "ask", lambda _python: has)
+    finding = await found(launchable(tmp_path), "plugin of engine e1")
+    assert finding.status == "ok"
+    assert finding.found.startswith(f"vllm {VLLM_VERSIONS[0]} in /engine/python")
+    assert contents(tmp_path) == []
+
+
+async def test_what_keeps_an_engine_from_being_launched_here_is_a_warning_with_its_mends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has = vllm_checks.Environment(vllm="0.31.0", missing=["blake3"], plugin=True)
+    monkeypatch.setattr(vllm_checks, "ask", lambda _python: has)
+    finding = await found(launchable(tmp_path, dram_bytes=2**60), "plugin of engine e1")
+    assert finding.status == "warn"
+    assert [word for word in ("vLLM 0.31.0", "lacks blake3", "/dev/shm") if word not in finding.found] == []
+    assert "pip install 'tidegate[engine]'" in finding.mend
+
+
+async def test_an_engine_that_is_not_launched_from_here_has_no_such_line(tmp_path: Path) -> None:
+    config = launchable(tmp_path, vllm=None)
+    assert [one.what for one in await examine(lambda: config) if "plugin" in one.what] == []
 
 
 @pytest.mark.integration
