@@ -71,7 +71,7 @@ def decide(state: State, event: Event, now_ns: int) -> list[Event]:
     match event:
         case TierMeasured() if _works(state, event.engine_id):
             return _measured(state, event, now_ns)
-        case Ticked():
+        case Ticked() if state.due:
             return [*transfers.in_vain(state.transfers, now_ns, _needless(state))]
         case TransferFinished():
             broken = transfers.breakers(state.transfers, now_ns)

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from events.base import Event, SliceId
+from events.base import NS_PER_S, Event, SliceId
 from events.control import Ticked
 from events.decisions import LinkSuspended, Move, TransferCancelled, TransferOrdered
 from events.engine import EngineHealthChanged, EngineRegistered, EngineRemoved, Health
@@ -30,8 +30,8 @@ BROUGHT_MAX = 8_192
 class State(msgspec.Struct, kw_only=True):
     """All that migration knows; bounded by the limits of its parts.
 
-    `hot` are the slices used most of late, as of the last tick, the hottest first. `pins` end at a time; so does what
-    prefetch had `brought` for somebody.
+    `hot` are the slices used most of late, as of the last look (`looked_ns`), the hottest first; `due` says that it
+    looks now. `pins` end at a time; so does what prefetch had `brought` for somebody.
     """
 
     settings: MigrationSettings = msgspec.field(default_factory=MigrationSettings)
@@ -42,6 +42,8 @@ class State(msgspec.Struct, kw_only=True):
     pins: dict[SliceId, int] = msgspec.field(default_factory=dict)
     brought: dict[SliceId, int] = msgspec.field(default_factory=dict)
     transfers: Transfers = msgspec.field(default_factory=lambda: Transfers(PREFIX))
+    looked_ns: int = 0
+    due: bool = False
 
 
 def initial() -> State:
@@ -119,7 +121,12 @@ def _pinned(state: State, event: SlicesPinned, now_ns: int) -> None:
 
 
 def _ticked(state: State, now_ns: int) -> None:
+    """Once a second; ticks that others asked for in between change nothing."""
     chosen = state.settings
+    state.due = now_ns // NS_PER_S != state.looked_ns // NS_PER_S
+    if not state.due:
+        return
+    state.looked_ns = now_ns
     transfers.ticked(state.transfers, now_ns)
     state.pins = {slice_id: until_ns for slice_id, until_ns in state.pins.items() if until_ns > now_ns}
     state.brought = {slice_id: until_ns for slice_id, until_ns in state.brought.items() if until_ns > now_ns}

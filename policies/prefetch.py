@@ -4,7 +4,7 @@ In this order, so that what is certain goes before what is likely:
 
 1. Certain needs (`waiting_request`): a request is deferred, or was sent to an engine and has no first token yet, and
    part of what it begins with is in SSD alone. A deferred one may go to any engine: they are fetched where most of its
-   beginning is. Asked when the request is deferred, admitted or preempted, and with every tick for the oldest
+   beginning is. Asked when the request is deferred, admitted or preempted, and once a second for the oldest
    `scan_max` of them.
 2. Next turns (`next_turn`): a session paused, and the window in which its next turn is expected
    (`policies.predictors.next_turn`) has come as near as twice what the fetch takes: the prompt of its last turn is
@@ -82,7 +82,7 @@ def decide(state: State, event: Event, now_ns: int) -> list[Event]:
             return [*_needless(state, event.request_id)]
         case HolderLost():
             return [*_needless(state)]
-        case Ticked():
+        case Ticked() if state.due:
             return _tick(state, now_ns)
         case TransferFinished():
             broken = transfers.breakers(state.transfers, now_ns)

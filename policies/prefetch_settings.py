@@ -16,7 +16,7 @@ class PrefetchSettings(Settings, kw_only=True):
     fetched than what a request waits for. Hot is what was used most of late, at least `hot_uses_min` times within
     `horizon_ns`, `hot_max` slices at most. A fetch has to be quicker than computing by `margin_ppm`. At most
     `link_share_ppm` of a link's time is used; at most `open_max` orders are open, each of `order_slices_max` slices and
-    tried `tries_max` times. Of what waits, `scan_max` requests are looked at with every tick.
+    tried `tries_max` times. Of what waits, `scan_max` requests are looked at once a second.
     """
 
     enabled: Switch = Switch.ON

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from events.base import EngineId, Event, ModelId, RequestId, SliceId, TenantId
+from events.base import NS_PER_S, EngineId, Event, ModelId, RequestId, SliceId, TenantId
 from events.control import Ticked
 from events.decisions import LinkSuspended, TransferCancelled, TransferOrdered
 from events.engine import EngineHealthChanged, EngineRegistered, EngineRemoved, Health
@@ -44,7 +44,7 @@ class State(msgspec.Struct, kw_only=True):
     """All that prefetch knows; bounded by the limits of its parts.
 
     `sessions` are heard of last at the end, `pauses` those of each tenant. `hot` are the slices used most of late, as
-    of the last tick, the hottest first; `pins` end at a time.
+    of the last look (`looked_ns`), the hottest first; `due` says that it looks now. `pins` end at a time.
     """
 
     settings: PrefetchSettings = msgspec.field(default_factory=PrefetchSettings)
@@ -56,6 +56,8 @@ class State(msgspec.Struct, kw_only=True):
     hot: dict[SliceId, None] = msgspec.field(default_factory=dict)
     pins: dict[SliceId, int] = msgspec.field(default_factory=dict)
     transfers: Transfers = msgspec.field(default_factory=lambda: Transfers(PREFIX))
+    looked_ns: int = 0
+    due: bool = False
 
 
 def initial() -> State:
@@ -167,7 +169,12 @@ def _other(state: State, event: Event, now_ns: int) -> None:
 
 
 def _ticked(state: State, now_ns: int) -> None:
+    """Once a second; ticks that others asked for in between change nothing."""
     chosen = state.settings
+    state.due = now_ns // NS_PER_S != state.looked_ns // NS_PER_S
+    if not state.due:
+        return
+    state.looked_ns = now_ns
     transfers.ticked(state.transfers, now_ns)
     state.pins = {slice_id: until_ns for slice_id, until_ns in state.pins.items() if until_ns > now_ns}
     state.hot = dict.fromkeys(slice_book.hot(

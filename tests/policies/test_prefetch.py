@@ -189,6 +189,13 @@ def test_what_did_not_fit_is_looked_at_again_with_every_tick_the_oldest_first() 
     spec.when(at(S, tick(1))).then(said(TransferOrdered, order="p2", slices=slices(*"xyz")))
 
 
+def test_ticks_within_a_second_look_no_further() -> None:
+    spec = house(configured(open_max=1), stored(SSD, *"xyz"), wants("r"), deferred("r"), wants("s", "xyz"))
+    spec.after(deferred("s"), at(S, tick(1)), answered("p1", done=2), stored(DRAM, *"de"))
+    spec.when(at(S + 300 * MS, tick(2))).then_nothing()
+    spec.when(at(2 * S, tick(3))).then(said(TransferOrdered, order="p2"))
+
+
 # What is likely.
 
 
