@@ -31,7 +31,8 @@ def show_stats(told: "Stats", console: "Console") -> None:
 
 def _row(row: "TierRow") -> tuple[str, ...]:
     untold = f" (+{row.untold})" if row.untold else ""
-    head = (row.engine_id, row.tier.value, f"{row.slices:,}{untold}")
+    health = f" ({row.health})" if row.health not in ("", "ready") else ""
+    head = (f"{row.engine_id}{health}", row.tier.value, f"{row.slices:,}{untold}")
     if not row.measured_ns:
         # Not measured: what can be counted from facts.
         return (*head, _size(row.slices_bytes), "?", "?", f"{row.hits_told:,}", "?", "?", f"{row.removed_told:,}",

@@ -12,7 +12,7 @@ import msgspec
 
 from events.base import EngineId, Event, Recorded, SliceId
 from events.control import Ticked
-from events.engine import EngineRemoved
+from events.engine import EngineHealthChanged, EngineRemoved
 from events.slice import (
     SlicesCleared,
     SlicesHit,
@@ -68,6 +68,7 @@ class RegistryBook:
         self._slices: dict[bytes, bytes] = {}
         self._pins: dict[bytes, int] = {}
         self._heat: dict[bytes, float] = {}
+        self._health: dict[EngineId, str] = {}
         self._held: dict[int, _Held] = {}
         self._numbers: dict[tuple[EngineId, Tier], dict[int, int]] = {}
         self._next_number = 0
@@ -157,6 +158,13 @@ class RegistryBook:
                 for name in [name for name in self.rows if name[0] == event.engine_id]:
                     self._cleared(*name)
                     del self.rows[name]
+                    self._change(Table.TIERS, tier_field(*name))
+                self._health.pop(event.engine_id, None)
+            case EngineHealthChanged():
+                if event.engine_id in self._health or len(self._health) < TIERS_MAX:
+                    self._health[event.engine_id] = event.health.value
+                for name in [name for name in self.rows if name[0] == event.engine_id]:
+                    self.rows[name].health = event.health.value
                     self._change(Table.TIERS, tier_field(*name))
             case _:
                 pass
@@ -252,7 +260,8 @@ class RegistryBook:
         if row is None:
             if len(self.rows) >= TIERS_MAX:
                 return None
-            row = self.rows[engine_id, tier] = TierRow(engine_id=engine_id, tier=tier)
+            health = self._health.get(engine_id, "")
+            row = self.rows[engine_id, tier] = TierRow(engine_id=engine_id, tier=tier, health=health)
         self._change(Table.TIERS, tier_field(engine_id, tier))
         return row
 

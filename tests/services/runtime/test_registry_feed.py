@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from events.base import NS_PER_S, EngineId, Event, PoolId, Recorded, SliceId
 from events.control import Ticked
-from events.engine import EngineRemoved
+from events.engine import EngineHealthChanged, EngineRemoved, Health
 from events.log.memory import MemoryLog
 from events.slice import (
     SlicesCleared,
@@ -137,6 +137,14 @@ def test_a_tier_counts_what_is_there_and_tells_what_was_measured() -> None:
     row = after(stored(A, B, C), measured, removed(B), stored(A)).rows[E1, Tier.HBM]
     assert (row.slices, row.slices_bytes, row.stored_told, row.removed_told) == (2, 200, 4, 1)
     assert (row.measured_ns, row.bytes_max, row.hits_total, row.corrupt_total) == (2 * NS_PER_S, 1_000, 7, 1)
+
+
+def test_a_tier_says_whether_its_engine_answers() -> None:
+    lost = EngineHealthChanged(engine_id=E1, health=Health.LOST)
+    book = after(stored(A), lost, stored(A, tier=Tier.SSD), stored(A, engine=E2))
+    assert [(row.engine_id, row.health) for row in book.rows.values()] == [(E1, "lost"), (E1, "lost"), (E2, "")]
+    back = after(stored(A), lost, EngineHealthChanged(engine_id=E1, health=Health.READY))
+    assert (back.rows[E1, Tier.HBM].health, back.rows[E1, Tier.HBM].slices) == ("ready", 1)
 
 
 def test_slices_beyond_the_limit_are_counted_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
