@@ -112,8 +112,9 @@ class Shelf:
     def read_into(self, slice_id: SliceId, out: bytearray | memoryview) -> int:
         """See TierStore."""
         target = memoryview(out).cast("B")
-        with self._reading(slice_id, bytes_max=target.nbytes) as entry:
-            self._medium.load(entry, target[: entry.bytes])
+        with self.ledger.reading(slice_id, bytes_max=target.nbytes) as entry:
+            with self._burying(entry):
+                self._medium.load(entry, target[: entry.bytes])
             return entry.bytes
 
     @property
@@ -124,20 +125,21 @@ class Shelf:
     @contextmanager
     def lend(self, slice_id: SliceId) -> Iterator[memoryview]:
         """See TierStore."""
-        with self._reading(slice_id) as entry:
-            yield self._medium.lend(entry).toreadonly()
+        with self.ledger.reading(slice_id) as entry:
+            with self._burying(entry):
+                view = self._medium.lend(entry).toreadonly()
+            yield view
 
     @contextmanager
-    def _reading(self, slice_id: SliceId, *, bytes_max: int | None = None) -> Iterator[Entry]:
-        with self.ledger.reading(slice_id, bytes_max=bytes_max) as entry:
-            try:
-                yield entry
-            except (ChecksumMismatch, NotResident) as error:
-                ours = error.name == slice_id and error.where == self.ledger.where
-                if ours and not self._buried(entry, corrupt=isinstance(error, ChecksumMismatch)):
-                    # It was dropped meanwhile, and what stands under its name by now is another stay's: no damage.
-                    raise NotResident(where=self.ledger.where, name=slice_id) from error
-                raise
+    def _burying(self, entry: Entry) -> Iterator[None]:
+        """What the medium finds damaged or gone is forgotten."""
+        try:
+            yield
+        except (ChecksumMismatch, NotResident) as error:
+            if not self._buried(entry, corrupt=isinstance(error, ChecksumMismatch)):
+                # It was dropped meanwhile, and what stands under its name by now is another stay's: no damage.
+                raise NotResident(where=self.ledger.where, name=entry.slice_id) from error
+            raise
 
     def _buried(self, entry: Entry, *, corrupt: bool) -> bool:
         """What is damaged or gone leaves the books, and the medium as soon as that works; whether it was us."""
