@@ -4,6 +4,7 @@ It checks that everything is as it was tested, fills in what vLLM needs to find 
 in vLLM's settings), says whose KV this is, names the slices of requests that came without hints, and measures prefill.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,10 @@ class TidegateConnector(OffloadingConnector):
         """A request came. Its slices are named as the gateway would: by its tokens and its salt. Where tokens do not
         say all (images, adapters) they get no such names."""
         super().on_new_request(request)
-        plain = request.prompt_token_ids is not None and not request.mm_features and request.lora_request is None
-        if self._memory is not None and plain:
-            key = salted_key(request.cache_salt or "")
-            names = fingerprints(request.prompt_token_ids, key=key, slice_tokens=self._slice_tokens)
+        tokens: Sequence[int] | None = request.prompt_token_ids
+        plain = not request.mm_features and request.lora_request is None
+        if self._memory is not None and tokens is not None and plain:
+            names = fingerprints(tokens, key=salted_key(request.cache_salt or ""), slice_tokens=self._slice_tokens)
             self._memory.name_prompt(request.request_id, names)
 
     def build_connector_meta(self, scheduler_output: Any) -> Any:

@@ -11,7 +11,7 @@ from services.vllm_plugin.naming import Naming
 
 FACT_SLICES_MAX: Final = 1_024
 """Slices in one fact: it has to fit into a message."""
-TIERS: Final = (Tier.DRAM, Tier.SSD)
+TIERS: Final[tuple[Tier, ...]] = (Tier.DRAM, Tier.SSD)
 Tell = Callable[[Event], None]
 
 
@@ -23,7 +23,7 @@ class Residency:
         self._engine_id, self._naming, self._tell, self._slice_bytes = engine_id, naming, tell, slice_bytes
         self._lock = threading.Lock()
         self._told: dict[Tier, dict[bytes, SliceId]] = {tier: {} for tier in TIERS}
-        self.hits = dict.fromkeys(TIERS, 0)
+        self.hits: dict[Tier, int] = dict.fromkeys(TIERS, 0)
 
     def stored(self, tier: Tier, keys: Iterable[bytes]) -> None:
         """They are there, whole."""

@@ -13,7 +13,7 @@ from tests.engine.offload import SLICE_BYTES, OffloadEngine, make, prompt, runni
 from tests.engine.vllm_server import VllmServer
 
 SLICES = 8
-WAIT_TIMEOUT_S = 90.0
+WAIT_TIMEOUT_S = 240.0
 WAIT_EVERY_S = 0.1
 FAST = 1_000_000_000
 """Tokens per second: nothing is worth fetching from a disk."""
