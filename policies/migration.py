@@ -22,8 +22,8 @@ the circuit breaker: `policies.transfers`.
 Sources: watermarks as in the page replacement of operating systems; the gate is measured necessity
 (`policies.memory.gate`); tiers below HBM with write-through are those of Mooncake and LMCache.
 
-Example: DRAM of 100 slices holds 99, high 95 %, low 92 %. Of the seven least valuable five are in SSD too: dropped. Two
-are not, and would take 10 ms to fetch and 40 ms to compute: demoted.
+Example: DRAM of 100 slices holds 99, high 97 %, low 95 %. Of the four least valuable three are in SSD too: dropped. One
+is not, and would take 10 ms to fetch and 40 ms to compute: demoted.
 """
 
 from collections.abc import Sequence

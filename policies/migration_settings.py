@@ -21,8 +21,8 @@ class MigrationSettings(Settings, kw_only=True):
     """
 
     enabled: Switch = Switch.ON
-    high_ppm: Annotated[int, Meta(ge=1, le=PPM)] = 950_000
-    low_ppm: Annotated[int, Meta(ge=0, le=PPM)] = 920_000
+    high_ppm: Annotated[int, Meta(ge=1, le=PPM)] = 970_000
+    low_ppm: Annotated[int, Meta(ge=0, le=PPM)] = 950_000
     worthless_ppm: Annotated[int, Meta(ge=0, le=PPM)] = 20_000
     hot_max: Annotated[int, Meta(ge=0, le=1_024)] = 64
     hot_uses_min: Annotated[int, Meta(ge=2, le=1_000)] = 8
