@@ -89,6 +89,7 @@ def _beside(each: Peer, ours: Values, theirs: Values) -> list[Row]:
     insert = "insert_full_us" if "insert_full_us" in theirs else "insert_us"
     full = ", all cached" if insert == "insert_full_us" else ""
     return [
+        compared(f"names of 8K tokens beside {each.name}'s block hashes", "us", ours["names_us"], theirs["names_us"]),
         compared(f"longest prefix beside {each.lookup}", "us", ours["lookup_us"], theirs["lookup_us"]),
         compared(f"insert 512 beside {each.name}'s{full}", "us", ours[insert], theirs[insert]),
         compared(f"memory beside {each.name}'s, a {each.unit}", "bytes", ours["bytes"], theirs["bytes"]),

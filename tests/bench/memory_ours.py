@@ -10,6 +10,7 @@ from random import Random
 from statistics import median
 
 from events.base import SliceId
+from kvstore.fingerprint import fingerprints
 from kvstore.prefix_cache import PrefixCache
 from tests.bench.peer_side import answer, resident_bytes, spoken
 
@@ -19,6 +20,8 @@ PROMPTS = range(SLICES // PROMPT_SLICES)
 INSERT_SLICES = 512
 LOOKUPS = 4_000
 INSERTS = 40
+NAMINGS = 100
+TOKENS = [number * 7_919 % 128_000 for number in range(8_192)]
 
 
 def names(prompt: int, count: int = PROMPT_SLICES) -> list[SliceId]:
@@ -54,7 +57,12 @@ def main() -> None:
 
     def one_round() -> dict[str, float]:
         nonlocal fresh
-        looked = {"lookup_us": timed(cache.longest_prefix, prompts()), "used_us": timed(cache.lookup, prompts())}
+        named_us = timed(lambda _: fingerprints(TOKENS, key=b"bench"), [[]] * NAMINGS)
+        looked = {
+            "names_us": named_us,
+            "lookup_us": timed(cache.longest_prefix, prompts()),
+            "used_us": timed(cache.lookup, prompts()),
+        }
         waits: dict[str, list[float]] = {"insert_us": [], "insert_prompt_us": [], "insert_full_us": []}
         for _ in range(INSERTS):
             fresh += 1

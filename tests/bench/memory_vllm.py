@@ -53,6 +53,15 @@ class Pool:
         tokens = [prompt, *range(1, PROMPT_TOKENS)]
         return Request(f"r{self._made}", tokens, self._sampling, None, block_hasher=self._hasher)
 
+    def name(self) -> float:
+        """Microseconds of hashing the blocks of a prompt, as its arrival does."""
+        unnamed = Request("unnamed", list(range(PROMPT_TOKENS)), self._sampling, None)
+        start = time.thread_time()
+        hashes = self._hasher(unnamed)
+        took = time.thread_time() - start
+        assert len(hashes) == PROMPT_TOKENS // BLOCK_TOKENS, "every block has one"
+        return took * 1e6
+
     def compute(self, prompt: int) -> float:
         """Have a new prompt computed and freed; microseconds that finding room for it took."""
         request = self.request(prompt)
@@ -86,7 +95,8 @@ def main() -> None:
         lookup_us = median(pool.look_up(random.randrange(oldest, newest)) for _ in range(LOOKUPS))
         insert_us = median(pool.compute(newest + number) for number in range(INSERTS))
         oldest, newest = oldest + INSERTS, newest + INSERTS
-        return {"lookup_us": lookup_us, "insert_full_us": insert_us, "bytes": bytes_per_block}
+        names_us = median(pool.name() for _ in range(LOOKUPS))
+        return {"names_us": names_us, "lookup_us": lookup_us, "insert_full_us": insert_us, "bytes": bytes_per_block}
 
     answer(SPOKEN, one_round)
 
