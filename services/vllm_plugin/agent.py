@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -31,10 +31,12 @@ from services.runtime.facts import FactWriter
 from services.runtime.pool_clock import PoolClock
 from services.vllm_plugin import settings as plugin_settings
 from services.vllm_plugin.bridge import Bridge
-from services.vllm_plugin.events import KVEvents
 from services.vllm_plugin.journal import ChoiceJournal
 from services.vllm_plugin.naming import naming
 from services.vllm_plugin.settings import PluginSettings
+
+if TYPE_CHECKING:
+    from services.vllm_plugin.events import KVEvents
 
 SOURCE: Final = "agent"
 BATCH_EVERY_S: Final = 0.05
@@ -112,6 +114,8 @@ class Agent:
 
     async def _run(self) -> None:
         self._loop, self._stop, self._woken = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+        if self._stopping:
+            self._stop.set()  # It was said before there was anything to say it to.
         tasks = [
             asyncio.create_task(work) for work in (self._pump_on(), self._measure_on(), self._live(), self._read())
         ]
@@ -206,6 +210,9 @@ class Agent:
         if self._events_config is None:
             logger.warning("KV events are off: the log is not told what the device holds (--kv-events-config)")
             await asyncio.Future()
+        # Needs vLLM; all else here does not.
+        from services.vllm_plugin.events import KVEvents
+
         while True:
             self._events = KVEvents(
                 self._events_config, self._settings.engine_id, slice_tokens=self._settings.slice_tokens,

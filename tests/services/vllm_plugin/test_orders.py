@@ -11,9 +11,10 @@ from services.vllm_plugin.orders import ANSWERED_MAX, ORDERS_MAX, Order, Orders
 
 
 def ordered(name: str, **about: Any) -> TransferOrdered:
-    known: dict[str, Any] = {"move": Move.DEMOTE, "reason": MoveReason.PRESSURE, "from_tier": Tier.DRAM}
-    slices = (SliceId("a"), SliceId("b"))
-    return TransferOrdered(order=name, engine_id=EngineId("e1"), slices=slices, **(known | about))
+    known: dict[str, Any] = {
+        "engine_id": EngineId("e1"), "move": Move.DEMOTE, "reason": MoveReason.PRESSURE, "from_tier": Tier.DRAM,
+    }  # fmt: skip
+    return TransferOrdered(order=name, slices=(SliceId("a"), SliceId("b")), **(known | about))
 
 
 def cancelled(name: str) -> TransferCancelled:
