@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from events.base import SliceId
-from kvstore.errors import ChecksumMismatch, KVError, NotResident
+from kvstore.errors import ChecksumMismatch, KVError, NotResident, TierUnavailable
 from kvstore.tiers.base import TierStore
 
 STOP_TIMEOUT_S: Final = 5.0
 """How long the end of an engine waits for a disk."""
+_FAILURES: Final = (KVError, OSError, ValueError)
+"""A store says KVError; whatever else a system comes up with must not end a thread that others wait for."""
 Task = Callable[[bytearray], None]
 
 
@@ -121,8 +123,8 @@ class SsdThreads:
             return
         try:
             length = self._store.read_into(file_name(key), buffer)
-        except KVError as error:
-            self._end(job, key, error)
+        except _FAILURES as error:
+            self._end(job, key, _typed(error))
             return
         if length != self._slice_bytes:
             self._end(job, key, ChecksumMismatch(where="ssd", name=file_name(key), why="length"))
@@ -136,8 +138,8 @@ class SsdThreads:
     def _write(self, job: Job, key: bytes, chunk: int) -> None:
         try:
             self._store.put(file_name(key), self._row(chunk))
-        except KVError as error:
-            self._end(job, key, error)
+        except _FAILURES as error:
+            self._end(job, key, _typed(error))
             return
         self._end(job, key, None)
 
@@ -157,6 +159,10 @@ class SsdThreads:
 
     def _row(self, chunk: int) -> memoryview:
         return self._rows[chunk * self._slice_bytes : (chunk + 1) * self._slice_bytes]
+
+
+def _typed(error: Exception) -> KVError:
+    return error if isinstance(error, KVError) else TierUnavailable(where="ssd", why=str(error))
 
 
 def file_name(key: bytes) -> SliceId:

@@ -81,6 +81,25 @@ def test_slice_of_another_length_under_the_same_name_is_never_served(
         assert _tier(rig).corrupt == 1
 
 
+def test_store_that_breaks_its_word_ends_no_thread(monkeypatch: pytest.MonkeyPatch, ssd: Path) -> None:
+    with running(extra_config(ssd=ssd, reset_keeps_ssd=True), monkeypatch) as rig:
+        tier = _tier(rig)
+        rig.serve(keys("p", 2))
+        rig.manager.reset_cache()
+
+        def broken(slice_id: Any, buffer: Any) -> Any:
+            raise OSError(121, "Remote I/O error")
+
+        with monkeypatch.context() as broken_for_now:
+            broken_for_now.setattr(tier.store, "read_into", broken)
+            assert rig.serve(keys("p", 2)) == 0
+        assert "Remote I/O error" in tier.trouble
+        assert not tier.usable
+        monkeypatch.setattr(tier, "_rest_reads_ns", 0)
+        rig.manager.reset_cache()
+        assert rig.serve(keys("p", 2)) == 2
+
+
 class Hanging:
     """A store whose reads hang until `release`."""
 

@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 
 from events.slice import SlicesCleared, SlicesHit, SlicesRemoved, SlicesStored, Tier
-from tests.engine_env.rig import extra_config, hints, keys, name, running
+from kvstore.tiers.slicefile import HEADER_BYTES
+from services.vllm_plugin import ssd_tier
+from services.vllm_plugin.ssd_names import NAMES_FILE
+from tests.engine_env.rig import SLICE_BYTES, extra_config, hints, keys, name, running
 
 
 @pytest.fixture
@@ -70,6 +73,22 @@ def test_slices_are_found_again_by_name_after_a_restart(monkeypatch: pytest.Monk
         assert sorted(_slices(rig.told(SlicesStored), Tier.SSD)) == sorted(name(one) for one in prompt)
         assert rig.serve(prompt) == 4
         assert len(_slices(rig.told(SlicesHit), Tier.SSD)) == 4
+
+
+def test_names_of_what_has_left_do_not_pile_up(monkeypatch: pytest.MonkeyPatch, ssd: Path) -> None:
+    monkeypatch.setattr(ssd_tier, "NAMES_SPARE", 4)
+    settings = extra_config(ssd=ssd, dram_slices=16)
+    settings["tidegate"]["ssd_bytes"] = 6 * (SLICE_BYTES + HEADER_BYTES)
+    with running(settings, monkeypatch) as rig:
+        for number in range(12):
+            prompt = keys(f"p{number}", 3)
+            rig.serve(prompt, hints=hints(prompt))
+            assert len((ssd / NAMES_FILE).read_text().splitlines()) <= 2 * 6 + 4 + 3
+        held = rig.manager.memory.residency.keys(Tier.SSD)
+
+    with running(settings, monkeypatch) as rig:
+        assert sorted(_slices(rig.told(SlicesStored), Tier.SSD)) == sorted(name(one) for one in held)
+        assert len(held) == 6
 
 
 def test_slices_of_another_namespace_are_not_there(monkeypatch: pytest.MonkeyPatch, ssd: Path) -> None:
