@@ -37,15 +37,17 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Top(msgspec.Struct, frozen=True, kw_only=True):
-    """The hottest slices, the hottest first, and those that are pinned."""
+    """The hottest slices, the hottest first, and those that are pinned; at which pool time."""
 
+    now_ns: int
     hot: "list[SliceInfo]"
     pinned: "list[SliceInfo]"
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """What engines have of a prompt, the longest first, and where each of its slices is."""
+    """What engines have of a prompt, the longest first, and where each of its slices is; at which pool time."""
 
+    now_ns: int
     slices: int
     prefixes: "list[Prefix]"
     each: "list[SliceInfo]"
@@ -92,7 +94,7 @@ def top(count: int, path: Path | None, pool: str | None, settings: Settings, out
     from services.commands.cache_text import show_top
 
     async def ask(registry: "Registry") -> Top:
-        return Top(hot=await registry.hot(count), pinned=await registry.pinned())
+        return Top(now_ns=await _now_ns(registry), hot=await registry.hot(count), pinned=await registry.pinned())
 
     told = _asked(settings, pool, path, ask)
     out.result(told, lambda console: show_top(told, console))
@@ -138,7 +140,8 @@ def lookup(
 
     async def ask(registry: "Registry") -> Found:
         [prefixes] = await registry.longest_prefixes([ids])
-        return Found(slices=len(ids), prefixes=prefixes, each=await registry.slices(ids))
+        each = await registry.slices(ids)
+        return Found(now_ns=await _now_ns(registry), slices=len(ids), prefixes=prefixes, each=each)
 
     told = _asked(settings, pool, path, ask)
     out.result(told, lambda console: show_lookup(told, console))
@@ -186,6 +189,11 @@ def _asked(settings: Settings, pool: str | None, path: Path | None, ask: "Callab
             return await ask(registry)
 
     return run(work())
+
+
+async def _now_ns(registry: "Registry") -> int:
+    position = await registry.position()
+    return position.now_ns if position is not None else 0
 
 
 @asynccontextmanager

@@ -52,13 +52,20 @@ def show_top(told: "Top", console: "Console") -> None:
         console.print("no slice was hit so far")
     else:
         rows = [
-            (one.slice_id, f"{one.heat:.1f}", f"{one.hits:,}", _s(one.last_use_ns), _holders(one), _pinned(one))
+            (
+                one.slice_id,
+                f"{one.heat:.1f}",
+                f"{one.hits:,}",
+                _s(told.now_ns - one.last_use_ns),
+                _holders(one),
+                _pinned(one, told.now_ns),
+            )
             for one in told.hot
         ]
-        console.print(table(("slice", "heat", "hits", "last use", "holders", "pinned"), rows))
+        console.print(table(("slice", "heat", "hits", "unused for", "holders", "pinned"), rows))
     if told.pinned:
         console.print(f"pinned: {len(told.pinned)}")
-        pins = [(one.slice_id, _pinned(one), _holders(one)) for one in told.pinned[:EACH_MAX]]
+        pins = [(one.slice_id, _pinned(one, told.now_ns), _holders(one)) for one in told.pinned[:EACH_MAX]]
         console.print(table(("slice", "pinned", "holders"), pins))
 
 
@@ -72,7 +79,7 @@ def show_lookup(told: "Found", console: "Console") -> None:
         for one in told.prefixes
     ]
     console.print(table(("engine", "slices", *(f"in {tier}" for tier in Tier)), rows))
-    each = [(one.slice_id, f"{one.hits:,}", _holders(one), _pinned(one)) for one in told.each[:EACH_MAX]]
+    each = [(one.slice_id, f"{one.hits:,}", _holders(one), _pinned(one, told.now_ns)) for one in told.each[:EACH_MAX]]
     console.print(table(("slice", "hits", "holders", "pinned"), each))
     if len(told.each) > EACH_MAX:
         console.print(f"... and {len(told.each) - EACH_MAX} more (--json has them)")
@@ -94,12 +101,12 @@ def _holders(one: "SliceInfo") -> str:
     return ", ".join(f"{held.engine_id}/{held.tier}" for held in one.holders) or "nobody"
 
 
-def _pinned(one: "SliceInfo") -> str:
-    return f"until {_s(one.pinned_until_ns)}" if one.pinned_until_ns else ""
+def _pinned(one: "SliceInfo", now_ns: int) -> str:
+    return f"for {_s(one.pinned_until_ns - now_ns)}" if one.pinned_until_ns else ""
 
 
-def _s(at_ns: int) -> str:
-    return f"{at_ns / NS_PER_S:.1f} s" if at_ns else ""
+def _s(span_ns: int) -> str:
+    return f"{max(0, span_ns) / NS_PER_S:,.1f} s"
 
 
 def _share(part: int, whole: int) -> str:
