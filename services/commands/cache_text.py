@@ -56,7 +56,7 @@ def show_top(told: "Top", console: "Console") -> None:
                 one.slice_id,
                 f"{one.heat:.1f}",
                 f"{one.hits:,}",
-                _s(told.now_ns - one.last_use_ns),
+                _unused(one, told.now_ns),
                 _holders(one),
                 _pinned(one, told.now_ns),
             )
@@ -99,6 +99,10 @@ def show_pattern(told: "Pattern", console: "Console") -> None:
 
 def _holders(one: "SliceInfo") -> str:
     return ", ".join(f"{held.engine_id}/{held.tier}" for held in one.holders) or "nobody"
+
+
+def _unused(one: "SliceInfo", now_ns: int) -> str:
+    return _s(now_ns - one.last_use_ns) if one.last_use_ns else ""
 
 
 def _pinned(one: "SliceInfo", now_ns: int) -> str:
