@@ -53,7 +53,7 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
     help="Which tiers.",
 )
 @click.option("--columns", type=click.IntRange(1, COLUMNS_MAX), help="Windows of time in the picture.")
-@click.option("--summary", is_flag=True, help="Only the numbers, no picture.")
+@click.option("--summary", is_flag=True, help="The numbers; alone, without a picture.")
 @with_settings
 @with_output
 def heatmap(
@@ -71,8 +71,8 @@ def heatmap(
 
     if (path is None) == (pool is None):
         raise click.UsageError("name a journal with --log, or a pool with --pool")
-    if (output is None) != summary:
-        raise click.UsageError("name the picture with --output, or ask for --summary alone")
+    if output is None and stats is None and not summary:
+        raise click.UsageError("name the picture with --output, or ask for --summary")
     if output is not None:
         check_name(output)
     with _source(settings, path, pool, out) as source, out.progress("accesses"):

@@ -44,6 +44,8 @@ SLICES_MAX: Final = 1 << 21
 TIERS_MAX: Final = 1_024
 HOLDINGS_MAX: Final = 8_192
 """Tiers of engines by bytes per slice."""
+SLICE_BYTES_MAX: Final = 2**40
+"""So that what all slices take together can be written down, whatever an engine says."""
 HOT_MAX: Final = 1_024
 """Hot slices: so many of the hottest are kept; up to twice as many until they are sorted out."""
 NO_USE: Final = Use(0, 0, ())
@@ -233,7 +235,7 @@ class RegistryBook:
 
     def _pinned(self, event: SlicesPinned) -> None:
         """As eviction does: see `policies.eviction_state`."""
-        self._unpin([name for name in map(field_of, event.slices) if name in self._pins])
+        self._unpin(map(field_of, event.slices))
         if event.for_ns <= 0:
             return
         for name in map(field_of, event.slices):
@@ -243,8 +245,8 @@ class RegistryBook:
 
     def _unpin(self, names: Iterable[bytes]) -> None:
         for name in names:
-            del self._pins[name]
-            self._change(Table.PINS, name)
+            if self._pins.pop(name, None) is not None:
+                self._change(Table.PINS, name)
 
     def _measured(self, event: TierMeasured) -> None:
         row = self._row(event.engine_id, event.tier)
@@ -268,6 +270,7 @@ class RegistryBook:
     def _number_of(self, engine_id: EngineId, tier: Tier, slice_bytes: int) -> int | None:
         """The number of a holding, a new one if need be; None beyond the limit. Numbers go round, so that one is not
         used again while an old record may still stand somewhere."""
+        slice_bytes = min(max(slice_bytes, 0), SLICE_BYTES_MAX)
         numbers = self._numbers.setdefault((engine_id, tier), {})
         if slice_bytes not in numbers:
             if len(self._held) >= HOLDINGS_MAX:

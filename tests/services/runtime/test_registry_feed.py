@@ -153,6 +153,18 @@ def test_slices_beyond_the_limit_are_counted_not_kept(monkeypatch: pytest.Monkey
     assert (book.slices_known, book.rows[E1, Tier.HBM].untold, book.rows[E1, Tier.DRAM].untold) == (2, 3, 1)
 
 
+async def test_whatever_an_engine_says_can_be_written_down() -> None:
+    most = 2**64 - 1
+    measured = TierMeasured(engine_id=E1, tier=Tier.HBM, bytes_max=most, bytes_used=-5, slice_bytes=most)
+    odd = tuple(map(SliceId, ("", "x" * 900, "\N{SNOWMAN}", "a" * 16)))
+    book = after(stored(*odd, slice_bytes=most), stored(A, slice_bytes=-1), measured, hit(*odd),
+                 SlicesPinned(slices=(*odd, A, A), for_ns=most), SlicesPinned(slices=(A, A), for_ns=-1))  # fmt: skip
+    registry = await registry_of(book)
+    assert [(one.slice_id, len(one.holders)) for one in await registry.slices(odd)] == [(name, 1) for name in odd]
+    assert {one.slice_id for one in await registry.pinned()} == set(odd)
+    assert (await registry.tiers())[0].bytes_max == most
+
+
 def test_numbers_of_holdings_do_not_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry_book, "NUMBERS_MAX", 4)
     book = RegistryBook()
@@ -166,7 +178,7 @@ def any_events(chance: random.Random, count: int) -> list[Event]:
     events: list[Event] = []
     for n in range(count):
         tier, engine = chance.choice(list(Tier)), chance.choice([E1, E2])
-        slices = chance.sample(IDS, chance.randrange(1, 8))
+        slices = chance.choices(IDS, k=chance.randrange(1, 8))  # One may stand there twice.
         events.append(chance.choice([
             stored(*slices, engine=engine, tier=tier, slice_bytes=chance.choice([100, 50])),
             stored(*slices, engine=engine, tier=tier), removed(*slices, engine=engine, tier=tier),
