@@ -6,10 +6,11 @@ The request holds its blocks meanwhile, as in vLLM, and computes the rest when a
 
 It does not wait for ever. At any time it could compute what is not there yet; it waits no longer than until that would
 make its prefill end later than LATE_PPM after what computing all of it would have taken. So a link that fails, stalls
-or is slower than was thought costs a request a tenth of its prefill at most. What came by then is used.
+or is slower than was thought costs a request a twentieth of its prefill, and what is left of the engine's step then.
+What came by then is used.
 
-Example: a prefill of 500 ms, of which 400 ms can be loaded in 50 ms. Nothing comes: after 50 ms it is computed. Half
-came after 25 ms, then nothing: it could have been done 200 ms sooner, so it waits for the rest until 250 ms.
+Example: a prefill of 500 ms, of which 400 ms can be loaded in 25 ms. Nothing comes: after 25 ms it is computed. Half
+came after 15 ms, then nothing: it could have been done 200 ms sooner, so it waits for the rest until 225 ms.
 """
 
 from collections.abc import Hashable, Sequence
@@ -23,7 +24,7 @@ from replay.engines.job import Job
 from replay.engines.tier_cache import SliceAt
 from replay.engines.tiers import Tiers, Wish
 
-LATE_PPM = 100_000
+LATE_PPM = 50_000
 """How much longer than computing it a prefill may take because something was to be loaded."""
 
 HITS_MAX = 65_536

@@ -8,19 +8,20 @@ A transfer that fails is sent again at once, TRIES_MAX times in all. What would 
 STORE_WAIT_NS is not stored at all: a link that is slower than the engine computes holds nothing up.
 """
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 import msgspec
 
 from events.base import NS_PER_S
-from events.slice import Tier
+from events.slice import Tier, TierMeasured
 from policies.predictors.step_time import FS_PER_NS
 from replay.engines.links import FAILED, Link, Links, Transfer
 from replay.engines.tier_cache import SliceAt, TierCache
 from replay.faults import Fate
 
 TRIES_MAX: Final = 3
+DRAM_BYTES_PER_S: Final = 50_000_000_000
 STORE_WAIT_NS: Final = NS_PER_S
 NOT_HELD = "not_held"
 ORDER: Final = (Tier.HBM, Tier.DRAM, Tier.SSD)
@@ -37,10 +38,25 @@ class TierSizes(msgspec.Struct, frozen=True, kw_only=True):
 
     dram_bytes: int
     ssd_bytes: int = 0
-    dram_bytes_per_s: int = 50_000_000_000
+    dram_bytes_per_s: int = DRAM_BYTES_PER_S
     ssd_read_bytes_per_s: int = 6_800_000_000
     ssd_write_bytes_per_s: int = 4_000_000_000
     peer_bytes_per_s: int = 12_000_000_000
+
+
+def sizes_of(measured: Iterable[TierMeasured]) -> TierSizes | None:
+    """The tiers that an engine reported, each once; None where it has no DRAM."""
+    by_tier = {fact.tier: fact for fact in measured}
+    dram, ssd = by_tier.get(Tier.DRAM), by_tier.get(Tier.SSD)
+    if dram is None or not dram.bytes_max:
+        return None
+    sizes = TierSizes(dram_bytes=dram.bytes_max, dram_bytes_per_s=dram.read_bytes_per_s or DRAM_BYTES_PER_S)
+    if ssd is None or not ssd.bytes_max:
+        return sizes
+    return msgspec.structs.replace(
+        sizes, ssd_bytes=ssd.bytes_max, ssd_read_bytes_per_s=ssd.read_bytes_per_s or sizes.ssd_read_bytes_per_s,
+        ssd_write_bytes_per_s=ssd.write_bytes_per_s or sizes.ssd_write_bytes_per_s,
+    )  # fmt: skip
 
 
 Then = Callable[[str, int], None]

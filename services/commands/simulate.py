@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
+from msgspec.structs import replace
 
-from events.base import NS_PER_MS
+from events.base import NS_PER_MS, EngineId
 from services.commands.options import Settings, with_output, with_settings
 from services.runtime.config_sources import ConfigError
 from services.runtime.output import Exit, Output, table
@@ -16,9 +17,13 @@ if TYPE_CHECKING:
 
     from events.engine import EngineRegistered
     from replay.cluster import Run
+    from replay.engines.tiers import TierSizes
     from replay.workloads.base import Arrival
     from services.runtime.config import Config
 
+    Sizes = dict[EngineId, TierSizes]
+
+GIB = 1 << 30
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -33,12 +38,15 @@ FILE = click.Path(path_type=Path, dir_okay=False)
               help="So many times the offered load.")  # fmt: skip
 @click.option("--policy", default="default", show_default=True,
               help="Preset: default, first_come, first_come_affinity, honest_rival...")  # fmt: skip
+@click.option("--dram-gib", type=click.FloatRange(min=0), default=0.0, show_default=True,
+              help="DRAM behind each engine whose tiers neither settings nor log name.")  # fmt: skip
+@click.option("--ssd-gib", type=click.FloatRange(min=0), default=0.0, show_default=True, help="SSD behind that.")
 @click.option("--out", "made", type=FILE, help="Keep the run's log as a journal.")
 @with_settings
 @with_output
 def simulate(
     path: Path | None, form: str, workload: str | None, seed: int, limit: int | None, speed: float, policy: str,
-    made: Path | None, settings: Settings, out: Output,
+    dram_gib: float, ssd_gib: float, made: Path | None, settings: Settings, out: Output,
 ) -> int:  # fmt: skip
     """The same deciders against simulated engines, deterministic and faster than real time.
 
@@ -48,15 +56,20 @@ def simulate(
     """
     if path is not None and workload is not None:
         raise click.UsageError("name a file or a workload, not both")
+    if ssd_gib and not dram_gib:
+        raise click.UsageError("what is in SSD goes by way of DRAM: give --dram-gib too")
     from replay.cluster import simulate as play
 
     config = settings.load()
-    arrivals, recorded = _arrivals(path, form, seed)
+    arrivals, recorded, tiers = _arrivals(path, form, seed)
+    engines, tiers = _engines(config, recorded, tiers)
+    if dram_gib:
+        engines, tiers = _behind(engines, tiers, dram_bytes=int(dram_gib * GIB), ssd_bytes=int(ssd_gib * GIB))
     arrivals = [msgspec.structs.replace(a, at_ns=int(a.at_ns / speed)) for a in arrivals[:limit]]
     with out.progress("simulate", len(arrivals)) as advance:
         try:
             run = play(
-                arrivals, _engines(config, recorded), settings=_policies(config, policy), pool=config.pool,
+                arrivals, engines, settings=_policies(config, policy), pool=config.pool, tiers=tiers,
                 on_progress=lambda done, _total: advance(done),
             )  # fmt: skip
         except ValueError as error:
@@ -68,43 +81,69 @@ def simulate(
     return Exit.FINE
 
 
-def _arrivals(path: Path | None, form: str, seed: int) -> "tuple[list[Arrival], list[EngineRegistered]]":
-    """What arrives, and the engines that a recorded log names."""
+def _arrivals(path: Path | None, form: str, seed: int) -> "tuple[list[Arrival], list[EngineRegistered], Sizes]":
+    """What arrives, and the engines that a recorded log names, with their tiers."""
     if path is None:
         from replay.workloads.mixed import mixed
 
-        return mixed(seed), []
+        return mixed(seed), [], {}
     if form == "mooncake":
         from replay.traces.mooncake import read_mooncake
 
-        return read_mooncake(path), []
+        return read_mooncake(path), [], {}
     from replay.journal_source import JournalSource
     from replay.workloads.facts import arrivals_of
 
     source = JournalSource(path)
-    return arrivals_of(source), _registered(source)
+    return arrivals_of(source), *_registered(source)
 
 
-def _registered(source: Any) -> "list[EngineRegistered]":
+def _registered(source: Any) -> "tuple[list[EngineRegistered], Sizes]":
     from events import codec
     from events.engine import EngineRegistered
+    from events.slice import TierMeasured
+    from replay.engines.tiers import sizes_of
 
     found: dict[str, EngineRegistered] = {}
+    measured: dict[EngineId, dict[str, TierMeasured]] = {}
     for message in source:
-        if b"engine_registered" in message.body:
+        if b"engine_registered" in message.body or b"tier_measured" in message.body:
             for recorded in codec.decode(message.seq, message.subject, message.body):
-                if isinstance(recorded.event, EngineRegistered) and recorded.event.step is not None:
-                    found[recorded.event.engine_id] = recorded.event
-    return list(found.values())
+                match recorded.event:
+                    case EngineRegistered(step=step) as event if step is not None:
+                        found[event.engine_id] = event
+                    case TierMeasured() as event:
+                        measured.setdefault(event.engine_id, {})[event.tier] = event
+                    case _:
+                        pass
+    sizes = {name: sizes_of(tiers.values()) for name, tiers in measured.items() if name in found}
+    return list(found.values()), {name: size for name, size in sizes.items() if size is not None}
 
 
-def _engines(config: "Config", recorded: "list[EngineRegistered]") -> "list[EngineRegistered]":
+def _engines(
+    config: "Config", recorded: "list[EngineRegistered]", tiers: "Sizes"
+) -> "tuple[list[EngineRegistered], Sizes]":
     from events.engine import EngineKind
     from replay.workloads.mixed import engines
     from services.engines.open import as_configured
+    from services.engines.simulated import tiers_of
 
-    configured = [as_configured(engine) for engine in config.engines if engine.kind is EngineKind.SIMULATED]
-    return configured or recorded or list(engines())
+    configured = [engine for engine in config.engines if engine.kind is EngineKind.SIMULATED]
+    if configured:
+        sizes = {EngineId(engine.id): tiers_of(engine) for engine in configured}
+        return [as_configured(engine) for engine in configured], {k: v for k, v in sizes.items() if v is not None}
+    return (recorded, tiers) if recorded else (list(engines()), {})
+
+
+def _behind(
+    engines: "list[EngineRegistered]", tiers: "Sizes", *, dram_bytes: int, ssd_bytes: int
+) -> "tuple[list[EngineRegistered], Sizes]":
+    """The same engines, each with tiers."""
+    from replay.engines.tiers import TierSizes
+
+    sizes = TierSizes(dram_bytes=dram_bytes, ssd_bytes=ssd_bytes)
+    reporting = [replace(engine, capability=replace(engine.capability, reports_slices=True)) for engine in engines]
+    return reporting, {engine.engine_id: tiers.get(engine.engine_id, sizes) for engine in engines}
 
 
 def _policies(config: "Config", policy: str) -> dict[str, dict[str, Any]]:
