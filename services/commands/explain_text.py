@@ -104,16 +104,17 @@ def _engine(engine: dict[str, Any]) -> str:
     if not engine["candidate"]:
         return f"{name}: no candidate ({engine['health']})"
     share = f" (share {engine['share_blocks']:,})" if engine["share_blocks"] < engine["budget_blocks"] else ""
+    load = f" (loaded in {_amount('_ns', engine['load_ns'])})" if engine["load_ns"] else ""
     return (
         f"{name}: rank {engine['rank'] + 1} (score {engine['score']:,}), TTFT {_amount('_ns', engine['ttft_ns'])}, "
-        f"slack {_amount('_ns', engine['slack_ns'])}, cached {engine['cached_tokens']:,}, peak "
+        f"slack {_amount('_ns', engine['slack_ns'])}, cached {engine['cached_tokens']:,}{load}, peak "
         f"{engine['peak_blocks']:,} of {engine['budget_blocks']:,} blocks{share}, {engine['seqs']} of "
         f"{engine['seqs_max']} sequences{', blocked: ' + engine['blocked'] if engine['blocked'] else ''}"
     )
 
 
 def _show_engines(engines: list[dict[str, Any]], spoken_of: str, console: "Console") -> None:
-    """What quota or eviction knew of an engine; of the first few where the pool was spoken of."""
+    """What an actor other than admission knew of an engine; of the first few where the pool was spoken of."""
     named = [engine for engine in engines if engine["engine_id"] == spoken_of] or engines[:ENGINES_MAX]
     for engine in named:
         known = _divided(engine) if "divided" in engine else _tiers(engine) if "tiers" in engine else _directed(engine)

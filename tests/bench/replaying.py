@@ -67,10 +67,11 @@ def _ways(run: Run, file: Path) -> dict[str, Way]:
     foreseen = foresee(messages)
 
     def advance_all() -> None:
-        [replayed] = [ActorReplay(decider, messages, foreseen) for decider in ACTORS.values()]
+        replayed = [ActorReplay(decider, messages, foreseen) for decider in ACTORS.values()]
         for group in records:
             for recorded in group:
-                replayed.take(recorded)
+                for actor in replayed:
+                    actor.take(recorded)
 
     def verify_all() -> None:
         assert verify(messages, run.pool, ACTORS).identical, "a run verifies"

@@ -8,16 +8,20 @@ import pytest
 
 from events import codec
 from events.base import Recorded
-from events.decisions import RequestDeferred, RequestPreempted, SharesSet
+from events.decisions import RequestDeferred, RequestPreempted, SharesSet, TransferOrdered
 from policies import admission_state, eviction_state, quota_state
 from policies.admission import ADMISSION
 from policies.catalog import ACTORS
 from policies.decider import Progress, advance, begin
 from policies.eviction import EVICTION
+from policies.migration import MIGRATION
+from policies.prefetch import PREFETCH
 from policies.quota import QUOTA
 from replay.cluster import simulate
 from replay.costmodel import registered
-from replay.faults import draw_faults
+from replay.engines.tiers import TierSizes
+from replay.faults import TransferFaults, draw_faults
+from replay.verify import verify
 from tests.simulation.endurance import EMBEDDING, LLM, arrivals
 from tests.spec import restored, snapshot
 
@@ -38,6 +42,20 @@ def pressured(seed: int, admission: dict[str, Any]) -> list[Recorded]:
     faults = draw_faults(seed, span_ns=drawn[-1].at_ns, engines_lost=1, holders_lost=1, clients_gone=5)
     engines = [registered(f"e{n}", (LLM, EMBEDDING), kv_tokens=28_000) for n in (1, 2)]
     run = simulate(drawn, engines, holders=2, faults=faults, settings={"admission": admission})
+    return [one for message in run.messages for one in codec.decode(message.seq, message.subject, message.body)]
+
+
+def tiered(seed: int) -> list[Recorded]:
+    """The log of a run in which slices move between tiers over links that fail and stall, and an engine is lost."""
+    drawn = [one for one in arrivals(seed, REQUESTS) if one.model == LLM]
+    faults = draw_faults(seed, span_ns=drawn[-1].at_ns, engines_lost=1, holders_lost=1, clients_gone=5)
+    engines = [registered(f"e{n}", (LLM,), kv_tokens=28_000, reports_slices=True) for n in (1, 2)]
+    sizes = TierSizes(dram_bytes=1 << 30, ssd_bytes=16 << 30)
+    run = simulate(
+        drawn, engines, holders=2, faults=faults, tiers={one.engine_id: sizes for one in engines},
+        transfer_faults=TransferFaults(seed=seed, failing_ppm=100_000, stalling_ppm=50_000),
+    )  # fmt: skip
+    assert verify(run.messages, run.pool, ACTORS).identical
     return [one for message in run.messages for one in codec.decode(message.seq, message.subject, message.body)]
 
 
@@ -63,6 +81,20 @@ def test_a_restart_changes_no_decision_of_any_actor(admission: dict[str, Any]) -
             said, stands = read(name, log, restarts=Random(seed))
             assert said == straight
             assert snapshot(stands) == snapshot(stood)
+
+
+def test_a_restart_changes_no_order_to_move_slices() -> None:
+    log = tiered(7)
+    orders = [one.event.order for one in log if isinstance(one.event, TransferOrdered)]
+    assert {order[0] for order in orders} == {"m", "p"}, "else nothing is shown"
+    for name in (ADMISSION.name, MIGRATION.name, PREFETCH.name):
+        straight, stood = read(name, log, restarts=None)
+        said, stands = read(name, log, restarts=Random(1))
+        assert said == straight
+        assert snapshot(stands) == snapshot(stood)
+    for name in (MIGRATION.name, PREFETCH.name):
+        known = read(name, log, restarts=None)[1].state.needs
+        assert (known.open, known.begun) == ({}, {}), "when all has ended nobody wants anything"
 
 
 def test_when_all_has_ended_nobody_remembers_any_request() -> None:

@@ -11,6 +11,7 @@ from events import codec
 from events.log.base import Message
 from events.log.journal import JournalWriter
 from replay.cluster import simulate
+from replay.journal_source import JournalSource
 from replay.workloads.mixed import engines, mixed
 from services import cli
 from services.runtime.config import LogProfile
@@ -211,3 +212,25 @@ def test_people_read_what_quota_and_eviction_knew(
     code, out, _ = called(capsys, "explain", place, "--log", journal)
     assert code == Exit.FINE
     assert [words for words in known if words not in " ".join(out.split())] == []
+
+
+@pytest.mark.parametrize(
+    ("actor", "kind", "known"),
+    [
+        ("migration", "transfer_ordered", ("drop e1", "hardly ever come back", "ssd 100 % full", "slices are kept")),
+        ("migration", "transfer_cancelled", ("cancel e1", "from then on it is worth nothing")),
+        ("migration", "link_suspended", ("resume_link e1", "it is in use again")),
+        ("prefetch", "transfer_ordered", ("promote e1", "Many requests of late begin with them", "dram 1 % full")),
+    ],
+)
+def test_people_read_why_slices_move(
+    capsys: pytest.CaptureFixture[str], actor: str, kind: str, known: tuple[str, ...]
+) -> None:
+    day = Path(__file__).parents[2] / "golden" / f"{actor}.jsonl"
+    found = [
+        one for message in JournalSource(day) for one in codec.decode(message.seq, message.subject, message.body)
+        if one.actor == actor and one.event.event_kind() == kind and "replicate" not in str(one.event)
+    ]  # fmt: skip
+    code, out, _ = called(capsys, "explain", str(found[-1].at), "--log", day)
+    assert code == Exit.FINE
+    assert [words for words in known if words not in " ".join(out.split())] == [], out
