@@ -14,7 +14,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -48,6 +48,7 @@ RETRY_FIRST_S: Final = 0.5
 RETRY_MAX_S: Final = 15.0
 RESTARTS_MAX: Final = 5
 STOP_WAIT_S: Final = 5.0
+CANCEL_AGAIN_S: Final = 1.0
 JOURNAL_RETRY_S: Final = 60.0
 """A folder that took nothing is tried again so often."""
 GROUP_BYTES: Final = (0).to_bytes(4, "big")
@@ -135,9 +136,7 @@ class Agent:
         self._pump()
         if self._writer is not None:
             await self._writer.close(wait_s=STOP_WAIT_S / 2)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _end_all(tasks, again_s=CANCEL_AGAIN_S)
         if self._journal is not None:
             self._journal.close()
 
@@ -260,11 +259,13 @@ class Agent:
             self._say_all("connected anew" if self._connected else "started")
             self._connected = True
             self._woken.set()
-            async with asyncio.TaskGroup() as group:
-                for work in (self._writer.run(), decisions.run(), ticks.run()):
-                    group.create_task(work)
-        except BaseExceptionGroup as failed:
-            raise _first(failed) from failed
+            works = [asyncio.create_task(work) for work in (self._writer.run(), decisions.run(), ticks.run())]
+            try:
+                done, _ = await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
+                for work in done:
+                    work.result()
+            finally:
+                await _end_all(works, again_s=CANCEL_AGAIN_S / 4)
         finally:
             self._writer = None
             await client.close()
@@ -322,8 +323,10 @@ def _follow(clock: PoolClock, recorded: Recorded) -> None:
         clock.follow(recorded.ts_ns)
 
 
-def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Of several failures at once, the one that says most: damage before all others."""
-    damaged = failed.subgroup(LogDamaged)
-    errors = (damaged or failed).exceptions
-    return _first(errors[0]) if isinstance(errors[0], BaseExceptionGroup) else errors[0]
+async def _end_all(tasks: "Sequence[asyncio.Task[Any]]", *, again_s: float) -> None:
+    """Cancel them until they have ended. Once is not always enough: under Python 3.11 `wait_for`, which nats-py waits
+    by, loses a cancellation that comes together with what it waits for."""
+    while left := [task for task in tasks if not task.done()]:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=again_s)
