@@ -47,8 +47,10 @@ class TidegateConnector(OffloadingConnector):
         tokens: Sequence[int] | None = request.prompt_token_ids
         plain = not request.mm_features and request.lora_request is None
         if self._memory is not None and tokens is not None and plain:
-            names = fingerprints(tokens, key=salted_key(request.cache_salt or ""), slice_tokens=self._slice_tokens)
-            self._memory.name_prompt(request.request_id, names)
+            key = salted_key(request.cache_salt or "")
+            self._memory.name_prompt(
+                request.request_id, lambda: fingerprints(tokens, key=key, slice_tokens=self._slice_tokens)
+            )
 
     def build_connector_meta(self, scheduler_output: Any) -> Any:
         """A step begins."""

@@ -10,7 +10,7 @@ with them. Added is what vLLM has no place for:
 """
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final
 
 from vllm.v1.kv_offload.base import (
@@ -66,11 +66,11 @@ class TidegateManager(TieringOffloadingManager):
         answer: RequestOffloadingContext = super().on_new_request(req_context, **vllm)
         return answer
 
-    def name_prompt(self, request_id: str, names: Sequence[SliceId]) -> None:
-        """What the slices of a request are called, where the gateway did not say."""
+    def name_prompt(self, request_id: str, names: Callable[[], Sequence[SliceId]]) -> None:
+        """What the slices of a request are called, asked for where the gateway did not say."""
         state = self._req_state.get(request_id)
         if state is not None and not prompt_of(state.req_context).names:
-            prompt_of(state.req_context).names = names
+            prompt_of(state.req_context).names = names()
 
     def lookup(self, key: OffloadKey, req_context: ReqContext, **vllm: Any) -> LookupResult:
         """Whether a slice is there, or comes."""
