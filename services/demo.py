@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from events import codec
-from events.base import LogError, PoolId, Recorded
+from events.base import EngineId, LogError, PoolId, Recorded
 from events.decisions import HolderLost, RequestRejected
 from events.engine import EngineKind, EngineRegistered
 from events.log.base import Log
@@ -24,11 +24,12 @@ from policies.admission_settings import Mode
 from policies.catalog import PRESETS
 from replay.cluster import simulate
 from replay.costmodel import LLAMA_8B_KV, PROFILE_DEFAULT, PROFILES
+from replay.engines.tiers import TierSizes
 from replay.score import Scores
 from replay.traces.mooncake import read_mooncake
 from replay.workloads.base import Arrival
 from replay.workloads.mixed import EMBEDDING_MODEL, ENGINE_KV_TOKENS, ENGINES, LLM_MODEL, mixed
-from services.engines.simulated import registered
+from services.engines.simulated import registered, tiers_of
 from services.load import LoadResult, drive
 from services.runtime.config import Config, EngineConfig, GatewayConfig, ModelConfig, TenantConfig
 
@@ -49,18 +50,28 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """The engines as they stand in the log."""
         return [registered(engine) for engine in self.engines]
 
+    def tiers(self) -> dict[EngineId, TierSizes]:
+        """What stands behind their memory, where anything does."""
+        sizes = {EngineId(engine.id): tiers_of(engine) for engine in self.engines}
+        return {engine_id: size for engine_id, size in sizes.items() if size is not None}
 
-def plan_mixed(seed: int) -> Plan:
-    """The mixed LLM and embedding workload on two engines that are short of KV memory."""
-    engines = _engines(ENGINE_KV_TOKENS, [LLM_MODEL, EMBEDDING_MODEL])
+
+def plan_mixed(seed: int, *, dram_bytes: int = 0, ssd_bytes: int = 0) -> Plan:
+    """The mixed LLM and embedding workload on two engines that are short of KV memory, with tiers behind it or none."""
+    engines = _engines(ENGINE_KV_TOKENS, [LLM_MODEL, EMBEDDING_MODEL], dram_bytes=dram_bytes, ssd_bytes=ssd_bytes)
     return Plan(name=f"mixed LLM + embedding, seed {seed}", arrivals=mixed(seed), engines=engines)
 
 
-def plan_trace(path: Path, *, limit: int, on_progress: Callable[[int, int], None] | None = None) -> Plan:
-    """The first `limit` rows (0 = all) of a Mooncake trace on two engines with all the KV that an H100 has left.
-    Raises TraceError."""
+def plan_trace(
+    path: Path, *, limit: int, dram_bytes: int = 0, ssd_bytes: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Plan:  # fmt: skip
+    """The first `limit` rows (0 = all) of a Mooncake trace on two engines with all the KV that an H100 has left, and
+    tiers behind that or none. Raises TraceError."""
     arrivals = read_mooncake(path, limit=limit, on_progress=on_progress)
-    engines = _engines(PROFILES[PROFILE_DEFAULT].kv_tokens(), sorted({each.model for each in arrivals}))
+    models = sorted({each.model for each in arrivals})
+    kv_tokens = PROFILES[PROFILE_DEFAULT].kv_tokens()
+    engines = _engines(kv_tokens, models, dram_bytes=dram_bytes, ssd_bytes=ssd_bytes)
     return Plan(name=f"{path.name}, {len(arrivals)} requests", arrivals=arrivals, engines=engines)
 
 
@@ -132,17 +143,18 @@ def compare(plan: Plan) -> dict[str, Scores]:
     """The plan in virtual time: first come, and Tidegate."""
     presets = {"baseline": PRESETS[BASELINE], "tidegate": PRESETS["default"]}
     return {
-        name: simulate(plan.arrivals, plan.registered(), settings=settings).scores for name, settings in presets.items()
+        name: simulate(plan.arrivals, plan.registered(), settings=settings, tiers=plan.tiers()).scores
+        for name, settings in presets.items()
     }
 
 
-def _engines(kv_tokens: int, models: Sequence[str]) -> list[EngineConfig]:
+def _engines(kv_tokens: int, models: Sequence[str], *, dram_bytes: int, ssd_bytes: int) -> list[EngineConfig]:
     block_tokens = LLAMA_8B_KV.block_tokens
     return [
         EngineConfig(
             id=f"e{number}", kind=EngineKind.SIMULATED, models=list(models), embedding=True,
             kv_blocks=kv_tokens // block_tokens, block_tokens=block_tokens, step_model=PROFILE_DEFAULT,
-            kv_schema=LLAMA_8B_KV,
+            kv_schema=LLAMA_8B_KV, dram_bytes=dram_bytes, ssd_bytes=ssd_bytes,
         )
         for number in range(1, ENGINES + 1)
     ]  # fmt: skip

@@ -31,6 +31,7 @@ REFRESH_PER_S = 8
 LINE_EVERY_S = 2.0
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
+GIB = 1 << 30
 
 
 @click.command()
@@ -38,19 +39,28 @@ STOP_TIMEOUT_S = 30.0
 @click.option("--trace", type=click.Path(path_type=Path, dir_okay=False), help="A Mooncake trace instead.")
 @click.option("--limit", type=click.IntRange(min=1), default=2000, show_default=True, help="Rows of the trace.")
 @click.option("--speed", type=click.IntRange(1, 100), help="Pool seconds per wall second; 16, or 20 for a trace.")
+@click.option("--dram-gib", type=click.FloatRange(min=0), default=0.0, show_default=True,
+              help="DRAM behind each engine's device memory.")  # fmt: skip
+@click.option("--ssd-gib", type=click.FloatRange(min=0), default=0.0, show_default=True, help="SSD behind that.")
 @click.option("--out", "folder", type=click.Path(path_type=Path, file_okay=False), help="Where the files go.")
 @with_output
-def command(seed: int, trace: Path | None, limit: int, speed: int | None, folder: Path | None, out: Output) -> int:
+def command(
+    seed: int, trace: Path | None, limit: int, speed: int | None, dram_gib: float, ssd_gib: float,
+    folder: Path | None, out: Output,
+) -> int:  # fmt: skip
     """Real servers and workers, simulated engines, a live view, and a table that ends in `verify: IDENTICAL`."""
     from services import demo
     from services.runtime.aio import run
 
+    if ssd_gib and not dram_gib:
+        raise click.UsageError("what is in SSD goes by way of DRAM: give --dram-gib too")
     started = time.monotonic()
+    tiers = {"dram_bytes": int(dram_gib * GIB), "ssd_bytes": int(ssd_gib * GIB)}
     if trace is not None:
         with out.progress(f"read {trace.name}") as advance:
-            plan = demo.plan_trace(trace, limit=limit, on_progress=lambda done, _size: advance(done))
+            plan = demo.plan_trace(trace, limit=limit, on_progress=lambda done, _size: advance(done), **tiers)
     else:
-        plan = demo.plan_mixed(seed)
+        plan = demo.plan_mixed(seed, **tiers)
     folder = (folder or Path("out") / time.strftime("demo-%Y%m%d-%H%M%S")).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     speed = speed or (SPEED_TRACE if trace is not None else SPEED_MIXED)

@@ -185,10 +185,8 @@ def test_few_requests_are_later_than_without_tiers_and_a_tenth_though_links_fail
         loaded = streamed(seed, SIZES, msgspec.structs.replace(HARD, seed=seed))
         assert sum(loaded.values()) < sum(recomputed.values()), "tiers help on the whole"
         ratios_ppm += [loaded[name] * PPM // recomputed[name] for name in recomputed]
-    later = sum(ppm > PPM + PPM // 10 for ppm in ratios_ppm)
+    later, worst = sum(ppm > PPM + PPM // 10 for ppm in ratios_ppm), max(ratios_ppm) / PPM
     with capsys.disabled():
-        print(
-            f"\n{len(ratios_ppm)} requests; {later} later by more than a tenth, {max(ratios_ppm) / PPM:.3f} times at most"
-        )
+        print(f"\n{len(ratios_ppm)} requests; {later} later by more than a tenth, {worst:.3f} times at most")
     assert len(ratios_ppm) > 200
     assert later <= len(ratios_ppm) // 100

@@ -101,3 +101,11 @@ def test_a_missing_trace_is_one_line_and_bad_input(tmp_path: Path) -> None:
 def test_a_plan_registers_the_engines_that_it_configures() -> None:
     plan: Plan = plan_mixed(1)
     assert [each.engine_id for each in plan.registered()] == [engine.id for engine in plan.engines]
+
+
+def test_engines_of_a_plan_have_the_tiers_that_were_asked_for() -> None:
+    assert plan_mixed(1).tiers() == {}
+    plan = plan_mixed(1, dram_bytes=5, ssd_bytes=7)
+    assert {(sizes.dram_bytes, sizes.ssd_bytes) for sizes in plan.tiers().values()} == {(5, 7)}
+    assert list(plan.tiers()) == [engine.id for engine in plan.engines]
+    assert all(each.capability.reports_slices for each in plan.registered())
