@@ -74,8 +74,13 @@ class Naming:
 
     def _name(self, key: bytes, name: SliceId) -> SliceId:
         before = self._names.get(key)
-        if before is not None and self._keys.get(before) == key:
+        if before is not None:
             del self._keys[before]
+        other = self._keys.get(name, key)
+        if other != key:
+            # Nobody holds it: whoever meets it again gives it another name.
+            del self._names[other]
+            self._loose.pop(other, None)
         self._names[key] = name
         self._keys[name] = key
         if key not in self._held:
@@ -88,9 +93,7 @@ class Naming:
         if len(self._loose) > self._names_max:
             oldest = next(iter(self._loose))
             del self._loose[oldest]
-            name = self._names.pop(oldest)
-            if self._keys.get(name) == oldest:
-                del self._keys[name]
+            del self._keys[self._names.pop(oldest)]
 
 
 naming: Final = Naming()

@@ -1,7 +1,7 @@
 """Keys of vLLM and names of the log: one to one for what tiers hold, and bounded for the rest."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from events.base import SliceId
@@ -67,6 +67,7 @@ def test_what_was_not_held_is_not_released() -> None:
         max_size=60,
     )
 )
+@example([("learn", 2, 2), ("learn", 0, 2), ("hold", 2, 0)])
 def test_no_two_slices_that_are_held_have_one_name(steps: list[tuple[str, int, int]]) -> None:
     naming = Naming(names_max=3)
     held: list[int] = []
