@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given as drawn
 from hypothesis import settings as hypothesis_settings
@@ -188,6 +189,17 @@ def test_an_engine_that_was_started_anew_is_told_again() -> None:
     spec = house(at_version(1)).when(at(S, tick(1))).then_nothing()
     spec.after(at_version(0)).when(at(2 * S, tick(2))).then(said(EngineDirected, version=2))
     spec.when(engine("e1")).then(said(EngineDirected, version=3))
+
+
+def test_an_engine_whose_agent_did_not_hear_is_told_again() -> None:
+    def at_version(version: int) -> EngineMeasured:
+        return EngineMeasured(engine_id=EngineId("e2"), running=0, waiting=0, kv_used_ppm=0, directive_version=version)
+
+    agent = msgspec.structs.replace(engine("e2", reports_slices=True), kind=EngineKind.VLLM)
+    spec = house().when(agent).then(said(EngineDirected, version=2))
+    spec.after(at_version(0)).when(at(4 * S, tick(4))).then_nothing()
+    spec.after(at(7 * S, tick(7)), at_version(0)).when(at(8 * S, tick(8))).then(said(EngineDirected, version=3))
+    spec.after(at(9 * S, tick(9)), at_version(3)).when(at(30 * S, tick(30))).then_nothing()
 
 
 def test_a_removed_engine_is_told_nothing_more() -> None:

@@ -5,9 +5,10 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from events.base import EngineId, Event, ModelId
+from events.base import EngineId, Event, ModelId, Recorded
 from events.engine import EngineHealthChanged, EngineKind, EngineMeasured, EngineRegistered, EngineRemoved, Health
 from events.log.memory import MemoryLog
+from events.slice import Tier, TierMeasured
 from services.engines.base import EngineError
 from services.engines.open import Engines
 from services.runtime.config import EngineConfig
@@ -98,6 +99,19 @@ async def test_an_engine_is_registered_once_ready_once_and_measured_every_second
         await until(lambda: all(len(house.said(each, EngineMeasured)) >= 4 for each in "ab"))
     assert len(house.said("a", EngineRegistered)) == 1
     assert [each.health for each in house.said("a", EngineHealthChanged)] == [Health.READY]
+
+
+async def test_an_engine_is_measured_with_the_directive_that_its_agent_names() -> None:
+    house = House("a", "b")
+    for tier, version in ((Tier.HBM, 4), (Tier.DRAM, 0)):
+        fact = TierMeasured(
+            engine_id=EngineId("a"), tier=tier, bytes_max=1, bytes_used=0, slice_bytes=1, directive_version=version
+        )
+        house.watch.take(Recorded(seq=1, item=0, event=fact))
+    async with house.watching():
+        await until(lambda: all(house.said(each, EngineMeasured) for each in "ab"))
+    assert {each.directive_version for each in house.said("a", EngineMeasured)} == {4}
+    assert {each.directive_version for each in house.said("b", EngineMeasured)} == {0}
 
 
 async def test_a_changed_engine_is_registered_again() -> None:
