@@ -1,19 +1,19 @@
-"""What of a prompt an engine need not compute, and how long it takes to bring that up.
+"""What of a prompt an engine that reports its slices need not compute, and how long it takes to bring that up.
 
-Of an engine that reports its slices: the leading run in HBM (what runs there now counted as there) costs nothing; the
-run behind it, in DRAM or SSD, is loaded where that is quicker than computing (`policies.memory.gate`), all of it or its
-part before the first slice that is in SSD alone, whichever saves more. Of other engines what was sent there is taken to
-be there (`policies.prefix_index`).
+The leading run in HBM (what runs there now counted as there) costs nothing; the run behind it, in DRAM or SSD, is
+loaded where that is quicker than computing (`policies.memory.gate`), all of it or its part before the first slice that
+is in SSD alone, whichever saves more. Of engines that do not report, what was sent there is taken to be there
+(`policies.prefix_index`).
 
 Example: 4 slices in HBM, 8 in DRAM, 8 in SSD. Loading 8 takes 20 ms and saves 80 ms; loading 16 takes 150 ms and saves
 200 ms: 12 slices are cached after 20 ms, for 60 ms are saved so and 50 ms otherwise.
 """
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from events.base import PPM
 from events.request import RequestArrived
-from policies import prefix_index, tier_index
+from policies import tier_index
 from policies.accounts import Account
 from policies.memory.gate import MARGIN_PPM, worth_fetching
 from policies.predictors.ttft import NOMINAL, SAMPLES_MIN, prefill_pairs, work_ns
@@ -26,17 +26,9 @@ class Cached(NamedTuple):
     load_ns: int
 
 
-NOTHING: Final = Cached(0, 0)
-
-
-def cached_on(account: Account, request: RequestArrived) -> Cached:
-    """What the engine probably has of this prompt; its last token is always computed."""
-    if not request.slices:
-        return NOTHING
-    if account.reports_slices:
-        slices, load_ns = _reported(account, request)
-    else:
-        slices, load_ns = prefix_index.matched(account.prefix, request.slices), 0
+def reported(account: Account, request: RequestArrived) -> Cached:
+    """What an engine that reports its slices has of this prompt; the last token is always computed."""
+    slices, load_ns = _reported(account, request) if request.slices else (0, 0)
     return Cached(min(slices * request.slice_tokens, request.prompt_tokens - 1), load_ns)
 
 

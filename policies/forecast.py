@@ -17,10 +17,10 @@ import msgspec
 from events.base import PPM, EngineId, RequestId, RequestKind
 from events.decisions import DeferReason
 from events.request import RequestArrived
-from policies import shared_prefix
+from policies import prefix_index, shared_prefix
 from policies.accounts import Account, Load, Resident, blocks, count, shared_blocks, slices_of
 from policies.admission_settings import AdmissionSettings
-from policies.cached_prefix import cached_on
+from policies.cached_prefix import reported
 from policies.predictors.output_question import Foretold
 from policies.predictors.peak_memory import Growing, peak_blocks
 from policies.predictors.step_time import step_ns
@@ -157,7 +157,7 @@ def resident_of(
     pairs = prefill_pairs(prompt=prompt, cached=cached, inputs=request.inputs)
     raw_ns = raw_ttft_ns(trial, tokens=uncached, pairs=pairs, now_ns=now_ns)
     if cached and account.reports_slices:
-        load_ns = loading_ns(trial, cached_on(account, request).load_ns, now_ns)
+        load_ns = loading_ns(trial, reported(account, request).load_ns, now_ns)
         raw_ns += load_ns * PPM // max(account.correction.ratio_ppm, 1)
     told = request.stream or request.kind is RequestKind.EMBEDDING
     due_ns = now_ns + lead_ns(trial) + raw_ns * account.correction.ratio_ppm // PPM
@@ -172,7 +172,11 @@ def resident_of(
 def prospect(trial: Trial, request: RequestArrived, *, foretold: Foretold, now_ns: int) -> Prospect:
     """The request on this engine, with everything that the choice among engines needs."""
     account, prompt = trial.account, request.prompt_tokens
-    cached, load_ns = cached_on(account, request)
+    cached = load_ns = 0
+    if account.reports_slices:
+        cached, load_ns = reported(account, request)
+    elif request.slices:
+        cached = min(prefix_index.matched(account.prefix, request.slices) * request.slice_tokens, prompt - 1)
     pairs = prefill_pairs(prompt=prompt, cached=cached, inputs=request.inputs)
     raw_ns = raw_ttft_ns(trial, tokens=max(prompt - cached, 1), pairs=pairs, now_ns=now_ns)
     correction = account.correction
