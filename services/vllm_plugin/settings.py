@@ -26,7 +26,8 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ("" = none is kept). `ssd_folder` and `ssd_bytes` are its SSD tier ("" = none), read by `ssd_readers` threads. A
     slice has `slice_tokens` tokens: vLLM's offload `block_size`. `prefill_tokens_per_s` is how fast prompts are
     computed, where that should not be measured (0 = measured). What vLLM calls a reset of the external cache voids the
-    DRAM tier, and the SSD tier too unless `reset_keeps_ssd`: vLLM resets it when weights change."""
+    DRAM tier, and the SSD tier too unless `reset_keeps_ssd`: vLLM resets it when weights change. A read of the SSD is
+    given up on, and its slices are computed, after twice what it should take and `fetch_patience_ms`."""
 
     engine_id: EngineId
     pool: PoolId = PoolId("default")
@@ -34,6 +35,7 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ssd_folder: str = ""
     ssd_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
     ssd_readers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
+    fetch_patience_ms: Annotated[int, msgspec.Meta(ge=0)] = 200
     reset_keeps_ssd: bool = False
     prefill_tokens_per_s: Annotated[int, msgspec.Meta(ge=0)] = 0
     slice_tokens: Annotated[int, msgspec.Meta(ge=1)] = SLICE_TOKENS

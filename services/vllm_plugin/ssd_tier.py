@@ -30,7 +30,7 @@ from vllm.v1.kv_offload.base import (
 )
 from vllm.v1.kv_offload.tiering.base import JobResult, ParentManager, SecondaryTierManager, TransferJob
 
-from events.base import NS_PER_S
+from events.base import NS_PER_MS, NS_PER_S
 from events.slice import Tier, TierMeasured
 from kvstore.errors import ChecksumMismatch, KVError, NotResident, TierUnavailable
 from kvstore.tiers.base import TierStore
@@ -48,9 +48,8 @@ QUEUE_PART: Final = 4
 """One part in so many of the DRAM tier may wait to be written: who waits cannot be evicted there."""
 REST_NS: Final = 10 * NS_PER_S
 """How long a disk that refused, or hung, is left alone."""
-PATIENCE_NS: Final = 200_000_000
 PATIENCE: Final = 2
-"""A fetch is given up on after so many times what it should take, and PATIENCE_NS on top."""
+"""A fetch is given up on after so many times what it should take, and `fetch_patience_ms` on top."""
 HANGS_MAX: Final = 3
 """After so many of them in a row the disk is left alone."""
 LATER_MAX: Final = 4_096
@@ -226,7 +225,7 @@ class SsdTier(SecondaryTierManager):
             return
         self.choices.held(keys)
         takes_ns = fetch_ns(len(keys) * self._memory.slice_bytes, self.read_queue_bytes(), self._reads.bytes_per_s)
-        job.deadline_ns = job.began_ns + PATIENCE * takes_ns + PATIENCE_NS
+        job.deadline_ns = job.began_ns + PATIENCE * takes_ns + self._memory.settings.fetch_patience_ms * NS_PER_MS
         self._loads[job.job_id] = job
         self._threads.read(job)
 

@@ -123,10 +123,11 @@ def make(
     python: Path, model: Path, folder: Path, *, name: str, ssd: Path | None, dram_slices: int = 128,
     arguments: Sequence[str] = (), **settings: Any,
 ) -> VllmServer:  # fmt: skip
-    """The server, not yet started. Computing counts as slow (`prefill_tokens_per_s`), so that fetching is worth it
-    however slow the disk of the tests is, unless `settings` say otherwise."""
+    """The server, not yet started. Computing counts as slow, and a disk may take its time, so that fetching is
+    worth it however busy the machine of the tests is, unless `settings` say otherwise."""
     tiers = {"ssd_folder": str(ssd), "ssd_bytes": 1 << 30} if ssd is not None else {}
-    told = {"engine_id": name, "reset_keeps_ssd": True, "prefill_tokens_per_s": 100} | tiers | settings
+    told: dict[str, Any] = {"engine_id": name, "reset_keeps_ssd": True}
+    told |= {"prefill_tokens_per_s": 100, "fetch_patience_ms": 60_000} | tiers | settings
     transfer = {
         "kv_connector": "TidegateConnector",
         "kv_connector_module_path": "services.vllm_plugin.connector",

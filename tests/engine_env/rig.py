@@ -72,7 +72,8 @@ def config(extra: dict[str, Any], *, groups: int = 1, name: str = "rig") -> Offl
 def extra_config(*, dram_slices: int = 8, ssd: Path | None = None, **settings: Any) -> dict[str, Any]:
     """The settings of an engine with tiers of so much."""
     tiers = {"ssd_folder": str(ssd), "ssd_bytes": 1 << 24} if ssd is not None else {}
-    told = {"engine_id": "rig", "slice_tokens": SLICE_TOKENS, "prefill_tokens_per_s": 10} | tiers | settings
+    patient = {"prefill_tokens_per_s": 10, "fetch_patience_ms": 60_000}
+    told = {"engine_id": "rig", "slice_tokens": SLICE_TOKENS} | patient | tiers | settings
     return {"cpu_bytes_to_use": dram_slices * SLICE_BYTES, NAMESPACE: NAMESPACE_DIGEST.hex(), "tidegate": told}
 
 

@@ -119,7 +119,8 @@ class Hanging:
 
 def test_disk_that_hangs_is_given_up_on_and_writes_nothing_late(monkeypatch: pytest.MonkeyPatch, ssd: Path) -> None:
     prompt, other = keys("p", 3), keys("q", 3)
-    with running(extra_config(ssd=ssd, reset_keeps_ssd=True, dram_slices=3), monkeypatch) as rig:
+    hurried = extra_config(ssd=ssd, reset_keeps_ssd=True, dram_slices=3, fetch_patience_ms=50)
+    with running(hurried, monkeypatch) as rig:
         rig.serve(prompt)
         rig.manager.reset_cache()
         tier = _tier(rig)
