@@ -6,6 +6,7 @@
     tg.rpc.<pool>.quota.show      {}
     tg.rpc.<pool>.quota.set       {"tenant": "acme", "kv_bytes_max": 8589934592}, or
                                   {"engine": "e1", "embedding_min_ppm": 100000, "embedding_max_ppm": 400000}
+    tg.rpc.<pool>.cache.pin       {"slices": ["<32 hex digits>"], "for_ns": 600000000000}, 0 lets go
 
 An order is judged first, then written as a fact: the answer has `ok` and the `seq` at which it stands. One that does
 not hold is answered with `ok` false and an `error` that says what is allowed, and nothing is written.
@@ -59,6 +60,13 @@ class _QuotaSet(msgspec.Struct, forbid_unknown_fields=True):
     embedding_max_ppm: int | None = None
 
 
+class _CachePin(msgspec.Struct, forbid_unknown_fields=True):
+    """Slices that stay where they are for so long of pool time (0 = no longer)."""
+
+    slices: list[str]
+    for_ns: int
+
+
 class Written(msgspec.Struct, frozen=True, kw_only=True):
     """The order stands in the log, in this message."""
 
@@ -77,7 +85,7 @@ async def run(config: Config, *, log: JetStreamLog, stop: asyncio.Event) -> None
     """Take orders until `stop`. Raises LogError."""
     async with taking_orders(log, speed=config.speed) as orders:
         service = await add_service(
-            log.client, name=NAME, version=version_of_package(), description="Tidegate desk: policies and quotas",
+            log.client, name=NAME, version=version_of_package(), description="Tidegate desk: policies, quotas and pins",
             metadata={"pool": log.pool},
         )  # fmt: skip
         for name, answer in answers(orders).items():
@@ -124,9 +132,13 @@ def answers(orders: Orders) -> dict[str, Answer]:
             return Written(seq=await orders.bound_shares(asked.engine, low_ppm, high_ppm))
         raise Refused("allowed: tenant and kv_bytes_max; or engine, embedding_min_ppm and embedding_max_ppm")
 
+    async def cache_pin(body: bytes) -> Any:
+        asked = _read(body, _CachePin)
+        return Written(seq=await orders.pin(asked.slices, asked.for_ns))
+
     return {
         "policy.show": policy_show, "policy.set": policy_set, "policy.preset": policy_preset,
-        "quota.show": quota_show, "quota.set": quota_set,
+        "quota.show": quota_show, "quota.set": quota_set, "cache.pin": cache_pin,
     }  # fmt: skip
 
 

@@ -146,6 +146,8 @@ async def test_settings_are_shown_changed_and_shown_as_changed(house: House) -> 
         ("quota.set", {"embedding_min_ppm": 2, "embedding_max_ppm": 1}, "allowed: 0 to 1000000 ppm"),
         ("quota.set", {"engine": "e9", "embedding_min_ppm": 1, "embedding_max_ppm": 2}, "allowed: e1, e2"),
         ("quota.set", {"tenant": "t", "embedding_max_ppm": 1}, "tenant and kv_bytes_max; or"),
+        ("cache.pin", {"slices": ["nonsense"], "for_ns": 1}, "32 hex digits"),
+        ("cache.pin", {"slices": ["a" * 32]}, "fields slices, for_ns"),
     ],
 )
 async def test_an_order_that_does_not_hold_is_told_what_is_allowed_and_changes_nothing(
@@ -240,7 +242,7 @@ async def test_nats_micro_finds_the_desk(house: House) -> None:
     pong = msgspec.json.decode((await house.log.client.request("$SRV.INFO.tidegate-desk", b"", timeout=5)).data)
     assert sorted(one["subject"] for one in pong["endpoints"]) == sorted(
         f"tg.rpc.{house.log.pool}.{name}"
-        for name in ("policy.show", "policy.set", "policy.preset", "quota.show", "quota.set")
+        for name in ("policy.show", "policy.set", "policy.preset", "quota.show", "quota.set", "cache.pin")
     )
 
 
