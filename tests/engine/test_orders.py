@@ -71,17 +71,17 @@ async def test_hits_are_said_of_the_tier_that_they_came_from(steered_engine: Ste
     await asyncio.to_thread(steered_engine.ask, tokens, tokens=ANSWER_TOKENS, hints=hints | {"request_id": "once"})
     await asyncio.to_thread(steered_engine.ask, tokens, tokens=ANSWER_TOKENS, hints=hints)
 
-    [hit] = await steered_engine.house.until(
+    [hit, *_] = await steered_engine.house.until(
         SlicesHit, lambda event: event.tier is Tier.HBM and event.slices[:1] == names(tokens)[:1]
     )
     assert hit.slices == names(tokens)
 
 
 async def test_engine_is_measured_with_the_directive_that_it_goes_by(steered_engine: Steered) -> None:
-    [measured] = await steered_engine.house.until(EngineMeasured, lambda event: event.directive_version > 0)
+    [measured, *_] = await steered_engine.house.until(EngineMeasured, lambda event: event.directive_version > 0)
 
     assert measured.engine_id == ENGINE
-    [device] = await steered_engine.house.until(
+    [device, *_] = await steered_engine.house.until(
         TierMeasured, lambda event: event.tier is Tier.HBM and event.directive_version > 0
     )
     assert 0 < device.bytes_used <= device.bytes_max
@@ -92,7 +92,7 @@ async def test_every_order_has_a_cause_is_answered_once_and_follows_from_the_log
     for seed in range(30, 38):
         await asyncio.to_thread(steered_engine.ask, prompt(seed), tokens=ANSWER_TOKENS)
     house = steered_engine.house
-    [ordered] = await house.until(TransferOrdered, lambda event: event.from_tier is Tier.DRAM)
+    [ordered, *_] = await house.until(TransferOrdered, lambda event: event.from_tier is Tier.DRAM)
     await house.until(TransferFinished, lambda event: event.end is TransferEnd.DONE)
 
     report = await house.verify()
