@@ -5,6 +5,7 @@ fields on the same connection: the least that a look-up in a server can be."""
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
+from itertools import count, islice
 from typing import Any
 
 from redis.asyncio import Redis
@@ -20,8 +21,8 @@ from services.runtime.registry_feed import ITEMS_MAX
 from tests.bench.place import Place
 from tests.bench.rounds import Figures, Row, interleave, measured, percentile
 
-PROMPTS, SLICES = 2_000, 32
-"""Prompts of 8K tokens; each shares its first slice with nobody."""
+PROMPTS, SLICES = 31_250, 32
+"""Prompts of 8K tokens: a million slices, each in two tiers."""
 ENGINES = 4
 DEPTH = 100
 """Look-ups in one flight."""
@@ -65,12 +66,14 @@ async def _fill(registry: RedisRegistry, redis: Redis, prompts: list[tuple[Slice
         for item, tier in enumerate((Tier.HBM, Tier.DRAM)):
             event = SlicesStored(engine_id=engine_id, tier=tier, slices=slices, slice_bytes=2**25)
             book.take(Recorded(seq=seq, item=item, event=event, ts_ns=seq))
-    items = list(book.items())
+    items = book.items()
     before = (await redis.info("memory"))["used_memory"]
     start = time.perf_counter()
-    for number, at in enumerate(range(0, len(items), ITEMS_MAX), start=1):
-        write = Write(epoch=1, owner="bench", number=number, seq=1, now_ns=1, items=items[at : at + ITEMS_MAX],
-                      anew=number == 1)  # fmt: skip
+    for number in count(1):
+        piece = list(islice(items, ITEMS_MAX))
+        if not piece:
+            break
+        write = Write(epoch=1, owner="bench", number=number, seq=1, now_ns=1, items=piece, anew=number == 1)
         assert await registry.write(write) is Written.WRITTEN, "nobody else writes here"
     spent_us = (time.perf_counter() - start) * 1e6
     after = (await redis.info("memory"))["used_memory"]
@@ -84,7 +87,7 @@ Look = Callable[[list[tuple[SliceId, ...]]], Coroutine[Any, Any, list[Any]]]
 async def _flights(look: Look, prompts: list[tuple[SliceId, ...]]) -> Figures:
     start = time.perf_counter()
     for flight in range(FLIGHTS):
-        first = flight * DEPTH % len(prompts)
+        first = flight * len(prompts) // FLIGHTS
         answers = await look(prompts[first : first + DEPTH])
         assert len(answers) == DEPTH, "every prompt is answered"
     return {"per_s": FLIGHTS * DEPTH / (time.perf_counter() - start)}
