@@ -163,12 +163,20 @@ class LightEngine:
         return self._slow.tiers.ssd if self._slow is not None else None
 
     def next_ns(self) -> int | None:
-        """When something can next come out if nothing more goes in; None when there is nothing to do."""
+        """When an outcome can next come out, or an order next be answered, if nothing more goes in; None when there is
+        nothing to do."""
+        outcome_ns = self.next_outcome_ns()
+        order_fs = self._slow.next_fs() if self._slow is not None else None
+        if order_fs is None:
+            return outcome_ns
+        order_ns = max(self._now_ns, _ceil_ns(order_fs))
+        return order_ns if outcome_ns is None else min(outcome_ns, order_ns)
+
+    def next_outcome_ns(self) -> int | None:
+        """As `next_ns`, for owners that look for answers to orders by themselves."""
         if self._outcomes:
             return self._now_ns
         next_fs = self._next_step_fs()
-        if self._slow is not None and (order_fs := self._slow.next_fs()) is not None:
-            next_fs = order_fs if next_fs is None else min(next_fs, order_fs)
         return _ceil_ns(next_fs) if next_fs is not None else None
 
     def run_until(self, now_ns: int) -> list[Outcome]:

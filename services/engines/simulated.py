@@ -212,7 +212,7 @@ class SimulatedBackend:
             reader = self._readers.pop(outcome.request_id, None) if ended else self._readers.get(outcome.request_id)
             if reader is not None:
                 reader.mail.put_nowait(outcome)
-        return self._engine.next_ns()
+        return self._engine.next_outcome_ns()  # Whoever ordered something looks by itself whether it is done.
 
 
 def registered(config: EngineConfig) -> EngineRegistered:
