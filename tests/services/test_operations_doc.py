@@ -12,7 +12,8 @@ NAME = re.compile(r"(?:tidegate|gen_ai)_[a-z_]+")
 
 
 def test_every_metric_is_named_and_there_is_every_one_that_is_named() -> None:
-    sources = "\n".join(path.read_text() for path in (ROOT / "services").rglob("*.py"))
+    files = (path for path in (ROOT / "services").rglob("*.py") if "vllm_plugin" not in path.parts)
+    sources = "\n".join(path.read_text() for path in files)  # The plugin has no metrics: what it says are facts.
     defined = set(re.findall(r'"((?:tidegate|gen_ai)_[a-z_]+)"', sources))
     named = {name.removesuffix("_total") for name in NAME.findall(PAGE)}
     assert named == defined
