@@ -123,9 +123,10 @@ class TidegateManager(TieringOffloadingManager):
 
     def reset_cache(self) -> None:
         """Everything beyond the device is void; the SSD too, unless the settings keep it."""
-        self._pins.clear()
         self.carrier.give_up("reset")
         super().reset_cache()
+        # What it pinned is gone with the rest, what came up just now too.
+        self._pins.clear()
         if self._ssd is not None and not self.memory.settings.reset_keeps_ssd:
             self._ssd.void()
 

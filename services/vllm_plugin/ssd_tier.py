@@ -236,15 +236,16 @@ class SsdTier(SecondaryTierManager):
                 self._loaded(job) if self._loads.pop(job.job_id, None) else self._stored(job)
             now_ns = time.monotonic_ns()
             for job in [job for job in self._loads.values() if job.deadline_ns < now_ns]:
-                self._give_up(job)
+                if job.give_up():
+                    self._hung(job)
         ended, self._ended = self._ended, []
         return ended
 
     def drain_jobs(self) -> None:
         """Until no job touches the DRAM tier: writes end, reads are given up."""
         if self._threads is not None:
-            for job in list(self._loads.values()):
-                self._give_up(job)
+            for job in [job for job in self._loads.values() if job.give_up()]:
+                self._call_off(job)
             self._threads.settle()
             for job in self._threads.finished():
                 self._loaded(job) if self._loads.pop(job.job_id, None) else self._stored(job)
@@ -283,19 +284,21 @@ class SsdTier(SecondaryTierManager):
         # It may well be there, but not for this request any more.
         self._gate.refuse(key, context)
 
-    def _give_up(self, job: Job) -> None:
-        if not job.give_up():
-            return
+    def _call_off(self, job: Job) -> None:
+        """Nobody waits for it any more; what has arrived of it counts as little as the rest."""
         del self._loads[job.job_id]
         self.choices.let_go(job.keys)
+        job.done.clear()
+        self._end(job)
+
+    def _hung(self, job: Job) -> None:
         late = TierUnavailable(where=f"{Tier.SSD}", why="a read hangs", mend="look at that disk")
         for key in job.keys:
             self._missed(key, late, job.context)
         self._hangs += 1
         if self._hangs >= HANGS_MAX:
             self._rest_reads_ns = time.monotonic_ns() + REST_NS
-        job.done.clear()
-        self._end(job)
+        self._call_off(job)
 
     def _end(self, job: Job) -> None:
         whole = not job.failed and len(job.done) == len(job.keys)

@@ -79,7 +79,7 @@ def _do(rig: Rig, open_: list[Asked], folder: Path, what: str, first: object, se
             files = sorted(folder.rglob("*.slice"))
             if files:
                 _flip(files[first % len(files)])
-        case "reset", _, _ if not open_:
+        case "reset", _, _:
             rig.manager.reset_cache()
 
 

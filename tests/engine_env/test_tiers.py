@@ -1,5 +1,6 @@
 """Slices go down to DRAM and SSD, come up again as they went, and are told of in the log's names."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,34 @@ def test_slices_are_found_again_by_name_after_a_restart(monkeypatch: pytest.Monk
         assert sorted(_slices(rig.told(SlicesStored), Tier.SSD)) == sorted(name(one) for one in prompt)
         assert rig.serve(prompt) == 4
         assert len(_slices(rig.told(SlicesHit), Tier.SSD)) == 4
+
+
+@pytest.mark.parametrize("arrived", [False, True])
+def test_reset_while_slices_come_up_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, ssd: Path, arrived: bool
+) -> None:
+    prompt = keys("p", 4)
+    with running(extra_config(ssd=ssd, reset_keeps_ssd=True), monkeypatch) as rig:
+        rig.serve(prompt)
+        rig.manager.reset_cache()
+        asked = rig.request(prompt)
+        assert rig.look_up(asked) is None, "they are on their way"
+        rig.step()
+        tier = rig.manager.secondary_tiers[0]
+        while arrived and tier._threads._finished.empty():
+            time.sleep(0.001)
+
+        rig.manager.reset_cache()
+        rig.manager.on_request_finished(asked.context)
+
+        assert tier.failures == 0, "what was called off is no failure"
+        asked = rig.request(prompt)
+        assert rig.found(asked) == 4
+        rig.load(asked, 4)
+        rig.manager.reset_cache()
+        rig.manager.on_request_finished(asked.context)
+        rig.settle()
+        assert rig.serve(prompt) == 4
 
 
 def test_names_of_what_has_left_do_not_pile_up(monkeypatch: pytest.MonkeyPatch, ssd: Path) -> None:
