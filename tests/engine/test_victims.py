@@ -1,10 +1,17 @@
 """A real vLLM that runs out of blocks: who gives way, and that nobody's answer is another for it."""
 
+import asyncio
+
 import pytest
 
+from events import codec, subjects
+from events.base import HolderId, RequestId
+from events.decisions import HolderLost
 from events.slice import ChoiceKind, Tier
 from policies.memory.delegate_ops import GaveWay, Held, VictimAsked
 from policies.memory.victims import Chosen, choose
+from services.runtime import servers
+from tests.engine.house import POOL
 from tests.engine.steered import ANSWER_TOKENS, PROMPT_TOKENS, Said, Steered, pressing
 from tests.engine.vllm_server import BLOCK_TOKENS
 
@@ -90,3 +97,23 @@ def test_every_choice_stands_in_the_journal_under_its_directive(pressed: Pressed
 
     assert {choice.kind for choice in made} >= {ChoiceKind.VICTIM}
     assert all(choice.directive_version > 0 for choice in made)
+
+
+async def test_requests_whose_holder_is_lost_are_given_up(steered_engine: Steered) -> None:
+    house, engine = steered_engine.house, steered_engine
+    hints = {"request_id": "orphan", "slices": ["0" * 32]}
+    prompt = [7] * PROMPT_TOKENS
+    before = engine.server.metric("vllm:num_requests_running")
+    asked = asyncio.create_task(asyncio.to_thread(engine.ask, prompt, tokens=1_400, hints=hints))
+    while engine.server.metric("vllm:num_requests_running") <= before:  # noqa: ASYNC110 - a server sets no event
+        await asyncio.sleep(0.05)
+    lost = HolderLost(holder=HolderId("gone"), requests=(RequestId("orphan"), RequestId("unknown")))
+    async with servers.open_log(house.config, POOL) as log:
+        # Said by an actor that is none, so that the log's own are not disturbed.
+        body = codec.encode(owner="test", ts_ns=1, said=[codec.Said(cause="1.0", event=lost)])
+        await log.append(subjects.decision(POOL, "test", "holder_lost"), body)
+
+    said = await asked
+
+    assert said.finish == "abort"
+    assert len(said.tokens) < 1_400
