@@ -5,7 +5,7 @@ The value of a slice, pins, hot slices and the needs of waiting requests are wei
 under the directive that the engine was told last.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from vllm.v1.kv_offload.base import OffloadKey, ReqContext
 from vllm.v1.kv_offload.cpu.policies.base import CachePolicy, ChunkStatus
@@ -15,13 +15,15 @@ from services.vllm_plugin.prompt import Prompt, prompt_of
 
 
 class TidegateCachePolicy(CachePolicy):
-    """The chunks of the DRAM tier. vLLM calls it from the scheduler's thread alone."""
+    """The chunks of the DRAM tier. vLLM calls it from the scheduler's thread alone. `parent_of` says which slice comes
+    before one that is brought for no request."""
 
     def __init__(self, cache_capacity: int, choices: TierChoices) -> None:
         super().__init__(cache_capacity)
         self.choices = choices
         self._chunks: dict[OffloadKey, ChunkStatus] = {}
         self._coming: Prompt | None = None
+        self.parent_of: Callable[[bytes], bytes | None] = lambda _: None
 
     def get(self, key: OffloadKey) -> ChunkStatus | None:
         """The chunk of a slice; None if it is not there."""
@@ -34,7 +36,7 @@ class TidegateCachePolicy(CachePolicy):
     def insert(self, key: OffloadKey, chunk: ChunkStatus) -> None:
         """A slice is being written into this chunk."""
         self._chunks[key] = chunk
-        self.choices.stored(key, self._coming)
+        self.choices.stored(key, self._coming, self.parent_of(key))
         if chunk.ref_cnt == 0:
             self.choices.let_go([key])
 

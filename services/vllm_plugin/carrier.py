@@ -112,21 +112,17 @@ class Carrier:
         assert self._ssd is not None, "a tier that is there"
         there = [key for key in keys if self._dram.ready(key)]
         context = _context(order)
-        chunks: list[int] = []
-        coming: list[bytes] = []
-        for key in keys:
-            if key in there or self._dram.busy(key):
-                continue
-            output = self._dram.prepare_write([key], context)
-            if output is None:
-                break
-            assert isinstance(output.store_spec, CPULoadStoreSpec), "DRAM has chunks"
-            coming.append(key)
-            chunks.extend(int(chunk) for chunk in output.store_spec.chunk_ids)
-        if not coming:
-            why = "" if there else ("not there" if not keys else "no room in DRAM")
+        output = None
+        # As many of the first as there is room for; none of them makes room for another.
+        while keys and (output := self._dram.prepare_write(keys, context)) is None:
+            keys = keys[:-1]
+        coming = list(output.keys_to_store) if output is not None else []
+        if output is None or not coming:
+            why = "" if there else "not there, or no room in DRAM"
             self._say(order, done=len(there), of=len(order.said.slices), why=why)
             return
+        assert isinstance(output.store_spec, CPULoadStoreSpec), "DRAM has chunks"
+        chunks = [int(chunk) for chunk in output.store_spec.chunk_ids]
         tier = self._manager.secondary_tiers.index(self._ssd)
         job = TransferJob(
             job_id=self._manager._next_job_id(), keys=coming, chunk_ids=np.array(chunks, dtype=np.int32),  # noqa: SLF001

@@ -28,6 +28,7 @@ class TierChoices:
         self.evictions = 0
         self._names: dict[bytes, SliceId] = {}
         self._keys: dict[SliceId, bytes] = {}
+        self._parents: dict[bytes, bytes] = {}
 
     def __len__(self) -> int:
         return len(self._names)
@@ -44,6 +45,8 @@ class TierChoices:
         place, length = 0, 1
         if prompt is not None and key in prompt.places:
             place, length, parent = prompt.places[key], prompt.length, prompt.parent(key)
+        if parent is not None:
+            self._parents[key] = parent
         self._choose(
             Stored(
                 at_ns=time.monotonic_ns(),
@@ -56,6 +59,10 @@ class TierChoices:
                 length=length,
             )
         )
+
+    def parent(self, key: bytes) -> bytes | None:
+        """The slice before it in its prompt, as far as that was said."""
+        return self._parents.get(key)
 
     def held(self, keys: Iterable[bytes]) -> None:
         """They are being read or written."""
@@ -107,8 +114,9 @@ class TierChoices:
     def renamed(self, key: bytes, *, held: bool) -> None:
         """It has another name now; `held`: somebody reads or writes it."""
         if key in self._names and self._names[key] != self._naming.name(key):
+            parent = self.parent(key)
             self.removed([key])
-            self.stored(key, None)
+            self.stored(key, None, parent)
             if not held:
                 self.let_go([key])
 
@@ -118,6 +126,7 @@ class TierChoices:
     def _forget(self, keys: Iterable[bytes]) -> None:
         for key in keys:
             del self._keys[self._names.pop(key)]
+            self._parents.pop(key, None)
             self._naming.release(key)
 
 

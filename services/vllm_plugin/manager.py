@@ -48,6 +48,8 @@ class TidegateManager(TieringOffloadingManager):
         super().__init__(primary_tier=primary, secondary_tiers=tiers)
         self.memory, self._dram, self._ssd = memory, primary, ssd
         self.carrier = Carrier(self, memory, primary, ssd)
+        if ssd is not None:
+            primary.learn_parents(ssd.choices.parent)
         self._pins: dict[str, dict[OffloadKey, None]] = {}
         self._measured_ns = 0
         self._busy_told = False

@@ -1,6 +1,6 @@
 """The DRAM tier of a vLLM engine: vLLM's own, with Tidegate's choice of what leaves, and a word on what comes."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from vllm.v1.kv_offload.base import OffloadingEvent, OffloadKey, PrepareStoreOutput, ReqContext
@@ -88,6 +88,11 @@ class PrimaryTier(CPUPrimaryTierOffloadingManager):
             self.events.append(OffloadingEvent(keys=gone, medium=self.medium, removed=True))
         self._memory.residency.removed(Tier.DRAM, gone)
         return gone
+
+    def learn_parents(self, parent_of: Callable[[bytes], bytes | None]) -> None:
+        """Who knows which slice comes before one that is brought for no request."""
+        if isinstance(self._policy, TidegateCachePolicy):
+            self._policy.parent_of = parent_of
 
     def renamed(self, key: bytes) -> None:
         """It has its true name now."""

@@ -52,6 +52,29 @@ def test_promoted_slices_are_in_dram_before_anybody_asks(monkeypatch: pytest.Mon
         rig.load(asked, 4)
 
 
+def test_promotion_brings_as_many_as_there_is_room_for_parents_first(
+    monkeypatch: pytest.MonkeyPatch, ssd: Path
+) -> None:
+    with running(extra_config(ssd=ssd, reset_keeps_ssd=True, dram_slices=4), monkeypatch) as rig:
+        other = keys("q", 2)
+        rig.serve(PROMPT, hints=hints(PROMPT))
+        rig.manager.reset_cache()
+        rig.serve(other, hints=hints(other))
+        asked = rig.request(other)
+        assert rig.look_up(asked) == 2
+        rig.manager.prepare_load(other, asked.context)
+
+        answer = order(rig, Move.PROMOTE, Tier.SSD, Tier.DRAM)
+
+        assert (answer.end, answer.slices_done) == (TransferEnd.PARTLY, 2)
+        residency = rig.manager.memory.residency
+        assert [residency.holds(Tier.DRAM, one) for one in PROMPT] == [True, True, False, False]
+        rig.manager.complete_load(set(other), asked.context)
+        rig.manager.on_request_finished(asked.context)
+        rig.serve(keys("s", 3))
+        assert residency.holds(Tier.DRAM, PROMPT[0]) >= residency.holds(Tier.DRAM, PROMPT[1]), "children go first"
+
+
 def test_dropped_slices_are_gone_from_that_tier_alone(monkeypatch: pytest.MonkeyPatch, ssd: Path) -> None:
     with running(extra_config(ssd=ssd), monkeypatch) as rig:
         rig.serve(PROMPT, hints=hints(PROMPT))
