@@ -86,7 +86,11 @@ def _other(state: State, event: Event, now_ns: int) -> None:
         case TransferCancelled():
             transfers.cancelled(state.transfers, event, now_ns)
         case TransferFinished():
-            transfers.finished(state.transfers, event, now_ns, tries_max=state.settings.tries_max)
+            one = state.transfers.open.get(event.order)
+            missing = one is not None and tiered_engines.missing(state.engines, one.order)
+            transfers.finished(
+                state.transfers, event, now_ns, tries_max=state.settings.tries_max, missing=missing
+            )  # fmt: skip
         case LinkSuspended():
             transfers.suspended(state.transfers, event)
         case SlicesPinned():

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from events.base import PPM, EngineId, Event, ModelId
-from events.decisions import Move
+from events.decisions import Move, TransferOrdered
 from events.engine import EngineHealthChanged, EngineRegistered, EngineRemoved, Health, StepModel
 from events.slice import SlicesCleared, SlicesHit, SlicesRemoved, SlicesStored, Tier, TierMeasured
 from policies import tier_index
@@ -123,6 +123,15 @@ def link_ns(engine: TieredEngine, move: Move, bytes_: int, *, peer_bytes_per_s: 
             return fetch_ns(bytes_, 0, peer_bytes_per_s)
         case Move.DROP:
             return 0
+
+
+def missing(engines: TieredEngines, order: TransferOrdered) -> bool:
+    """Whether some of its slices are not where an order wants them (of a drop: are still there), as last reported."""
+    engine = engines.get(order.to_engine or order.engine_id)
+    tier = order.from_tier if order.to_tier is None else order.to_tier
+    if engine is None:
+        return True
+    return any(tier_index.holds(engine.index, slice_id, tier) is (order.move is Move.DROP) for slice_id in order.slices)
 
 
 def described(engine: TieredEngine) -> dict[str, dict[str, int]]:

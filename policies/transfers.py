@@ -150,16 +150,19 @@ def cancelled(transfers: Transfers, event: TransferCancelled, now_ns: int) -> No
         transfers.tally.cancelled += 1
 
 
-def finished(transfers: Transfers, event: TransferFinished, now_ns: int, *, tries_max: int) -> None:
-    """An order was answered. A second answer changes nothing."""
+def finished(transfers: Transfers, event: TransferFinished, now_ns: int, *, tries_max: int, missing: bool) -> None:
+    """An order was answered. A second answer changes nothing. Where nothing is `missing` there is nothing to try again:
+    somebody else has done what was left of it (an engine that evicted what was to be dropped). A transfer that failed
+    speaks against its link all the same."""
     transfers.answered = None
     transfers.others.pop(event.order, None)
     one = transfers.open.pop(event.order, None)
     if one is None:
         return
-    failed, tally = event.end in _FAILED, transfers.tally
-    _try_ended(transfers, one.order, failed=failed, counts=event.end in (*_FAILED, TransferEnd.DONE))
-    tally.done += event.end is TransferEnd.DONE
+    failed, tally = event.end in _FAILED and missing, transfers.tally
+    broke = event.end in _FAILED and (missing or one.order.move is not Move.DROP)
+    _try_ended(transfers, one.order, failed=broke, counts=event.end in (*_FAILED, TransferEnd.DONE))
+    tally.done += event.end is TransferEnd.DONE or (event.end in _FAILED and not missing)
     tally.not_needed += event.end is TransferEnd.NOT_NEEDED
     tally.cancelled += event.end is TransferEnd.CANCELLED or (failed and one.cancelled_ns > 0)
     if failed and not one.cancelled_ns:

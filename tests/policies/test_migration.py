@@ -32,6 +32,7 @@ from tests.policies.tier_words import (
     gauged,
     names_of,
     pinned,
+    removed,
     stored,
     tiered,
 )
@@ -332,6 +333,13 @@ def test_what_is_missing_of_a_failed_order_is_tried_again_with_a_limit() -> None
 @pytest.mark.parametrize("end", [TransferEnd.DONE, TransferEnd.CANCELLED, TransferEnd.NOT_NEEDED])
 def test_what_did_not_fail_is_not_tried_again(end: TransferEnd) -> None:
     warm().after(gauged(DRAM)).when(answered("m1", end)).then_nothing()
+
+
+def test_what_somebody_else_did_has_not_failed() -> None:
+    spec = house(*asked("abcde"), stored(DRAM, *"abcde"), stored(SSD, *"abcde")).when(FULL).then(dropped("e"))
+    spec.after(removed(DRAM, "e")).when(failed("m1")).then_nothing()
+    state: State = spec.state
+    assert (state.transfers.tally.done, state.transfers.tally.failed, state.transfers.given_up) == (1, 0, {})
 
 
 def test_an_order_that_takes_too_long_is_taken_back_and_forgotten_at_last() -> None:
