@@ -111,6 +111,8 @@ FILE_ERRORS = [
     (ONE_ENGINE + "kinds = 1", "engines[0].kinds", "did you mean 'kind'?", "id, kind,"),
     (ONE_ENGINE + "step_model = 'llama-3-8b_h10'", "engines[0].step_model", "did you mean 'llama-3-8b_h10", "qwen3"),
     (ONE_ENGINE + "url = 'http://x'", "engines[0].url", "a simulated engine has no url", ""),
+    (ONE_ENGINE + "ssd_bytes = 9", "engines[0].ssd_bytes", "goes by way of DRAM", ""),
+    (ONE_ENGINE + "dram_bytes_per_s = 0", "engines[0].dram_bytes_per_s", "too small", "1 or more"),
     (ONE_ENGINE.replace('["m"]', '["mm"]'), "engines[0].models[0]", "did you mean 'm'?", "m"),
     (ONE_ENGINE.replace('["m"]', "[]"), "engines[0].models", "serves no model", "m"),
     (ONE_ENGINE.replace('"simulated"', '"vllm"'), "engines[0].url", "needs a url", "http://host:port"),
