@@ -33,7 +33,7 @@ class EngineWatch:
         self._log, self._engines, self._writer, self._clock = log, engines, writer, clock
         self._group = asyncio.TaskGroup()
         self._watching: dict[EngineId, asyncio.Task[None]] = {}
-        self._goes_by: dict[EngineId, int] = {}
+        self._told: dict[EngineId, TierMeasured] = {}
 
     async def run(self) -> None:
         """Say which engines left while nobody watched, then watch. Never ends. Raises LogError at its start."""
@@ -57,10 +57,10 @@ class EngineWatch:
         self._watch(reloaded.added)
 
     def take(self, recorded: Recorded) -> None:
-        """What an engine's agent says: the directive that it goes by, which no server tells."""
+        """What an engine's agent says and no server tells: the directive that it goes by, and what left its device."""
         event = recorded.event
         if isinstance(event, TierMeasured) and event.tier is Tier.HBM:
-            self._goes_by[event.engine_id] = event.directive_version
+            self._told[event.engine_id] = event
 
     def _watch(self, engine_ids: tuple[EngineId, ...]) -> None:
         for engine_id in engine_ids:
@@ -73,8 +73,11 @@ class EngineWatch:
             for event in await one.look():
                 if isinstance(event, EngineHealthChanged):
                     logger.info("engine %s is %s %s", engine_id, event.health, event.reason)
-                if isinstance(event, EngineMeasured) and engine_id in self._goes_by:
-                    event = msgspec.structs.replace(event, directive_version=self._goes_by[engine_id])
+                if isinstance(event, EngineMeasured) and engine_id in self._told:
+                    told = self._told[engine_id]
+                    event = msgspec.structs.replace(
+                        event, directive_version=told.directive_version, evictions_total=told.evictions_total
+                    )
                 self._say(event)
             await asyncio.sleep(self._clock.wall_s(NS_PER_S))
 

@@ -133,7 +133,9 @@ class TidegateScheduler(AsyncScheduler):
             return
         told = hints.of(request.kv_transfer_params)
         # Several answers to one prompt (n > 1) are several requests in vLLM, with the same hints.
-        taken = any(one.name == told.request_id for one in self._seen.values()) if told.request_id else True
+        taken = not told.request_id or any(
+            one.name == told.request_id and not other.is_finished() for other, one in self._seen.items()
+        )
         name = RequestId(request.request_id) if taken else told.request_id
         self._seen[request] = Seen(name, told, time.monotonic_ns() + told.slack_ns if told.slack_ns else 0)
         self._unstarted.add(request)

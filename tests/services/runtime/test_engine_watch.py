@@ -105,13 +105,15 @@ async def test_an_engine_is_measured_with_the_directive_that_its_agent_names() -
     house = House("a", "b")
     for tier, version in ((Tier.HBM, 4), (Tier.DRAM, 0)):
         fact = TierMeasured(
-            engine_id=EngineId("a"), tier=tier, bytes_max=1, bytes_used=0, slice_bytes=1, directive_version=version
-        )
+            engine_id=EngineId("a"), tier=tier, bytes_max=1, bytes_used=0, slice_bytes=1, directive_version=version,
+            evictions_total=2 * version,
+        )  # fmt: skip
         house.watch.take(Recorded(seq=1, item=0, event=fact))
     async with house.watching():
         await until(lambda: all(house.said(each, EngineMeasured) for each in "ab"))
-    assert {each.directive_version for each in house.said("a", EngineMeasured)} == {4}
-    assert {each.directive_version for each in house.said("b", EngineMeasured)} == {0}
+    said = {name: house.said(name, EngineMeasured)[0] for name in "ab"}
+    assert (said["a"].directive_version, said["a"].evictions_total) == (4, 8)
+    assert (said["b"].directive_version, said["b"].evictions_total) == (0, 0)
 
 
 async def test_a_changed_engine_is_registered_again() -> None:
