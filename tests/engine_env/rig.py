@@ -88,13 +88,14 @@ class Asked:
 
 @dataclass
 class Rig:
-    """An engine's memory. `facts` is what it told."""
+    """An engine's memory. `facts` is what it told, `orders` what it was given."""
 
     manager: TidegateManager
     worker: Any
     bridge: Bridge
     device: list[torch.Tensor]
     facts: list[Event] = field(default_factory=list)
+    orders: list[Event] = field(default_factory=list)
     _jobs: int = 0
     _requests: int = 0
 

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from events.slice import SlicesCleared, SlicesRemoved, SlicesStored, Tier
+from events.base import EngineId
+from events.decisions import Move, MoveReason, TransferOrdered
+from events.slice import SlicesCleared, SlicesRemoved, SlicesStored, Tier, TransferFinished
 from kvstore.tiers.slicefile import HEADER_BYTES
 from services.vllm_plugin.ssd_jobs import file_name
 from services.vllm_plugin.ssd_tier import SsdTier
@@ -25,6 +27,7 @@ steps = st.lists(
         st.tuples(st.just("abort"), st.integers(0, 5), st.just(0)),
         st.tuples(st.just("step"), st.just(0), st.just(0)),
         st.tuples(st.just("drop"), st.sampled_from(PROMPTS), st.sampled_from([Tier.DRAM, Tier.SSD])),
+        st.tuples(st.just("order"), st.sampled_from(PROMPTS), st.sampled_from([Move.PROMOTE, Move.DEMOTE, Move.DROP])),
         st.tuples(st.just("damage"), st.integers(0, 20), st.just(0)),
         st.tuples(st.just("reset"), st.just(0), st.just(0)),
     ),
@@ -40,6 +43,7 @@ def test_any_order_of_requests_losses_and_damage(steps: list[tuple[str, object, 
         settings_ = extra_config(ssd=folder, dram_slices=DRAM_SLICES, reset_keeps_ssd=True)
         settings_["tidegate"]["ssd_bytes"] = SSD_SLICES * (SLICE_BYTES + HEADER_BYTES)
         with running(settings_, monkeypatch) as rig:
+            rig.bridge.orders._tell = rig.facts.append
             open_: list[Asked] = []
             for what, first, second in steps:
                 _do(rig, open_, folder, what, first, second)
@@ -49,6 +53,9 @@ def test_any_order_of_requests_losses_and_damage(steps: list[tuple[str, object, 
             rig.settle()
             _nothing_is_held(rig)
             _told_is_there(rig)
+            given = sum(what == "order" for what, _, _ in steps)
+            answered = [fact.order for fact in rig.told(TransferFinished)]
+            assert len(answered) == len(set(answered)) == given, "each order is answered once"
 
 
 def _do(rig: Rig, open_: list[Asked], folder: Path, what: str, first: object, second: object) -> None:
@@ -75,12 +82,25 @@ def _do(rig: Rig, open_: list[Asked], folder: Path, what: str, first: object, se
         case "drop", str(), Tier():
             tier = rig.manager.primary_tier if second is Tier.DRAM else _ssd(rig)
             tier.drop(keys(first, LENGTH_MAX))
+        case "order", str(), Move():
+            _order(rig, first, second)
         case "damage", int(), _:
             files = sorted(folder.rglob("*.slice"))
             if files:
                 _flip(files[first % len(files)])
         case "reset", _, _:
             rig.manager.reset_cache()
+
+
+def _order(rig: Rig, prompt: str, move: Move) -> None:
+    from_tier = Tier.SSD if move is Move.PROMOTE else Tier.DRAM
+    to_tier = {Move.PROMOTE: Tier.DRAM, Move.DEMOTE: Tier.SSD}.get(move)
+    said = TransferOrdered(
+        order=f"m{len(rig.orders)}", engine_id=EngineId("rig"), move=move, reason=MoveReason.HOT,
+        slices=tuple(name(one) for one in keys(prompt, LENGTH_MAX)), from_tier=from_tier, to_tier=to_tier,
+    )  # fmt: skip
+    rig.orders.append(said)
+    rig.bridge.orders.give(said)
 
 
 def _flip(path: Path) -> None:
