@@ -69,17 +69,12 @@ class Batch:
 
     def begin(self, at_fs: int) -> None:
         """A step begins: those that wait no longer for slices go on with what they got."""
-        self.end(at_fs)
-        if self.slow is None:
-            return
-        self.slow.advance(at_fs)
-        for job, count in self.slow.loads.take_ended():
-            job.computed += count * job.request.unit_tokens
-            self._cache_units(job)
-            self._begin_prefill(job)
+        self.move_to(at_fs)
+        if self.slow is not None:
+            self._take_loaded(self.slow)
 
-    def end(self, at_fs: int) -> None:
-        """A step is over."""
+    def move_to(self, at_fs: int) -> None:
+        """It is so late now."""
         self.at_fs = at_fs
         self.device.cache.now_ns = at_fs // FS_PER_NS
 
@@ -138,6 +133,13 @@ class Batch:
             self.prefix_hits += job.computed
         self.prefilling[job.request.request_id] = job
 
+    def _take_loaded(self, slow: SlowMemory) -> None:
+        slow.advance(self.at_fs)
+        for job, count in slow.loads.take_ended():
+            job.computed += count * job.request.unit_tokens
+            self._cache_units(job)
+            self._begin_prefill(job)
+
     # Computing.
 
     def computed(self, job: Job, tokens: int) -> None:
@@ -177,8 +179,8 @@ class Batch:
     def make_room(self) -> bool:
         """Preempt until every decoding sequence has its next block; whether any was. They go back to the head of the
         queue."""
-        preempted = False
-        while (short := self.clock.blocks_needed(1) - self.device.room) > 0:
+        preempted, device = False, self.device
+        while (short := self.clock.blocks_needed(1) - device.free - device.cache.evictable) > 0:
             for job in self._victims(short):
                 self.give_up(job)
                 self.waiting.appendleft(job)

@@ -311,7 +311,7 @@ class LightEngine:
 
     def _end(self, chunks: list[tuple[Job, int]]) -> None:
         """A step is over: those whose last token came end, prompts move on."""
-        self._batch.end(self._at_fs)
+        self._batch.move_to(self._at_fs)
         for job in self._batch.clock.pop_ended():
             self._batch.stop_decoding(job)
             self._finish(job)
