@@ -1,74 +1,83 @@
 """One command with all its processes: signals reach it, and nothing of it outlives the one who started it.
 
-vLLM's engine core outlives a SIGKILL of its server, so the command gets a process group of its own, which is ended
-whole. A guard, a tiny process beside it, does that too when the starter itself is killed: it waits at a pipe that the
-kernel closes then.
+vLLM's engine core outlives a SIGKILL of its server. So the command runs below a guard, a tiny process whose group it
+shares: the guard hands signals on, and kills the group when the starter is gone, which it learns from a pipe that the
+kernel closes then. When the command ends, the starter ends what is left of the group.
 """
 
 import asyncio
+import errno
 import os
+import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOP_TIMEOUT_S: Final = 60.0
 """How long a command may take to end in good order; a second signal ends the wait."""
-DONE: Final = b"."
-_GUARD: Final = (
-    "import os, signal, sys\n"
-    "if not os.read(0, 1):\n"
-    "    try: os.killpg(int(sys.argv[1]), signal.SIGKILL)\n"
-    "    except ProcessLookupError: pass\n"
-)
+_GUARD: Final = """
+import os, signal, subprocess, sys, threading
+wanted = []
+def hand_on(number, frame):
+    wanted.append(number)
+    if child is not None: child.send_signal(number)
+def end_with_starter():
+    os.read(0, 1)
+    os.killpg(0, signal.SIGKILL)
+child = None
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): signal.signal(number, hand_on)
+threading.Thread(target=end_with_starter, daemon=True).start()
+child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+for number in wanted: child.send_signal(number)
+status = child.wait()
+if status < 0:
+    signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
+    os.kill(os.getpid(), -status)
+os._exit(status)
+"""
 
 
 async def run(command: Sequence[str], env: Mapping[str, str], *, stop_timeout_s: float = STOP_TIMEOUT_S) -> int:
     """Run it to its end; its exit status (below 0: the signal that ended it). SIGINT, SIGTERM and SIGHUP of this
     process are passed on to it once; what is left after `stop_timeout_s`, or at a second one, is killed. Raises OSError
-    when it cannot be started."""
-    process = await asyncio.create_subprocess_exec(
-        *command, env=dict(env), stdin=asyncio.subprocess.DEVNULL, start_new_session=True
-    )
+    when there is no such command."""
+    if shutil.which(command[0], path=env.get("PATH")) is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
     stops: asyncio.Queue[signal.Signals] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for each in SIGNALS:
         loop.add_signal_handler(each, stops.put_nowait, each)
-    stopping = asyncio.create_task(_stop(process, stops, stop_timeout_s))
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            sys.executable, "-I", "-S", "-c", _GUARD, *command,
+            env=dict(env), stdin=asyncio.subprocess.PIPE, start_new_session=True,
+        )
+    )  # fmt: skip
+    stopping = asyncio.create_task(_stop(starting, stops, stop_timeout_s))
     try:
-        async with _guarded(process.pid):
-            try:
-                return await process.wait()
-            finally:
-                _kill_group(process.pid)
-                await process.wait()
+        return await (await asyncio.shield(starting)).wait()
     finally:
+        guard = await starting  # Who is cancelled while it starts leaves nothing of it, either.
         stopping.cancel()
+        _kill_group(guard.pid)
+        await guard.wait()
         for each in SIGNALS:
             loop.remove_signal_handler(each)
 
 
-async def _stop(process: asyncio.subprocess.Process, stops: "asyncio.Queue[signal.Signals]", timeout_s: float) -> None:
+async def _stop(
+    starting: "asyncio.Future[asyncio.subprocess.Process]", stops: "asyncio.Queue[signal.Signals]", timeout_s: float
+) -> None:
+    guard = await asyncio.shield(starting)
     wanted = await stops.get()
     with suppress(ProcessLookupError):
-        process.send_signal(wanted)
+        guard.send_signal(wanted)
     with suppress(TimeoutError):
         await asyncio.wait_for(stops.get(), timeout_s)
-    _kill_group(process.pid)
-
-
-@asynccontextmanager
-async def _guarded(group: int) -> AsyncIterator[None]:
-    guard = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", "-S", "-c", _GUARD, str(group), stdin=asyncio.subprocess.PIPE, start_new_session=True
-    )
-    try:
-        yield
-    finally:
-        # The group is gone: its number may be another's tomorrow.
-        await guard.communicate(DONE)
+    _kill_group(guard.pid)
 
 
 def _kill_group(group: int) -> None:
