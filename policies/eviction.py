@@ -14,7 +14,8 @@ of each prompt, since a slice is worth nothing without those before it.
 
 A directive is said when an engine registers, and with a tick when it would differ: in kind, protection, horizon, pins
 or needs, or in an eighth of what is hot. Per engine at most once a second, and no more than SLICES_MAX slices per tick
-in all; engines that were told longest ago come first. Switched off, engines are told once to choose as they like.
+in all; engines that were told longest ago come first. An engine that was started anew, or whose agent did not hear, is
+told again. Switched off, engines are told once to choose as they like.
 
 Sources: pins with an end are Mooncake's soft pins and LMCache's pin call; the hot set of a pool is our own. That
 engines answer within a step and the log holds only what they go by is the design's (delegated choices).
