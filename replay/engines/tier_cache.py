@@ -158,7 +158,8 @@ class TierCache:
         """Evict by this from now on; one that names no kind lifts those before it."""
         before, self._kind = self._kind, kind_of(directive.eviction)
         self._horizon_ns = directive.horizon_ns or HORIZON_NS
-        said, self._shields = self._shields, dict.fromkeys(directive.hot, Shield.HOT)
+        said, self._shields = self._shields, {}
+        self._shields.update(dict.fromkeys(directive.hot, Shield.HOT))
         self._shields.update(dict.fromkeys((*directive.needed, *directive.pinned), Shield.KEPT))
         if self._kind is not before:
             for kept in self._kept.values():
