@@ -47,6 +47,7 @@ from events.decisions import (
 from events.engine import EngineHealthChanged, EngineRegistered, EngineRemoved
 from events.request import FirstTokenSeen, RequestAborted, RequestExpired, RequestFinished
 from events.slice import (
+    SlicesCleared,
     SlicesPinned,
     Tier,
     TransferFinished,
@@ -89,6 +90,8 @@ def decide(state: State, event: Event, now_ns: int) -> list[Event]:
             return [*broken] if broken else _again(state, event, now_ns)
         case EngineRemoved() | EngineHealthChanged() | EngineRegistered() if not _works(state, event.engine_id):
             return [*transfers.without_engine(state.transfers, event.engine_id)]
+        case SlicesCleared():
+            return [*transfers.without_engine(state.transfers, event.engine_id, event.tier)]
         case _:
             return []
 

@@ -10,7 +10,7 @@ from events.control import Ticked
 from events.decisions import LinkSuspended, TransferCancelled, TransferOrdered
 from events.engine import EngineHealthChanged, EngineRegistered, EngineRemoved, Health
 from events.request import FirstTokenSeen, RequestArrived, RequestFinished
-from events.slice import SlicesPinned, TransferFinished
+from events.slice import SlicesCleared, SlicesPinned, TransferFinished
 from policies import needs, settings, slice_book, tiered_engines, transfers
 from policies.needs import NEED_FACTS, Need, Needs
 from policies.predictors import next_turn
@@ -78,6 +78,8 @@ def evolve(state: State, event: Event, now_ns: int) -> None:
             transfers.gone(state.transfers, event.engine_id)
         elif isinstance(event, EngineHealthChanged) and event.health is Health.LOST:
             transfers.lost(state.transfers, event.engine_id)
+        elif isinstance(event, SlicesCleared):
+            transfers.lost(state.transfers, event.engine_id, event.tier)
     elif isinstance(event, NEED_FACTS):
         if state.engines:
             _request(state, event, now_ns)

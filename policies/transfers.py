@@ -226,12 +226,22 @@ def ticked(transfers: Transfers, now_ns: int) -> None:
             del transfers.given_up[engine_id]
 
 
-def lost(transfers: Transfers, engine_id: EngineId) -> None:
-    """An engine does not answer any more: nobody waits for what was taken back there before."""
-    for name, one in list(transfers.open.items()):
-        if one.cancelled_ns and engine_id in (one.order.engine_id, one.order.to_engine):
+def lost(transfers: Transfers, engine_id: EngineId, tier: Tier | None = None) -> None:
+    """An engine does not answer any more (or what was known of one tier is void, as when its agent was started anew):
+    nobody waits for what was taken back there before."""
+    for name, one in _touched(transfers, engine_id, tier):
+        if one.cancelled_ns:
             del transfers.open[name]
             transfers.tally.cancelled += 1
+
+
+def _touched(transfers: Transfers, engine_id: EngineId, tier: Tier | None) -> list[tuple[str, Open]]:
+    """The open orders that an engine has to do with, or those out of one of its tiers."""
+    return [
+        (name, one)
+        for name, one in transfers.open.items()
+        if engine_id in (one.order.engine_id, one.order.to_engine) and tier in (None, one.order.from_tier)
+    ]
 
 
 def gone(transfers: Transfers, engine_id: EngineId) -> None:
@@ -352,13 +362,10 @@ def too_late(transfers: Transfers, now_ns: int) -> list[TransferCancelled]:
     ]
 
 
-def without_engine(transfers: Transfers, engine_id: EngineId) -> list[TransferCancelled]:
-    """Take back all that an engine which is gone has to do with."""
-    return [
-        taken_back(transfers, name, CancelReason.ENGINE_GONE)
-        for name, one in transfers.open.items()
-        if engine_id in (one.order.engine_id, one.order.to_engine)
-    ]
+def without_engine(transfers: Transfers, engine_id: EngineId, tier: Tier | None = None) -> list[TransferCancelled]:
+    """Take back all that an engine which is gone has to do with; or all out of a tier of which nothing is known any
+    more: whoever was to carry it out may have been started anew."""
+    return [taken_back(transfers, name, CancelReason.ENGINE_GONE) for name, _ in _touched(transfers, engine_id, tier)]
 
 
 def breakers(transfers: Transfers, now_ns: int) -> list[LinkSuspended | TransferCancelled]:

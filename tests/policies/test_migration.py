@@ -360,6 +360,17 @@ def test_orders_of_an_engine_that_is_gone_are_taken_back_at_once(end: Event) -> 
     spec.when(failed("m1")).then_nothing()
 
 
+def test_orders_out_of_a_tier_of_which_nothing_is_known_any_more_are_taken_back() -> None:
+    spec = warm().after(gauged(DRAM)).when(cleared(HBM)).then_nothing()
+    spec.when(cleared(DRAM)).then_nothing()
+    spec.when(cleared(SSD)).then(back("m1", CancelReason.ENGINE_GONE))
+    spec.after(stored(SSD, *"abc")).when(gauged(DRAM)).then(said(TransferOrdered, order="m2", slices=slices(*"abc")))
+    late = warm().after(gauged(DRAM))
+    later(late, LIFE_NS // S)
+    late.when(cleared(SSD)).then_nothing()
+    assert late.state.transfers.open == {}
+
+
 def test_switched_off_what_is_open_is_taken_back_once() -> None:
     spec = warm().after(gauged(DRAM), configured(enabled="off"))
     spec.when(at(2 * S, tick(2))).then(back("m1", CancelReason.NOT_NEEDED))
