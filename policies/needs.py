@@ -11,11 +11,10 @@ import msgspec
 from events.base import EngineId, Event, ModelId, RequestId, RequestKind, SessionId, SliceId, TenantId
 from events.decisions import HolderLost, RequestAdmitted, RequestDeferred, RequestPreempted, RequestRejected
 from events.request import FirstTokenSeen, RequestAborted, RequestArrived, RequestExpired, RequestFinished
+from policies.slice_book import chain_of
 
 OPEN_MAX = 2_048
 """Requests remembered, the newest."""
-CHAIN_MAX = 1_024
-"""Slices of one prompt that are remembered, the first ones."""
 NEED_FACTS: Final[tuple[type[Event], ...]] = (
     RequestArrived, RequestDeferred, RequestAdmitted, RequestPreempted, FirstTokenSeen, RequestRejected,
     RequestFinished, RequestAborted, RequestExpired, HolderLost,
@@ -83,7 +82,7 @@ def _arrived(needs: Needs, event: RequestArrived) -> None:
     needs.begun.pop(event.request_id, None)
     needs.open.pop(event.request_id, None)
     needs.open[event.request_id] = Need(
-        model=event.model, tenant=event.tenant, session=event.session, slices=event.slices[:CHAIN_MAX],
+        model=event.model, tenant=event.tenant, session=event.session, slices=chain_of(event),
         slice_tokens=max(1, event.slice_tokens), prompt_tokens=event.prompt_tokens,
         deadline_ns=event.deadline_ns, until_ns=event.deadline_ns,
     )  # fmt: skip

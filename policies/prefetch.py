@@ -331,7 +331,7 @@ def _whole(state: State, slices: Sequence[SliceId]) -> tuple[SliceId, ...]:
     known = state.book.known.get(slices[0])
     while known is not None and known.parent:
         before.append(known.parent)
-        known = state.book.known.get(known.parent)
+        known = slice_book.forerunner(state.book, known)
     return (*reversed(before), *slices)
 
 

@@ -5,6 +5,9 @@ A request's arrival counts as one use of each of its slices, let go at once: wha
 counted by them. Slices that are alike come back alike (`policies.memory.reuse`). Those used longest ago are forgotten
 first; what is not known here is taken never to come back.
 
+Names come from clients. A fingerprint names all that stands before it, so of real ones none stands behind itself; of
+invented ones it may seem so, and what stands before a slice is then known as far as depths fall.
+
 Example: prompts [s, a], [s, b], [s, a]: s was used three times, a twice; a stands behind s, at depth 1.
 """
 
@@ -44,9 +47,14 @@ class SliceBook(msgspec.Struct):
     slice_tokens: int = 256
 
 
+def chain_of(request: RequestArrived) -> tuple[SliceId, ...]:
+    """The slices that a prompt begins with, each once: a name that comes twice is no fingerprint."""
+    return tuple(dict.fromkeys(request.slices[:CHAIN_MAX]))
+
+
 def asked(book: SliceBook, request: RequestArrived, now_ns: int, *, horizon_ns: int) -> None:
     """A request came with these slices."""
-    chain = request.slices[:CHAIN_MAX]
+    chain = chain_of(request)
     past, length = Past(groups=book.groups), len(chain)
     for place in reversed(range(length)):  # The first is then the one used last.
         slice_id = chain[place]
@@ -65,6 +73,12 @@ def asked(book: SliceBook, request: RequestArrived, now_ns: int, *, horizon_ns: 
         book.warm.pop(oldest, None)
     if chain:
         book.slice_tokens = max(1, request.slice_tokens)
+
+
+def forerunner(book: SliceBook, known: Known) -> Known | None:
+    """What is known of the slice that stands before it; None where nothing does, or it is not known."""
+    before = book.known.get(known.parent)
+    return before if before is not None and before.depth < known.depth else None
 
 
 def come_back_ppm(book: SliceBook, slice_id: SliceId) -> int:
@@ -100,7 +114,7 @@ def children_first(
     for slice_id in staying:
         known = book.known.get(slice_id)
         while known is not None and values.pop(known.parent, None) is not None:
-            known = book.known.get(known.parent)
+            known = forerunner(book, known)
     deepest = sorted(values, key=lambda slice_id: -depth(book, slice_id))
     for slice_id in deepest:
         known = book.known.get(slice_id)
@@ -134,5 +148,5 @@ def _is_rooted(
             return True
         if known.parent not in tiers_of:
             return False
-        known = book.known.get(known.parent)
+        known = forerunner(book, known)
     return known is not None

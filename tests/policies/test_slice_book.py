@@ -1,5 +1,8 @@
 """What requests tell of slices: how often they are asked for, and what stands behind what."""
 
+from typing import Any
+
+import pytest
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 
@@ -66,6 +69,16 @@ def test_only_what_is_reachable_comes_up() -> None:
     assert found() == "bc", "y has no forerunner there, d is nowhere, a is higher already"
     assert (found(1), found(0), found(models=())) == ("b", "", "")
     assert found(9, "b") == "c", "what is on its way is there soon"
+
+
+@pytest.mark.parametrize("prompts", [["aa"], ["abab"], ["ab", "b", "?", "ba"]])
+def test_invented_names_that_stand_behind_themselves_hold_nobody_up(prompts: list[str], monkeypatch: Any) -> None:
+    monkeypatch.setattr(slice_book, "KNOWN_MAX", 2)
+    book, names = book_of(*prompts), slices(*"ab")
+    tiers = dict.fromkeys(names, BIT[SSD])
+    found = reachable(book, names, tiers, exactly=BIT[SSD], models=(ModelId("m"),), left_alone=(), most=9)
+    assert set(found) <= set(book.known)
+    assert set(children_first(book, [(one, 1) for one in book.known])) == set(book.known)
 
 
 def test_what_stands_before_one_that_stays_is_left_out() -> None:
