@@ -17,10 +17,13 @@ from replay.engines.links import NOT_WANTED
 from replay.engines.tier_cache import NO_ROOM, SliceAt
 from replay.engines.tiers import NOT_HELD, ORDER, Tiers, Wish
 
+ORDERS_MAX = 1_024
+"""Orders that are carried out at once; more are refused."""
 NO_TIER = "no_such_tier"
 NO_ENGINE = "no_such_engine"
 TOO_LATE = "too_late"
 IN_USE = "in_use"
+TOO_MANY = "too_many_orders"
 
 
 class Device(Protocol):
@@ -88,6 +91,10 @@ class Carrier:
         carry_out = {
             Move.PROMOTE: self._shift, Move.DEMOTE: self._shift, Move.DROP: self._drop, Move.REPLICATE: self._replicate
         }[order.move]  # fmt: skip
+        if len(self._open) > ORDERS_MAX:
+            one.why = TOO_MANY
+            self._finish(one)
+            return
         carry_out(one)
         if not order.slices:
             self._finish(one)

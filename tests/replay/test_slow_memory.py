@@ -25,6 +25,7 @@ from events.slice import (
 )
 from policies.memory.kinds import EvictionKind
 from policies.predictors.step_time import prefill_ns
+from replay.engines import carrier
 from replay.engines.decode_clock import DecodeClock
 from replay.engines.job import Finished, FirstToken, Outcome, SimRequest
 from replay.engines.light import LightEngine
@@ -335,6 +336,17 @@ def test_a_part_that_is_in_use_is_not_dropped() -> None:
 def test_an_order_that_cannot_be_carried_out_says_why(order: TransferOrdered, end: TransferEnd, why: str) -> None:
     _, [answer] = after(holding(sizes(40)), order)
     assert (answer.order, answer.end, answer.why) == (order.order, end, why)
+
+
+def test_more_orders_than_can_be_carried_out_at_once_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(carrier, "ORDERS_MAX", 1)
+    one = holding(sizes(40, 60))
+    after(one, ordered(Move.DROP, TEN, Tier.DRAM))
+    orders = [ordered(Move.PROMOTE, TEN, Tier.SSD, Tier.DRAM, name=name) for name in ("m2", "m3")]
+    _, ends_ = after(one, *orders)
+    assert {(end.order, end.end, end.why) for end in ends_} == {
+        ("m2", TransferEnd.DONE, ""), ("m3", TransferEnd.FAILED, "too_many_orders")
+    }  # fmt: skip
 
 
 def test_what_is_too_late_is_not_begun() -> None:
