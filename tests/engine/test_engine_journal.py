@@ -52,13 +52,14 @@ async def test_engine_that_was_killed_leaves_its_choices_and_goes_on_numbering(s
     await asyncio.to_thread(steered_engine.until_written)
     await asyncio.to_thread(server.kill)
     before = steered_engine.journal()[-1].number
-
     code, report = await asyncio.to_thread(steered_engine.verify, steered_engine.choices)
+    # Whatever comes of it, other tests need the engine.
+    server.start()
+    await asyncio.to_thread(server.wait_ready)
+
     assert (code, report["identical"], report["ended"]) == (0, True, False), str(report)
     assert report["last"] == before
 
-    server.start()
-    await asyncio.to_thread(server.wait_ready)
     await asyncio.to_thread(steered_engine.ask, list(range(2, 402)), tokens=2)
     await asyncio.to_thread(steered_engine.until_written, before + 1)
 
