@@ -4,6 +4,7 @@ What moves slices goes by it: they are brought where they are wanted, and not ta
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -114,10 +115,13 @@ def wanted(needs: Needs) -> Iterator[tuple[RequestId, Need]]:
     return ((name, need) for name, need in needs.open.items() if need.waits or need.engine_id)
 
 
-def slices_wanted(needs: Needs, engine_id: EngineId, models: tuple[ModelId, ...]) -> dict[SliceId, None]:
-    """The slices that requests of these models want which are, or may come to be, on this engine."""
+def slices_wanted(
+    needs: Needs, engine_id: EngineId, models: tuple[ModelId, ...], *, most: int = OPEN_MAX
+) -> dict[SliceId, None]:
+    """The slices that requests of these models want which are, or may come to be, on this engine; of so many requests
+    in all, the oldest."""
     found: dict[SliceId, None] = {}
-    for _, need in wanted(needs):
+    for _, need in islice(wanted(needs), most):
         if need.model in models and need.engine_id in ("", engine_id):
             found.update(dict.fromkeys(need.slices))
     return found

@@ -236,9 +236,11 @@ def _room(state: State, draft: Draft, engine_id: EngineId, *, certain: bool) -> 
     free = (dram.bytes_max - dram.bytes_used - coming) // size
     if not certain or free >= state.settings.order_slices_max:
         return max(0, free)
-    kept = needs.slices_wanted(state.needs, engine_id, engine.models) | dict.fromkeys(state.pins)
-    held = sum(tier_index.holds(engine.index, slice_id, Tier.DRAM) for slice_id in kept)
-    return max(0, (dram.bytes_max - coming) // size - held)
+    if engine_id not in draft.kept:
+        sooner = needs.slices_wanted(state.needs, engine_id, engine.models, most=state.settings.scan_max)
+        kept = sooner | dict.fromkeys(state.pins)
+        draft.kept[engine_id] = sum(tier_index.holds(engine.index, slice_id, Tier.DRAM) for slice_id in kept)
+    return max(0, (dram.bytes_max - coming) // size - draft.kept[engine_id])
 
 
 # What is likely.

@@ -273,7 +273,7 @@ def to_retry(transfers: Transfers, event: TransferFinished, *, tries_max: int) -
 @dataclass(slots=True)
 class Draft:
     """What one decision orders, on top of what the book holds. `open_max` orders may be open, of `slices_max` slices
-    each."""
+    each. `kept` is for who orders: slices that must stay in a tier of an engine, once they were counted."""
 
     transfers: Transfers
     now_ns: int
@@ -282,6 +282,7 @@ class Draft:
     slices_max: int
     said: list[TransferOrdered] = field(default_factory=list)
     planned_ns: dict[str, int] = field(default_factory=dict)
+    kept: dict[EngineId, int] = field(default_factory=dict)
 
     def full(self) -> bool:
         """Whether no order can be added."""
