@@ -167,8 +167,7 @@ def test_the_less_valuable_goes_first_and_no_slice_before_one_behind_it() -> Non
 )  # fmt: skip
 def test_what_is_needed_stays(keeping: list[Event]) -> None:
     spec = house(*asked("abcde"), stored(DRAM, *"abcde"), stored(SSD, *"abcde"), *keeping)
-    spec.when(FULL)
-    assert all("e" not in order.slices for order in spec.decisions)  # type: ignore[attr-defined]
+    spec.when(FULL).then_nothing()  # Nor goes what it stands on.
 
 
 def test_what_a_request_wanted_may_go_when_it_has_its_first_token() -> None:
@@ -315,6 +314,13 @@ def test_they_do_not_where_it_makes_no_sense(events: list[Event]) -> None:
 
 
 # What becomes of orders.
+
+
+def test_a_demote_that_fails_is_tried_again_with_a_limit() -> None:
+    spec = house(*asked("abcde"), stored(DRAM, *"abcde")).when(FULL).then(said(TransferOrdered, order="m1", tries=1))
+    spec.when(failed("m1")).then(said(TransferOrdered, order="m2", tries=2, move=Move.DEMOTE, slices=slices("e")))
+    spec.when(failed("m2")).then(said(TransferOrdered, order="m3", tries=3, move=Move.DEMOTE, slices=slices("e")))
+    spec.when(failed("m3")).then_nothing()
 
 
 def test_what_is_missing_of_a_failed_order_is_tried_again_with_a_limit() -> None:
