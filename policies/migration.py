@@ -47,7 +47,7 @@ from events.slice import (
     TierMeasured,
     TransferFinished,
 )
-from policies import needs, slice_book, tier_index, tiered_engines, transfers
+from policies import slice_book, tier_index, tiered_engines, transfers
 from policies.decider import Decider
 from policies.memory.gate import fetch_ns, worth_fetching
 from policies.migration_state import ACTOR, State, configure, evolve, initial
@@ -105,16 +105,14 @@ def _needless(state: State) -> list[TransferCancelled]:
         order = one.order
         if one.cancelled_ns or order.move not in (Move.DROP, Move.DEMOTE):
             continue
-        kept = _kept(state, order.engine_id)
-        if any(slice_id in kept for slice_id in order.slices):
+        if any(_is_kept(state, slice_id) for slice_id in order.slices):
             found.append(transfers.taken_back(state.transfers, name, CancelReason.NOT_NEEDED))
     return found
 
 
-def _kept(state: State, engine_id: EngineId) -> dict[SliceId, None]:
-    """What stays where it is: pinned, wanted by a request, or brought up for somebody."""
-    models = state.engines[engine_id].models if engine_id in state.engines else ()
-    return dict.fromkeys([*state.pins, *state.brought]) | needs.slices_wanted(state.needs, engine_id, models)
+def _is_kept(state: State, slice_id: SliceId) -> bool:
+    """Whether it stays where it is: pinned, wanted by a request, or brought up for somebody."""
+    return slice_id in state.needs.slices or slice_id in state.pins or slice_id in state.brought
 
 
 def _draft(state: State, now_ns: int) -> Draft:
@@ -149,11 +147,11 @@ def _surplus(state: State, draft: Draft, engine_id: EngineId, tier: Tier) -> int
 def _least_worth(state: State, draft: Draft, engine_id: EngineId, tier: Tier) -> list[SliceId]:
     """Slices of a tier that may go, the least valuable first, none before one that stands behind it."""
     engine, bit = state.engines[engine_id], BIT[tier]
-    left_alone = _kept(state, engine_id) | draft.busy(engine_id)
+    busy = draft.busy(engine_id)
     worth: dict[SliceId, int] = {}
     staying: list[SliceId] = []
     for slice_id, tiers in islice(engine.index.tiers_of.items(), WALK_MAX):
-        if tiers & bit and (slice_id in left_alone or len(worth) == SCAN_MAX):
+        if tiers & bit and (len(worth) == SCAN_MAX or slice_id in busy or _is_kept(state, slice_id)):
             staying.append(slice_id)
         elif tiers & bit:
             worth[slice_id] = _value(state, engine, slice_id, tier)
@@ -350,8 +348,7 @@ def _again(state: State, event: TransferFinished, now_ns: int) -> list[Event]:
         case Move.REPLICATE if _works(state, order.to_engine) and still:
             _replicate(state, draft, order.to_engine, order.engine_id, still, order.tries + 1)
         case Move.DEMOTE:
-            kept = _kept(state, order.engine_id)
-            going = [one for one in still if one not in kept and not holds(index, one, Tier.SSD)]
+            going = [one for one in still if not _is_kept(state, one) and not holds(index, one, Tier.SSD)]
             _demote(state, draft, order.engine_id, going, order.tries + 1)
         case _:
             pass  # A drop that failed is found again when its tier is measured.
@@ -367,7 +364,7 @@ def explain(state: State, event: Event, now_ns: int) -> dict[str, Any]:
         engines.append({
             "engine_id": name,
             "works": engine.works(),
-            "kept": len(_kept(state, name)),
+            "kept": sum(_is_kept(state, slice_id) for slice_id in engine.index.tiers_of),
             "hot_in_ssd_alone": ssd_only,
             "tiers": tiered_engines.described(engine),
             "surplus": {tier.value: _surplus(state, draft, name, tier) for tier in (Tier.DRAM, Tier.SSD)},

@@ -40,14 +40,17 @@ class Need(msgspec.Struct, kw_only=True):
     engine_id: EngineId = EngineId("")
     sent_ns: int = 0
     cached_tokens: int = 0
+    counted: bool = False
 
 
 class Needs(msgspec.Struct):
     """By request, in the order in which they came; and those that were served their first token and have not ended,
-    with the engine that did."""
+    with the engine that did. `slices` are those that requests want which wait or were sent, with how many do
+    (`Need.counted`)."""
 
     open: dict[RequestId, Need] = msgspec.field(default_factory=dict)
     begun: dict[RequestId, Need] = msgspec.field(default_factory=dict)
+    slices: dict[SliceId, int] = msgspec.field(default_factory=dict)
 
 
 def heed(needs: Needs, event: Event, now_ns: int) -> None:
@@ -58,17 +61,21 @@ def heed(needs: Needs, event: Event, now_ns: int) -> None:
         case RequestDeferred():
             if (need := needs.open.get(event.request_id)) is not None:
                 need.waits, need.until_ns = True, event.until_ns or need.until_ns
+                _count(needs, need)
         case RequestAdmitted():
             if (need := needs.open.get(event.request_id)) is not None:
                 need.waits, need.engine_id, need.sent_ns = False, event.engine_id, now_ns
                 need.cached_tokens, need.until_ns = event.cached_tokens_predicted, need.deadline_ns
+                _count(needs, need)
         case RequestPreempted():
             _preempted(needs, event)
         case FirstTokenSeen():
             if (need := needs.open.pop(event.request_id, None)) is not None:
+                _uncount(needs, need)
                 need.engine_id = event.engine_id
                 needs.begun[event.request_id] = need
-                _keep_newest(needs.begun)
+                if len(needs.begun) > OPEN_MAX:
+                    del needs.begun[next(iter(needs.begun))]
         case RequestRejected() | RequestFinished() | RequestExpired() | RequestAborted():
             _end(needs, [event.request_id])
         case HolderLost():
@@ -80,14 +87,34 @@ def heed(needs: Needs, event: Event, now_ns: int) -> None:
 def _arrived(needs: Needs, event: RequestArrived) -> None:
     if not event.slices:
         return
-    needs.begun.pop(event.request_id, None)
-    needs.open.pop(event.request_id, None)
+    _end(needs, [event.request_id])
     needs.open[event.request_id] = Need(
         model=event.model, tenant=event.tenant, session=event.session, slices=chain_of(event),
         slice_tokens=max(1, event.slice_tokens), prompt_tokens=event.prompt_tokens,
         deadline_ns=event.deadline_ns, until_ns=event.deadline_ns,
     )  # fmt: skip
-    _keep_newest(needs.open)
+    if len(needs.open) > OPEN_MAX:
+        _end(needs, [next(iter(needs.open))])
+
+
+def _count(needs: Needs, need: Need) -> None:
+    """Its slices are wanted."""
+    if not need.counted:
+        need.counted = True
+        for slice_id in need.slices:
+            needs.slices[slice_id] = needs.slices.get(slice_id, 0) + 1
+
+
+def _uncount(needs: Needs, need: Need) -> None:
+    """They are not, any more, as far as this one goes."""
+    if need.counted:
+        need.counted = False
+        for slice_id in need.slices:
+            left = needs.slices[slice_id] - 1
+            if left:
+                needs.slices[slice_id] = left
+            else:
+                del needs.slices[slice_id]
 
 
 def _preempted(needs: Needs, event: RequestPreempted) -> None:
@@ -97,16 +124,13 @@ def _preempted(needs: Needs, event: RequestPreempted) -> None:
     if need is not None:
         need.waits, need.engine_id = True, event.engine_id if begun is not None else EngineId("")
         needs.open[event.request_id] = need
-
-
-def _keep_newest(requests: dict[RequestId, Need]) -> None:
-    if len(requests) > OPEN_MAX:
-        del requests[next(iter(requests))]
+        _count(needs, need)
 
 
 def _end(needs: Needs, ended: Iterable[RequestId]) -> None:
     for request_id in ended:
-        needs.open.pop(request_id, None)
+        if (need := needs.open.pop(request_id, None)) is not None:
+            _uncount(needs, need)
         needs.begun.pop(request_id, None)
 
 
