@@ -105,8 +105,8 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     `labels` say where it is, for placement `topology_aware`: `nvlink` (its domain), `numa`, `host`, `rack`.
 
     `agent`: a vLLM with Tidegate's plugin in it (`vllm` says how it is started): it gets hints, and says which slices
-    it holds. `dram_bytes` and `ssd_bytes` are its tiers below the device (0 = none). The speeds are those of a simulated
-    engine's tiers, where it has any; `peer` is to other engines."""
+    it holds. `dram_bytes` and `ssd_bytes` are its tiers below the device (0 = none). The speeds are a simulated
+    engine's, where it has such tiers; `peer` is to other engines."""
 
     id: str
     kind: EngineKind = EngineKind.VLLM
