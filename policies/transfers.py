@@ -76,11 +76,13 @@ class Link(msgspec.Struct):
 
 
 class Tally(msgspec.Struct):
-    """Orders so far, by how they ended; `failed` are those whose last try failed, of which there are no more tries.
-    `tries_failed` counts every failed try, the first ones too (`first_failed`)."""
+    """Orders so far, by how they ended. Drops use no link: they are `ordered` and `done`, and no more is said of them.
+    Of the others, which are `moved` when they are done, `tries_failed` counts every failed try, the first ones too
+    (`first_failed`), and `failed` those after which there was no other, whatever the reason."""
 
     ordered: int = 0
     done: int = 0
+    moved: int = 0
     failed: int = 0
     cancelled: int = 0
     not_needed: int = 0
@@ -117,6 +119,7 @@ def ordered(transfers: Transfers, event: TransferOrdered, now_ns: int, *, link_n
     transfers.count = max(transfers.count, int(event.order.removeprefix(transfers.prefix)))
     transfers.open[event.order] = Open(event, now_ns)
     transfers.tally.ordered += event.tries == 1
+    transfers.tally.failed -= event.tries > 1  # The one before was not the last.
     link = _link(transfers, event, now_ns, share_ppm)
     if link is not None:
         link.spare_ns, link.at_ns = spare_ns(link, now_ns, share_ppm) - link_ns, now_ns
@@ -159,27 +162,31 @@ def finished(transfers: Transfers, event: TransferFinished, now_ns: int, *, trie
     one = transfers.open.pop(event.order, None)
     if one is None:
         return
-    failed, tally = event.end in _FAILED and missing, transfers.tally
-    broke = event.end in _FAILED and (missing or one.order.move is not Move.DROP)
-    _try_ended(transfers, one.order, failed=broke, counts=event.end in (*_FAILED, TransferEnd.DONE))
-    tally.done += event.end is TransferEnd.DONE or (event.end in _FAILED and not missing)
+    tally, moves, broke = transfers.tally, one.order.move is not Move.DROP, event.end in _FAILED
+    failed, done = broke and missing, event.end is TransferEnd.DONE or (broke and not missing)
+    _try_ended(transfers, one.order, failed=broke, counts=broke or event.end is TransferEnd.DONE)
+    tally.done += done
+    tally.moved += done and moves
     tally.not_needed += event.end is TransferEnd.NOT_NEEDED
     tally.cancelled += event.end is TransferEnd.CANCELLED or (failed and one.cancelled_ns > 0)
     if failed and not one.cancelled_ns:
         transfers.answered = one.order
+        tally.failed += moves
         if one.order.tries >= tries_max:
             _give_up(transfers, one.order, now_ns)
 
 
 def _try_ended(transfers: Transfers, order: TransferOrdered, *, failed: bool, counts: bool) -> None:
     """What a try says about its link: nothing, where it was not made."""
+    if order.move is Move.DROP:
+        return
     tally = transfers.tally
     tally.tries_failed += failed
     if counts and order.tries == 1:
         tally.first_tried += 1
         tally.first_failed += failed
     link = transfers.links.get(key_of(order.engine_id, order.from_tier))
-    if link is None or order.move is Move.DROP:
+    if link is None:
         return
     if link.trying == order.order:
         link.trying = ""
@@ -190,7 +197,6 @@ def _try_ended(transfers: Transfers, order: TransferOrdered, *, failed: bool, co
 
 
 def _give_up(transfers: Transfers, order: TransferOrdered, now_ns: int) -> None:
-    transfers.tally.failed += 1
     given_up = transfers.given_up.setdefault(order.to_engine or order.engine_id, {})
     for slice_id in order.slices:
         given_up.pop(slice_id, None)
@@ -214,6 +220,7 @@ def ticked(transfers: Transfers, now_ns: int) -> None:
     for name in silent:
         one = transfers.open.pop(name)
         transfers.tally.unanswered += 1
+        transfers.tally.failed += one.order.move is not Move.DROP
         _try_ended(transfers, one.order, failed=True, counts=True)
         _give_up(transfers, one.order, now_ns)
     for name, one in list(transfers.others.items()):
@@ -405,7 +412,7 @@ def in_vain(
 def described(transfers: Transfers, now_ns: int, *, share_ppm: int) -> dict[str, object]:
     """The book in plain values, for `explain`."""
     tally = transfers.tally
-    ended = tally.done + tally.failed
+    ended = tally.moved + tally.failed
     return {
         "open": [
             {

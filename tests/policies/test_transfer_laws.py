@@ -15,6 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from events.base import NS_PER_MS, NS_PER_S, PPM, EngineId, Event, SliceId
+from events.control import PolicyConfigured
 from events.decisions import CancelReason, LinkSuspended, Move, TransferCancelled, TransferOrdered
 from events.engine import Health
 from events.slice import SlicesRemoved, SlicesStored, Tier, TransferEnd, TransferFinished
@@ -190,6 +191,7 @@ def opened(seed: int, **luck: float) -> Pool:
     """Two engines, measured."""
     pool = Pool(Random(seed), **luck)  # type: ignore[arg-type]
     pool.say(tick(0))
+    pool.say(PolicyConfigured(actor="migration", settings={"hot_uses_min": 2}))
     for name in ("e1", "e2"):
         pool.carriers[name] = Carrier(name)
         pool.say(tiered(name))
@@ -212,7 +214,8 @@ def live(pool: Pool, seconds: int) -> None:
             engine_id = random.choice(list(pool.carriers))
             pool.say(admitted(name, engine_id))
             running.append(name)
-            pool.put(pool.carriers[engine_id], SSD, chain)
+            if random.random() < 0.7:
+                pool.put(pool.carriers[engine_id], SSD, chain)
             pool.put(pool.carriers[engine_id], DRAM, chain)
             while running and random.random() < 0.6:
                 ended = running.pop(0)
@@ -220,6 +223,10 @@ def live(pool: Pool, seconds: int) -> None:
                 pool.say(finished(ended))
             for order in [one for one in pool.open if one not in pool.ignored and random.random() < 0.5]:
                 pool.carry_out(order)
+        for carrier in pool.carriers.values():
+            if random.random() < 0.3:  # Engines let go of slices on their own, too.
+                tier = random.choice([DRAM, SSD])
+                pool.take(carrier, tier, list(carrier.held[tier])[::2])
         pool.now_ns = START_NS + second * NS_PER_S
         pool.measure()
         pool.say(tick(second))
@@ -243,15 +250,15 @@ def drain(pool: Pool) -> None:
 def test_laws_hold_while_transfers_fail_and_stall(seed: int) -> None:
     pool = opened(seed)
     live(pool, 120)
-    assert {one.move for _, one in pool.ordered} >= {Move.DROP, Move.PROMOTE}, "else nothing was shown"
-    assert {one.order[0] for _, one in pool.ordered} == {"m", "p"}
+    said = {(one.order[0], one.move) for _, one in pool.ordered}
+    assert said == {("m", Move.DROP), ("m", Move.DEMOTE), ("m", Move.PROMOTE), ("p", Move.PROMOTE)}, "all was shown"
     drain(pool)
     books = [progress.state.transfers for _, progress in pool.actors]
-    failed, done = (sum(getattr(book.tally, name) for book in books) for name in ("failed", "done"))
+    failed, moved = (sum(getattr(book.tally, name) for book in books) for name in ("failed", "moved"))
     first_failed, first_tried = (sum(getattr(b.tally, n) for b in books) for n in ("first_failed", "first_tried"))
-    print(f"{first_failed} of {first_tried} failed at first, {failed} of {failed + done} in the end")
+    print(f"{first_failed} of {first_tried} failed at first, {failed} of {failed + moved} in the end")
     assert first_failed * 20 > first_tried, "or there is nothing to make good"
-    assert failed * 20 <= done + failed, "at most one in twenty fails after its tries"
+    assert failed * 20 <= moved + failed, "at most one in twenty fails after its tries"
 
 
 @pytest.mark.parametrize("seed", range(2))
