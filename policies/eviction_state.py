@@ -18,9 +18,10 @@ from events.decisions import (
 from events.engine import EngineKind, EngineMeasured, EngineRegistered, EngineRemoved
 from events.request import RequestAborted, RequestArrived, RequestExpired, RequestFinished
 from events.slice import SlicesPinned
-from policies import settings
+from policies import pins, settings
 from policies.eviction_settings import EvictionSettings
 from policies.memory.reuse import Heat, half_life_ns
+from policies.pins import Pins
 
 ACTOR = "eviction"
 HEAT_MAX = 16_384
@@ -31,8 +32,6 @@ OPEN_MAX = 2_048
 """Requests whose slices are remembered, the newest; of an older one that still waits nothing is kept."""
 HEARD_NS = 5 * NS_PER_S
 """An agent that is there has its engine go by a directive within this time."""
-PINS_MAX = 1_024
-"""Slices pinned at once. More are not taken; the oldest pins hold."""
 
 
 class Engine(msgspec.Struct, kw_only=True):
@@ -71,7 +70,7 @@ class State(msgspec.Struct, kw_only=True):
     slice_tokens: int = 256
     open: dict[RequestId, Open] = msgspec.field(default_factory=dict)
     waiting: dict[RequestId, None] = msgspec.field(default_factory=dict)
-    pins: dict[SliceId, int] = msgspec.field(default_factory=dict)
+    pins: Pins = msgspec.field(default_factory=dict)
     version: int = 0
 
 
@@ -97,7 +96,7 @@ def evolve(state: State, event: Event, now_ns: int) -> None:
         case HolderLost():
             _end(state, event.requests)
         case SlicesPinned():
-            _pinned(state, event, now_ns)
+            pins.heed(state.pins, event, now_ns)
         case EngineRegistered():
             _registered(state, event)
         case EngineRemoved():
@@ -107,7 +106,7 @@ def evolve(state: State, event: Event, now_ns: int) -> None:
         case EngineDirected():
             _directed(state, event, now_ns)
         case Ticked():
-            state.pins = {slice_id: until_ns for slice_id, until_ns in state.pins.items() if until_ns > now_ns}
+            state.pins = pins.holding(state.pins, now_ns)
         case _:
             pass
 
@@ -156,13 +155,6 @@ def _end(state: State, ended: Sequence[RequestId]) -> None:
     for request_id in ended:
         state.open.pop(request_id, None)
         state.waiting.pop(request_id, None)
-
-
-def _pinned(state: State, event: SlicesPinned, now_ns: int) -> None:
-    for slice_id in event.slices:
-        state.pins.pop(slice_id, None)
-        if event.for_ns > 0 and len(state.pins) < PINS_MAX:
-            state.pins[slice_id] = now_ns + event.for_ns
 
 
 def _registered(state: State, event: EngineRegistered) -> None:

@@ -11,9 +11,10 @@ from events.decisions import LinkSuspended, Move, TransferCancelled, TransferOrd
 from events.engine import EngineHealthChanged, EngineRegistered, EngineRemoved, Health
 from events.request import FirstTokenSeen, RequestArrived
 from events.slice import SlicesCleared, SlicesPinned, TransferFinished
-from policies import needs, settings, slice_book, tiered_engines, transfers
+from policies import needs, pins, settings, slice_book, tiered_engines, transfers
 from policies.migration_settings import MigrationSettings
 from policies.needs import NEED_FACTS, Needs
+from policies.pins import Pins
 from policies.slice_book import SliceBook
 from policies.tiered_engines import ENGINE_FACTS, TieredEngines
 from policies.transfers import Transfers
@@ -21,8 +22,6 @@ from policies.transfers import Transfers
 ACTOR = "migration"
 PREFIX = "m"
 """How its orders are named."""
-PINS_MAX = 1_024
-"""Slices pinned at once. More are not taken; the oldest pins hold."""
 BROUGHT_MAX = 8_192
 """Slices remembered that prefetch had brought up, the newest."""
 
@@ -39,7 +38,7 @@ class State(msgspec.Struct, kw_only=True):
     book: SliceBook = msgspec.field(default_factory=SliceBook)
     needs: Needs = msgspec.field(default_factory=Needs)
     hot: dict[SliceId, None] = msgspec.field(default_factory=dict)
-    pins: dict[SliceId, int] = msgspec.field(default_factory=dict)
+    pins: Pins = msgspec.field(default_factory=dict)
     brought: dict[SliceId, int] = msgspec.field(default_factory=dict)
     transfers: Transfers = msgspec.field(default_factory=lambda: Transfers(PREFIX))
     looked_ns: int = 0
@@ -96,7 +95,7 @@ def _other(state: State, event: Event, now_ns: int) -> None:
         case LinkSuspended():
             transfers.suspended(state.transfers, event)
         case SlicesPinned():
-            _pinned(state, event, now_ns)
+            pins.heed(state.pins, event, now_ns)
         case Ticked():
             _ticked(state, now_ns)
         case _:
@@ -119,13 +118,6 @@ def _ordered(state: State, event: TransferOrdered, now_ns: int) -> None:
             del state.brought[next(iter(state.brought))]
 
 
-def _pinned(state: State, event: SlicesPinned, now_ns: int) -> None:
-    for slice_id in event.slices:
-        state.pins.pop(slice_id, None)
-        if event.for_ns > 0 and len(state.pins) < PINS_MAX:
-            state.pins[slice_id] = now_ns + event.for_ns
-
-
 def _ticked(state: State, now_ns: int) -> None:
     """Once a second; ticks that others asked for in between change nothing."""
     chosen = state.settings
@@ -134,7 +126,7 @@ def _ticked(state: State, now_ns: int) -> None:
         return
     state.looked_ns = now_ns
     transfers.ticked(state.transfers, now_ns)
-    state.pins = {slice_id: until_ns for slice_id, until_ns in state.pins.items() if until_ns > now_ns}
+    state.pins = pins.holding(state.pins, now_ns)
     state.brought = {slice_id: until_ns for slice_id, until_ns in state.brought.items() if until_ns > now_ns}
     state.hot = dict.fromkeys(slice_book.hot(
         state.book, now_ns, uses_min=chosen.hot_uses_min, most=chosen.hot_max, horizon_ns=chosen.horizon_ns

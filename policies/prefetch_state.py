@@ -11,8 +11,9 @@ from events.decisions import LinkSuspended, TransferCancelled, TransferOrdered
 from events.engine import EngineHealthChanged, EngineRegistered, EngineRemoved, Health
 from events.request import FirstTokenSeen, RequestArrived, RequestFinished
 from events.slice import SlicesCleared, SlicesPinned, TransferFinished
-from policies import needs, settings, slice_book, tiered_engines, transfers
+from policies import needs, pins, settings, slice_book, tiered_engines, transfers
 from policies.needs import NEED_FACTS, Need, Needs
+from policies.pins import Pins
 from policies.predictors import next_turn
 from policies.predictors.next_turn import Pauses, Window
 from policies.prefetch_settings import PrefetchSettings
@@ -25,7 +26,6 @@ PREFIX = "p"
 """How its orders are named."""
 SESSIONS_MAX = 4_096
 """Sessions known at a time, those heard of last."""
-PINS_MAX = 1_024
 
 
 class Session(msgspec.Struct, kw_only=True):
@@ -54,7 +54,7 @@ class State(msgspec.Struct, kw_only=True):
     sessions: dict[str, Session] = msgspec.field(default_factory=dict)
     pauses: dict[TenantId, Pauses] = msgspec.field(default_factory=dict)
     hot: dict[SliceId, None] = msgspec.field(default_factory=dict)
-    pins: dict[SliceId, int] = msgspec.field(default_factory=dict)
+    pins: Pins = msgspec.field(default_factory=dict)
     transfers: Transfers = msgspec.field(default_factory=lambda: Transfers(PREFIX))
     looked_ns: int = 0
     due: bool = False
@@ -164,10 +164,7 @@ def _other(state: State, event: Event, now_ns: int) -> None:
         case LinkSuspended():
             transfers.suspended(state.transfers, event)
         case SlicesPinned():
-            for slice_id in event.slices:
-                state.pins.pop(slice_id, None)
-                if event.for_ns > 0 and len(state.pins) < PINS_MAX:
-                    state.pins[slice_id] = now_ns + event.for_ns
+            pins.heed(state.pins, event, now_ns)
         case Ticked():
             _ticked(state, now_ns)
         case _:
@@ -182,7 +179,7 @@ def _ticked(state: State, now_ns: int) -> None:
         return
     state.looked_ns = now_ns
     transfers.ticked(state.transfers, now_ns)
-    state.pins = {slice_id: until_ns for slice_id, until_ns in state.pins.items() if until_ns > now_ns}
+    state.pins = pins.holding(state.pins, now_ns)
     state.hot = dict.fromkeys(slice_book.hot(
         state.book, now_ns, uses_min=chosen.hot_uses_min, most=chosen.hot_max, horizon_ns=chosen.horizon_ns
     ))  # fmt: skip

@@ -23,7 +23,7 @@ from events.quota import ShareBoundsAsked, TenantQuotaAsked
 from events.slice import SlicesPinned
 from policies.catalog import ACTORS, PRESETS
 from policies.decider import Decider
-from policies.eviction_state import PINS_MAX
+from policies.pins import PINS_MAX
 from policies.quota_state import BOUNDS_MAX, TENANTS_MAX
 from services.runtime.config_sources import meant
 from services.runtime.facts import FactWriter

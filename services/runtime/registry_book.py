@@ -37,7 +37,7 @@ from kvstore.registry.base import (
     unpack_use,
 )
 from kvstore.registry.heat import hit, pack_score
-from policies.eviction_state import PINS_MAX
+from policies.pins import PINS_MAX
 
 SLICES_MAX: Final = 1 << 21
 """Slices that are told apart in a pool; those stored beyond are counted (`untold`)."""
@@ -234,7 +234,7 @@ class RegistryBook:
             self._change(Table.HOT, name)
 
     def _pinned(self, event: SlicesPinned) -> None:
-        """As eviction does: see `policies.eviction_state`."""
+        """As actors do: see `policies.pins`."""
         self._unpin(map(field_of, event.slices))
         if event.for_ns <= 0:
             return

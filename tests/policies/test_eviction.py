@@ -24,7 +24,8 @@ from events.decisions import (
 from events.engine import EngineKind, EngineMeasured, EngineRemoved
 from events.slice import SlicesPinned
 from policies.eviction import EVICTION, SLICES_MAX
-from policies.eviction_state import HEAT_MAX, OPEN_MAX, PINS_MAX
+from policies.eviction_state import HEAT_MAX, OPEN_MAX
+from policies.pins import PINS_MAX
 from tests.policies.words import MS, S, aborted, arrived, engine, expired, finished, slices, tick
 from tests.spec import START_NS, At, Spec, at, given, said
 
