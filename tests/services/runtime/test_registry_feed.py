@@ -261,15 +261,18 @@ class Shaky(MemoryRegistry):
 
     def __init__(self, chance: random.Random, failing: float) -> None:
         super().__init__()
-        self.chance, self.failing, self.writes = chance, failing, 0
+        self.chance, self.failing = chance, failing
+        self.writes = self.refused = self.items = 0
 
     async def write(self, write: Write) -> Written:
         assert len(write.items) <= registry_feed.ITEMS_MAX
         self.writes += 1
         await asyncio.sleep(0)
         if self.chance.random() < self.failing:
+            self.refused += 1
             raise RegistryError("no connection", where="test")
         written = await super().write(write)
+        self.items += len(write.items)
         if self.chance.random() < self.failing:
             raise RegistryError("no answer", where="test")
         return written
@@ -339,6 +342,21 @@ async def test_a_registry_that_forgot_everything_is_filled_again_though_nothing_
         await until_it_holds(registry, log)
         registry.forget()
         await until_it_holds(registry, log)
+
+
+async def test_a_server_that_was_away_is_told_what_it_missed_and_no_more() -> None:
+    log, registry = MemoryLog(toy.POOL), Shaky(random.Random(1), 0.0)
+    await toy.say(log, stored(*IDS))
+    async with feeding(log, registry):
+        await until_it_holds(registry, log)
+        registry.failing, written = 1.0, registry.items
+        await toy.say(log, stored(A, engine=E2))
+        async with asyncio.timeout(10):
+            while registry.refused < 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        registry.failing = 0.0
+        await until_it_holds(registry, log)
+        assert registry.items - written < len(IDS), "what it has it is not told again"
 
 
 async def test_a_registry_that_was_set_back_is_noticed() -> None:
