@@ -23,7 +23,8 @@ from policies.predictors.ttft import NOMINAL, SAMPLES_MIN, Correction, prefill_p
 from policies.tier_index import SLICE_FACTS, Gauge, TierIndex
 
 ENGINES_MAX = 256
-"""Engines known at a time, registered or only heard of; reports of more are not taken."""
+"""Engines known at a time, registered or only heard of. Those only heard of make room for others, the first of them
+first; registered ones do not."""
 ENGINE_FACTS: Final[tuple[type[Event], ...]] = (EngineRegistered, EngineRemoved, EngineHealthChanged, *SLICE_FACTS)
 """What they are known from."""
 _UNMEASURED: Final = Gauge()
@@ -59,7 +60,7 @@ def heed(engines: TieredEngines, event: Event, now_ns: int) -> None:
         case EngineHealthChanged() if event.engine_id in engines:
             engines[event.engine_id].lost = event.health is Health.LOST
         case SlicesStored() | SlicesRemoved() | SlicesCleared() | SlicesHit() | TierMeasured():
-            if event.engine_id not in engines and len(engines) < ENGINES_MAX:
+            if event.engine_id not in engines and _has_room(engines):
                 engines[event.engine_id] = TieredEngine()
             if event.engine_id in engines:
                 tier_index.heed(engines[event.engine_id].index, event, now_ns)
@@ -67,11 +68,21 @@ def heed(engines: TieredEngines, event: Event, now_ns: int) -> None:
             pass
 
 
+def _has_room(engines: TieredEngines) -> bool:
+    """Whether one more can be known: an agent that is heard after its engine left must keep no other out for ever."""
+    if len(engines) >= ENGINES_MAX:
+        stranger = next((name for name, engine in engines.items() if not engine.registered), None)
+        if stranger is None:
+            return False
+        del engines[stranger]
+    return True
+
+
 def _registered(engines: TieredEngines, event: EngineRegistered) -> None:
     if not event.capability.reports_slices:
         engines.pop(event.engine_id, None)
         return
-    if event.engine_id not in engines and len(engines) >= ENGINES_MAX:
+    if event.engine_id not in engines and not _has_room(engines):
         return
     engine = engines.setdefault(event.engine_id, TieredEngine())
     engine.models, engine.step = event.models, event.step

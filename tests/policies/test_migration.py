@@ -17,6 +17,7 @@ from events.engine import EngineRemoved, Health
 from events.slice import Tier, TransferEnd
 from policies.migration import LIFE_NS, MIGRATION
 from policies.migration_state import State
+from policies.tiered_engines import ENGINES_MAX
 from policies.transfers import ANSWER_MAX_NS, FAILED_MIN, GIVE_UP_NS, SUSPEND_NS
 from tests.policies.tier_words import (
     DRAM,
@@ -255,6 +256,14 @@ def test_an_engine_that_was_heard_before_it_was_registered_keeps_what_it_said() 
     heard = [stored(DRAM, *"abcde"), stored(SSD, *"abcde")]
     spec = given(MIGRATION, at(0, tick(0)), *heard).when(FULL).then_nothing()
     spec.after(tiered()).when(FULL).then(dropped("e"))
+
+
+def test_engines_that_were_only_heard_of_keep_none_out_that_is_registered() -> None:
+    strangers = [gauged(DRAM, on=f"x{n}") for n in range(ENGINES_MAX + 9)]
+    spec = given(MIGRATION, at(0, tick(0)), *strangers, tiered(), stored(DRAM, *"abcde"), stored(SSD, *"abcde"))
+    spec.when(FULL).then(dropped("e"))
+    state: State = spec.state
+    assert len(state.engines) == ENGINES_MAX
 
 
 def test_where_nobody_knows_what_computing_takes_nothing_is_fetched_and_nothing_lost() -> None:
