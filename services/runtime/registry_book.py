@@ -173,8 +173,7 @@ class RegistryBook:
 
     def _stored(self, event: SlicesStored) -> None:
         row = self._row(event.engine_id, event.tier)
-        number = self._number_of(event.engine_id, event.tier, event.slice_bytes)
-        if row is None or number is None:
+        if row is None or (number := self._number_of(event.engine_id, event.tier, event.slice_bytes)) is None:
             return
         row.stored_told += len(event.slices)
         others = [other for other in self._numbers[event.engine_id, event.tier].values() if other != number]

@@ -153,6 +153,12 @@ def test_slices_beyond_the_limit_are_counted_not_kept(monkeypatch: pytest.Monkey
     assert (book.slices_known, book.rows[E1, Tier.HBM].untold, book.rows[E1, Tier.DRAM].untold) == (2, 3, 1)
 
 
+def test_tiers_beyond_the_limit_take_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_book, "TIERS_MAX", 1)
+    book = after(stored(A), *(stored(B, engine=E2, slice_bytes=size) for size in range(9)))
+    assert (len(book.rows), len(book.fields(Table.HOLDINGS))) == (1, 1)
+
+
 async def test_whatever_an_engine_says_can_be_written_down() -> None:
     most = 2**64 - 1
     measured = TierMeasured(engine_id=E1, tier=Tier.HBM, bytes_max=most, bytes_used=-5, slice_bytes=most)
