@@ -93,6 +93,10 @@ def _arrived(needs: Needs, event: RequestArrived) -> None:
         slice_tokens=max(1, event.slice_tokens), prompt_tokens=event.prompt_tokens,
         deadline_ns=event.deadline_ns, until_ns=event.deadline_ns,
     )  # fmt: skip
+    _keep_newest(needs)
+
+
+def _keep_newest(needs: Needs) -> None:
     if len(needs.open) > OPEN_MAX:
         _end(needs, [next(iter(needs.open))])
 
@@ -125,6 +129,7 @@ def _preempted(needs: Needs, event: RequestPreempted) -> None:
         need.waits, need.engine_id = True, event.engine_id if begun is not None else EngineId("")
         needs.open[event.request_id] = need
         _count(needs, need)
+        _keep_newest(needs)
 
 
 def _end(needs: Needs, ended: Iterable[RequestId]) -> None:

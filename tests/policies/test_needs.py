@@ -45,6 +45,18 @@ def test_what_is_remembered_is_bounded() -> None:
     assert (len(known.open), known.slices["x"], len(known.slices)) == (OPEN_MAX, OPEN_MAX, OPEN_MAX + 1)
 
 
+def test_so_is_what_was_preempted() -> None:
+    known = Needs()
+    for number in range(OPEN_MAX):
+        for event in (arrived(f"b{number}", 20, slices=slices("x")), admitted(f"b{number}"), first_token(f"b{number}")):
+            needs.heed(known, event, 1)
+    for number in range(OPEN_MAX):
+        needs.heed(known, arrived(f"r{number}", 20, slices=slices("y")), 1)
+    for number in range(OPEN_MAX):
+        needs.heed(known, preempted(f"b{number}"), 1)
+    assert (len(known.open), known.slices) == (OPEN_MAX, {"x": OPEN_MAX})
+
+
 NAMES = st.sampled_from("abc")
 WORDS = st.lists(
     st.one_of(
