@@ -55,9 +55,12 @@ def cluster_node(folder: Path) -> Iterator[str]:
     if program is None:
         pytest.skip("no redis-server on this machine: apt-get install redis-server")
     path = folder / "redis.sock"
-    command = [program, "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(folder),
-               "--cluster-enabled", "yes", "--cluster-port", "0"]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    # Its bus takes a port even so, and where none is said all take the same.
+    command = [program, "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(folder), "--bind",
+               "127.0.0.1", "--cluster-enabled", "yes", "--cluster-port", str(free_port())]  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+        stack.callback(process.terminate)
         url = f"unix://{path}"
         # A node takes no writes for its first two seconds.
         retry = Retry(ConstantBackoff(0.05), 200, supported_errors=(ConnectionError, ClusterDownError))
@@ -65,7 +68,6 @@ def cluster_node(folder: Path) -> Iterator[str]:
             client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16_383)
             client.delete("whatever")
         yield url
-        process.terminate()
 
 
 @pytest.fixture(scope="session")
