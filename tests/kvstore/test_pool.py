@@ -166,6 +166,15 @@ def test_room_is_made_before_a_budget_is_exceeded() -> None:
     memory.check_integrity()
 
 
+def test_room_is_made_for_the_copy_of_a_shared_block() -> None:
+    memory = KVPool(SCHEMA, max_tokens=16, make_room=lambda _: memory.free(kept))
+    kept, held = memory.alloc(8), memory.alloc(8)
+    fork = memory.fork(held)
+    memory.write(fork, 0, BLOCK)
+    assert (fork.blocks[0] != held.blocks[0], memory.tokens_free) == (True, 4)
+    memory.check_integrity()
+
+
 class Pool(RuleBasedStateMachine):
     """A pool beside a model of it: a list of (handle, contents of its blocks)."""
 
