@@ -180,7 +180,8 @@ class Agent:
             self._bridge.begin_journal()
 
     async def _measure_on(self) -> None:
-        """What the device's cache holds, and the directive that the engine goes by."""
+        """What the device's cache holds, and the directive that the engine goes by; of the tiers below what no step
+        of the engine told."""
         while True:
             measured = self._bridge.measured_now()
             if measured is not None:
@@ -190,6 +191,7 @@ class Agent:
                         measured, evictions_total=evictions, directive_version=self._bridge.directed_version
                     )
                 )
+            self._bridge.tell_noted()
             await asyncio.sleep(MEASURE_EVERY_S)
 
     def _say_all(self, reason: str) -> None:

@@ -41,8 +41,8 @@ class Entry(NamedTuple):
 
 
 class Bridge:
-    """One per process (`bridge`). `engine_id` is set before anything else is asked of it; `measured` is what was last
-    told of each tier."""
+    """One per process (`bridge`). `engine_id` is set before anything else is asked of it; `measured` is what is last
+    known of each tier."""
 
     def __init__(self) -> None:
         self.engine_id = EngineId("")
@@ -64,6 +64,7 @@ class Bridge:
         self._measure: Callable[[], TierMeasured] | None = None
         self._aborts: tuple[RequestId, ...] = ()
         self.measured: dict[Tier, TierMeasured] = {}
+        self._told: dict[Tier, TierMeasured] = {}
         self._wake: Callable[[], None] | None = None
         self._agent_wake: Callable[[], None] | None = None
 
@@ -91,17 +92,15 @@ class Bridge:
     def tell(self, fact: Event) -> None:
         """Have a fact written into the log, in the order in which facts are told. Never waits: where too many wait,
         they are dropped and counted, and a resync says what is true. An order is answered all the same."""
-        if isinstance(fact, TierMeasured):
-            self.measured[fact.tier] = fact
-        if not self._listening:
-            return
         with self._lock:
-            if len(self._facts) >= FACTS_MAX:
-                self._drop_facts()
-            self._facts.append(fact)
-            first = len(self._facts) == 1
+            first = self._tell(fact)
         if first and self._agent_wake is not None:
             self._agent_wake()
+
+    def note(self, fact: TierMeasured) -> None:
+        """How a tier is after a step: the agent has it said (`tell_noted`) where nobody told it. Costs no message."""
+        with self._lock:
+            self.measured[fact.tier] = fact
 
     def holds(self, tier: Tier, slice_id: str) -> bool:
         """Whether the delegate was told that a tier has it."""
@@ -174,6 +173,13 @@ class Bridge:
             self._aborts += requests
         self.wake()
 
+    def tell_noted(self) -> None:
+        """Tell how tiers were after the last step, where that was not told: an idle engine makes no step that would."""
+        with self._lock:
+            for tier, fact in self.measured.items():
+                if self._told.get(tier) != fact:
+                    self._tell(fact)
+
     def measured_now(self) -> TierMeasured | None:
         """Of the device's cache; None while no scheduler is there."""
         return self._measure() if self._measure is not None else None
@@ -209,10 +215,24 @@ class Bridge:
         with self._lock:
             self._snapshot_due = self._journals
 
+    def _tell(self, fact: Event) -> bool:
+        """Under the lock. Whether nothing waited before it."""
+        if isinstance(fact, TierMeasured):
+            self.measured[fact.tier] = fact
+        if not self._listening:
+            return False
+        if len(self._facts) >= FACTS_MAX:
+            self._drop_facts()
+        if isinstance(fact, TierMeasured):
+            self._told[fact.tier] = fact
+        self._facts.append(fact)
+        return len(self._facts) == 1
+
     def _drop_facts(self) -> None:
         kept: deque[Event] = deque(fact for fact in self._facts if isinstance(fact, TransferFinished))
         self.facts_dropped += len(self._facts) - len(kept)
         self._facts, self._resync = kept, True
+        self._told.clear()
 
     def _take(self, op: AnyOp) -> Choice | None:
         self._number += 1

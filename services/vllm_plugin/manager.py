@@ -175,14 +175,16 @@ class TidegateManager(TieringOffloadingManager):
             self._dram.unpin(list(pins), context)
 
     def _measure(self) -> None:
-        """Every second, and when the queues of the disk are empty again."""
+        """Told every second, and when the queues of the disk are empty again; noted after every step, since it may be
+        the last one for long."""
         now_ns = time.monotonic_ns()
         busy = self._ssd is not None and self._ssd.read_queue_bytes() + self._ssd.write_queue_bytes() > 0
-        if now_ns - self._measured_ns < MEASURE_EVERY_NS and busy >= self._busy_told:
-            return
-        self._measured_ns, self._busy_told = now_ns, busy
+        due = now_ns - self._measured_ns >= MEASURE_EVERY_NS or busy < self._busy_told
+        if due:
+            self._measured_ns, self._busy_told = now_ns, busy
+        say = self.memory.bridge.tell if due else self.memory.bridge.note
         for fact in self._measured():
-            self.memory.bridge.tell(fact)
+            say(fact)
 
     def _measured(self) -> Iterable[TierMeasured]:
         hits, slice_bytes = self.memory.residency.hits, self.memory.slice_bytes

@@ -67,7 +67,7 @@ class TidegateScheduler(AsyncScheduler):
         self._aborted: list[Any] = []
         self._failures = 0
         self._step_ns = self._ended_ns = 0
-        self._preemptions = 0
+        self._preemptions = self._hits = self._misses = 0
         self._found_core = False
         # The one place where vLLM says that it found no room for a request, before it looks for a victim.
         self._allocate = self.kv_cache_manager.allocate_slots
@@ -255,25 +255,30 @@ class TidegateScheduler(AsyncScheduler):
             self._unstarted.discard(request)
 
     def _tell_hits(self, output: Any) -> None:
-        """Of the requests that begin now: which of their slices the device's own cache had."""
+        """Of the requests that begin now: which of their slices the device's own cache had. The last token is always
+        computed, so a slice that ends with it is neither hit nor missed."""
         for new in output.scheduled_new_reqs:
             request = self.requests.get(new.req_id)
             if request is None or request.prefill_stats is None or request.num_preemptions:
                 continue
             told = self._seen_of(request).hints
+            there = request.prefill_stats.num_local_cached_tokens // self._settings.slice_tokens
+            self._hits += there
+            self._misses += max((request.num_prompt_tokens - 1) // self._settings.slice_tokens - there, 0)
             hit = told.slices[: request.prefill_stats.num_local_cached_tokens // told.slice_tokens]
             if hit:
                 bridge.tell(SlicesHit(engine_id=bridge.engine_id, tier=Tier.HBM, slices=hit))
 
     def _measured(self) -> TierMeasured:
-        """Of the device's cache, now. Asked by the agent's thread: reads numbers only."""
+        """Of the device's cache, now: what requests hold, or what is cached, whichever is more (nearly all of the one is
+        in the other). Asked by the agent's thread: reads numbers only."""
         pool = self.kv_cache_manager.block_pool
         slice_bytes = self._slice_bytes()
         block_bytes = slice_bytes * self.block_size // self._settings.slice_tokens
-        used = pool.num_gpu_blocks - pool.get_num_free_blocks()
+        used = max(pool.num_gpu_blocks - pool.get_num_free_blocks(), len(pool.cached_block_hash_to_block))
         return TierMeasured(
             engine_id=bridge.engine_id, tier=Tier.HBM, bytes_max=pool.num_gpu_blocks * block_bytes,
-            bytes_used=used * block_bytes, slice_bytes=slice_bytes,
+            bytes_used=used * block_bytes, slice_bytes=slice_bytes, hits_total=self._hits, misses_total=self._misses,
         )  # fmt: skip
 
     def _slice_bytes(self) -> int:

@@ -32,6 +32,7 @@ class Request:
         self.num_output_tokens = self.num_preemptions = 0
         self.blocks = [SimpleNamespace(ref_cnt=1) for _ in range(blocks)]
         self.block_hashes: list[bytes] = []
+        self.num_prompt_tokens, self.prefill_stats = blocks * BLOCK, SimpleNamespace(num_local_cached_tokens=0)
         self.kv_transfer_params = {"tidegate": hints} if hints else None
 
     def is_finished(self) -> bool:
@@ -152,6 +153,23 @@ def test_line_is_put_in_order_in_place() -> None:
     made._order(queue)
 
     assert [one.request_id for one in queue] == ["c", "b", "a"]
+
+
+def test_device_is_measured_with_what_is_cached_there_and_what_requests_found_of_their_slices() -> None:
+    one = Request("a", blocks=9)  # Four slices and a tail.
+    one.prefill_stats.num_local_cached_tokens = 5 * BLOCK
+    made = make(one)
+    made.requests, made._hits, made._misses = {"a": one}, 0, 0
+    made._slice_bytes = lambda: 2_000
+    pool = made.kv_cache_manager.block_pool
+    pool.num_gpu_blocks, pool.cached_block_hash_to_block = 20, dict.fromkeys(range(7))
+    pool.get_num_free_blocks = lambda: 18
+
+    made._tell_hits(SimpleNamespace(scheduled_new_reqs=[SimpleNamespace(req_id="a")]))
+    measured = made._measured()
+
+    assert (measured.bytes_used, measured.bytes_max) == (7_000, 20_000)
+    assert (measured.hits_total, measured.misses_total) == (2, 2)
 
 
 def test_answers_to_one_prompt_have_names_of_their_own() -> None:

@@ -120,6 +120,13 @@ def test_slice_that_is_named_late_is_told_anew(monkeypatch: pytest.MonkeyPatch) 
         assert all(rig.bridge.holds(Tier.DRAM, name(one)) for one in prompt)
 
 
+def test_tiers_are_known_as_the_last_step_left_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(extra_config(dram_slices=8), monkeypatch) as rig:
+        rig.serve(keys("p", 4))
+
+        assert rig.bridge.measured[Tier.DRAM].bytes_used == 4 * SLICE_BYTES
+
+
 def test_tiers_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = tmp_path / "ssd"
     with running(extra_config(ssd=folder, dram_slices=8), monkeypatch) as rig:

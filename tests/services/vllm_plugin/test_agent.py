@@ -2,6 +2,7 @@
 does while either is away."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -31,7 +32,7 @@ from services.runtime.config import LogProfile
 from services.runtime.embedded import EmbeddedNats, start_nats
 from services.vllm_plugin import agent as agents
 from services.vllm_plugin.agent import SLICES_PER_FACT_MAX, Agent, merged
-from services.vllm_plugin.bridge import FACTS_MAX, Bridge
+from services.vllm_plugin.bridge import Bridge
 from services.vllm_plugin.settings import PluginSettings
 from tests.services.vllm_plugin.test_bridge import ASKED, ENGINE, fill, hit
 from tests.services.vllm_plugin.test_orders import ordered
@@ -256,6 +257,17 @@ async def test_device_is_measured_each_second_with_the_directive_that_it_goes_by
                     break
 
 
+async def test_tiers_of_an_idle_engine_are_said_as_its_last_step_left_them(house: Pool) -> None:
+    full = TierMeasured(engine_id=ENGINE, tier=Tier.DRAM, bytes_max=9, bytes_used=9, slice_bytes=1)
+    async with connected(house) as bridge:
+        bridge.note(full)
+
+        async with asyncio.timeout(WAIT_S):
+            async for batch in house.log.read(pattern=subjects.fact(house.log.pool, "agent", ">"), follow=True):
+                if any(b'"bytes_used":9' in message.body for message in batch):
+                    break
+
+
 async def test_choices_are_written_down_before_they_are_said(house: Pool, tmp_path: Path) -> None:
     async with connected(house, str(tmp_path)) as bridge:
         fill(bridge)
@@ -273,8 +285,10 @@ async def test_choices_are_written_down_before_they_are_said(house: Pool, tmp_pa
 async def test_facts_that_had_to_be_dropped_are_made_good_by_what_is_there(house: Pool) -> None:
     async with connected(house) as bridge:
         bridge.report(Tier.DRAM, lambda: [stored("x")])
-        for number in range(FACTS_MAX + 1):
+        for number in itertools.count():  # The agent takes some away meanwhile.
             bridge.tell(hit(str(number)))
+            if bridge.facts_dropped:
+                break
         facts = await until_said(house, lambda facts: stored("x") in facts)
 
     assert [fact.reason for fact in facts if isinstance(fact, SlicesCleared)][3:] == ["facts were dropped"] * 3

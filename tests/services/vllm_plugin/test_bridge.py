@@ -174,6 +174,31 @@ def test_what_was_measured_last_of_a_tier_is_known_to_whoever_chooses() -> None:
     assert made.measured == {Tier.DRAM: slow}
 
 
+def test_how_a_tier_was_after_the_last_step_is_told_once_even_if_no_step_follows() -> None:
+    made = bridge()
+    empty = TierMeasured(engine_id=ENGINE, tier=Tier.DRAM, bytes_max=9, bytes_used=0, slice_bytes=1)
+    full = msgspec.structs.replace(empty, bytes_used=9)
+    made.tell(empty)
+    made.note(full)
+
+    made.tell_noted()
+    made.tell_noted()
+
+    assert made.facts(9) == [empty, full]
+    assert made.measured == {Tier.DRAM: full}
+
+
+def test_what_was_told_to_nobody_is_told_once_an_agent_listens() -> None:
+    made = Bridge()
+    full = TierMeasured(engine_id=ENGINE, tier=Tier.DRAM, bytes_max=9, bytes_used=9, slice_bytes=1)
+    made.tell(full)
+    made.listen(lambda: None, journals=False)
+
+    made.tell_noted()
+
+    assert made.facts(9) == [full]
+
+
 def test_requests_of_a_lost_holder_are_given_up_once_and_an_idle_engine_makes_a_step_for_it() -> None:
     made, steps = bridge(), []
     made.wakes_by(lambda: steps.append(1))
