@@ -32,7 +32,8 @@ SLICE_FACTS: Final = (SlicesStored, SlicesRemoved, SlicesCleared, SlicesHit, Tie
 
 
 class Gauge(msgspec.Struct):
-    """What was last measured of a tier, and when: see `events.slice.TierMeasured`. 0 = not known yet."""
+    """What was last measured of a tier, and when: see `events.slice.TierMeasured`. 0 = not known yet; nor is what was
+    said to be below it."""
 
     at_ns: int = 0
     bytes_max: int = 0
@@ -80,10 +81,11 @@ def heed(index: TierIndex, event: SliceFact, now_ns: int) -> None:
                 if (tiers := index.tiers_of.pop(slice_id, 0)) != 0:
                     index.tiers_of[slice_id] = tiers
         case TierMeasured():
-            index.gauges[event.tier] = Gauge(
-                now_ns, event.bytes_max, event.bytes_used, event.slice_bytes, event.read_bytes_per_s,
-                event.write_bytes_per_s, event.read_queue_bytes, event.write_queue_bytes,
+            amounts = (
+                event.bytes_max, event.bytes_used, event.slice_bytes, event.read_bytes_per_s, event.write_bytes_per_s,
+                event.read_queue_bytes, event.write_queue_bytes,
             )  # fmt: skip
+            index.gauges[event.tier] = Gauge(now_ns, *(max(0, amount) for amount in amounts))
 
 
 def _stored(index: TierIndex, event: SlicesStored) -> None:
@@ -93,7 +95,7 @@ def _stored(index: TierIndex, event: SlicesStored) -> None:
     while len(tiers_of) > ENTRIES_MAX:
         del tiers_of[next(iter(tiers_of))]
     gauge = index.gauges.setdefault(event.tier, Gauge())
-    gauge.slice_bytes = event.slice_bytes or gauge.slice_bytes
+    gauge.slice_bytes = max(0, event.slice_bytes) or gauge.slice_bytes
 
 
 def _take_out(index: TierIndex, slice_id: SliceId, tier: Tier) -> None:

@@ -258,6 +258,12 @@ def test_an_engine_that_was_heard_before_it_was_registered_keeps_what_it_said() 
     spec.after(tiered()).when(FULL).then(dropped("e"))
 
 
+@pytest.mark.parametrize("queue", [-9, 0])
+def test_amounts_that_cannot_be_are_taken_for_none(queue: int) -> None:
+    spec = warm(gauged(SSD, used=-3, read=-1, write=-1, queue=queue))
+    spec.when(gauged(DRAM, used=-1)).then(said(TransferOrdered, move=Move.PROMOTE))
+
+
 def test_engines_that_were_only_heard_of_keep_none_out_that_is_registered() -> None:
     strangers = [gauged(DRAM, on=f"x{n}") for n in range(ENGINES_MAX + 9)]
     spec = given(MIGRATION, at(0, tick(0)), *strangers, tiered(), stored(DRAM, *"abcde"), stored(SSD, *"abcde"))
