@@ -14,7 +14,8 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -87,8 +88,8 @@ class Agent:
         """Say what is left to say, and end; after STOP_WAIT_S it is left to itself."""
         self._stopping = True
         loop, stop = self._loop, self._stop
-        if loop is not None and stop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(stop.set)
+        if loop is not None and stop is not None:
+            _soon(loop, stop.set)
         if self._thread.is_alive():
             self._thread.join(STOP_WAIT_S)
 
@@ -110,8 +111,8 @@ class Agent:
     def _wake(self) -> None:
         """From any thread: something waits."""
         loop = self._loop
-        if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._woken.set)
+        if loop is not None:
+            _soon(loop, self._woken.set)
 
     async def _run(self) -> None:
         self._loop, self._stop, self._woken = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
@@ -211,18 +212,20 @@ class Agent:
         if self._events_config is None:
             logger.warning("KV events are off: the log is not told what the device holds (--kv-events-config)")
             await asyncio.Future()
-        # Needs vLLM; all else here does not.
+        # These need vLLM's environment; all else here does not.
+        from zmq import ZMQError
+
         from services.vllm_plugin.events import KVEvents
 
         while True:
             self._events = KVEvents(
                 self._events_config, self._settings.engine_id, slice_tokens=self._settings.slice_tokens,
                 slice_bytes=self._slice_bytes, tell=self._bridge.tell,
-                learn=lambda last, name: naming.learn(last + GROUP_BYTES, name),
+                learn=lambda last, name: naming.hear(last + GROUP_BYTES, name),
             )  # fmt: skip
             try:
                 await self._events.run()
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, ZMQError) as error:
                 self._events.lost(f"KV events cannot be read: {error}")
             await asyncio.sleep(RETRY_FIRST_S)
 
@@ -267,6 +270,7 @@ class Agent:
                 for work in done:
                     work.result()
             finally:
+                self._writer = None  # From here on it takes nothing.
                 await _end_all(works, again_s=CANCEL_AGAIN_S / 4)
         finally:
             self._writer = None
@@ -323,6 +327,12 @@ def _fit(one: "SlicesStored | SlicesRemoved", other: Event) -> bool:
 def _follow(clock: PoolClock, recorded: Recorded) -> None:
     if isinstance(recorded.event, Ticked):
         clock.follow(recorded.ts_ns)
+
+
+def _soon(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
+    """Have it called there; a loop that is closed, or closes meanwhile, calls nothing."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(call)
 
 
 async def _end_all(tasks: "Sequence[asyncio.Task[Any]]", *, again_s: float) -> None:

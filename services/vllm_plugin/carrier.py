@@ -4,6 +4,9 @@ drop        gone from the tier, unless somebody reads or writes it now
 demote      DRAM to SSD: written there if it is not there yet, then gone from DRAM
 promote     SSD to DRAM: read into DRAM. Where DRAM has no room that may be made, the rest is not brought
 
+What is cancelled after it began: slices on their way to DRAM are not waited for, and those on their way to the SSD stay
+in DRAM as well.
+
 An order that needs the device is refused: slices enter it with a request and leave it by vLLM's own free list, and each
 slice that was computed is in DRAM already. Orders before the agent's start never get here.
 """
@@ -42,7 +45,10 @@ class Carrier:
         self._jobs: dict[int, Carried] = {}
 
     def take_up(self) -> None:
-        """Begin what was ordered since the last step."""
+        """Begin what was ordered since the last step, and leave what was taken back."""
+        for job_id, carried in self._jobs.items():
+            if carried.order.cancelled and self._ssd is not None:
+                self._ssd.call_off(job_id)
         for order in self._orders.take():
             self._begin(order)
 
@@ -58,7 +64,7 @@ class Carrier:
         for job_id in [job_id for job_id in self._jobs if job_id not in self._manager._jobs]:  # noqa: SLF001
             carried = self._jobs.pop(job_id)
             written = [key for key in carried.keys if self._ssd is not None and self._ssd.holds(key)]
-            gone = self._dram.drop(written)
+            gone = [] if carried.order.cancelled else self._dram.drop(written)
             self._finish(carried, len(gone), len(written) * self._memory.slice_bytes)
 
     def give_up(self, why: str) -> None:
@@ -133,13 +139,15 @@ class Carrier:
         self._ssd.submit_load(job)
 
     def _finish(self, carried: Carried, done: int, bytes_moved: int) -> None:
-        why = _missing(len(carried.keys) - done, "failed")
+        why = _missing(len(carried.keys) - done, "taken back" if carried.order.cancelled else "failed")
         of = len(carried.order.said.slices)
         self._say(carried.order, done=carried.there + done, of=of, bytes_moved=bytes_moved, why=why)
 
     def _say(self, order: Order, *, done: int, of: int, bytes_moved: int = 0, why: str = "") -> None:
         if done == of:
             end = TransferEnd.DONE
+        elif order.cancelled:
+            end = TransferEnd.CANCELLED
         elif done:
             end = TransferEnd.PARTLY
         else:

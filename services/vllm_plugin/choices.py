@@ -39,8 +39,7 @@ class TierChoices:
     def stored(self, key: bytes, prompt: Prompt | None, parent: bytes | None = None) -> None:
         """It is being put in, by this prompt (None: nobody's; `parent` is the slice before it, where known). It is held
         until let go."""
-        name = self._naming.name(key)
-        self._naming.hold(key)
+        name = self._naming.hold(key)
         self._names[key], self._keys[name] = name, key
         place, length = 0, 1
         if prompt is not None and key in prompt.places:

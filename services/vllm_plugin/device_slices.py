@@ -136,7 +136,8 @@ class DeviceSlices:
             self._slices[block_hash] = _Slice(name, block.run, missing)
             for part in block.run:
                 self._parts.setdefault(part, {})[block_hash] = None
-            self._learn(block_hash, name)
+            if block.hashing is not None:
+                self._learn(block_hash, name)
             if not missing:
                 found.append(name)
         return found

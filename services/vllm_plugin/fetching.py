@@ -66,7 +66,7 @@ class Gate:
         if key not in fetches.worth:
             run = self._run(key, context)
             fetches.worth.update(dict.fromkeys(run, self._ask(run, context, link)))
-        return fetches.worth[key]
+        return fetches.worth.get(key, False)  # It can be lost between one look and the next.
 
     def refuse(self, key: bytes, context: "ReqContext") -> None:
         """Not for this request: it was tried."""

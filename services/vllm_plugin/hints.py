@@ -17,6 +17,9 @@ KEY: Final = "tidegate"
 SLICES_MAX: Final = 4_096
 """Slices named at once: a prompt of a million tokens."""
 
+Fingerprint = Annotated[SliceId, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+"""A slice's name in the log, and none that an engine makes up itself: those two must never be one."""
+
 
 class Hints(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`slack_ns` is what was left to the deadline when it was sent (0 = none is known), `slo_tpot_ns` the pace asked
@@ -29,7 +32,7 @@ class Hints(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     slack_ns: int = 0
     slo_tpot_ns: int = 0
     output_expected: int = 0
-    slices: Annotated[tuple[SliceId, ...], msgspec.Meta(max_length=SLICES_MAX)] = ()
+    slices: Annotated[tuple[Fingerprint, ...], msgspec.Meta(max_length=SLICES_MAX)] = ()
     slice_tokens: Annotated[int, msgspec.Meta(ge=1)] = SLICE_TOKENS
 
     def params(self) -> dict[str, Any]:

@@ -34,7 +34,8 @@ from replay.code_version import code_version
 from services.vllm_plugin.bridge import Entry
 
 FILE_BYTES_MAX: Final = 16 * 1024 * 1024
-"""A journal of so many bytes is full; the next one begins."""
+"""A journal of so many bytes behind its snapshot is full, and one of as many as its snapshot where that is more: the
+next one begins, with a snapshot that the engine has to make."""
 FILES_MAX: Final = 64
 """Journals that are kept; of more, the oldest is deleted."""
 GAP: Final = 1 << 32
@@ -57,7 +58,7 @@ class ChoiceJournal:
         self._path, self._run = folder, secrets.token_hex(6)
         self._digest = START
         self._last = 0
-        self._full = False
+        self._full, self._full_bytes = False, 0
         self.written = self.lost = 0
 
     def last_number(self) -> int:
@@ -82,7 +83,7 @@ class ChoiceJournal:
 
     def is_full(self) -> bool:
         """Whether the next one should begin, by a snapshot; said once of each journal."""
-        full = self._file is not None and self._file.tell() >= self._bytes_max and not self._full
+        full = self._file is not None and self._file.tell() >= self._full_bytes and not self._full
         self._full = self._full or full
         return full
 
@@ -131,6 +132,9 @@ class ChoiceJournal:
         self._full = False
         snapshot = msgspec.Raw(entry.snapshot)
         self._put(Header(VERSION, self._engine_id, self._run, code_version(), entry.number, snapshot))
+        self._sealed.flush()
+        begun = self._file.tell()
+        self._full_bytes = begun + max(begun, self._bytes_max)
 
     def _put(self, entry: Header | Line | End) -> None:
         line, self._digest = sealed(entry, self._digest)

@@ -116,6 +116,7 @@ class TidegateManager(TieringOffloadingManager):
             if state is not None:
                 self._unpin(state.req_context)
         self.carrier.take_up()
+        self._take_heard()
         super().on_schedule_end(context)
         self._measure()
 
@@ -158,10 +159,20 @@ class TidegateManager(TieringOffloadingManager):
         prompt = prompt_of(context)
         if prompt.names and prompt.named < min(len(prompt.names), prompt.length):
             for key, _ in learn_names(prompt, self.memory.naming):
-                self._dram.renamed(key)
-                if self._ssd is not None:
-                    self._ssd.choices.renamed(key, held=self._ssd.busy(key))
-                self.memory.residency.renamed(key)
+                self._renamed(key)
+
+    def _take_heard(self) -> None:
+        """The names that the agent found in KV events: what was computed beyond a prompt has one, too."""
+        naming = self.memory.naming
+        for key, name in naming.heard():
+            if naming.learn(key, name) is not None:
+                self._renamed(key)
+
+    def _renamed(self, key: bytes) -> None:
+        self._dram.renamed(key)
+        if self._ssd is not None:
+            self._ssd.choices.renamed(key, held=self._ssd.busy(key))
+        self.memory.residency.renamed(key)
 
     def _pin(self, key: OffloadKey, context: ReqContext) -> None:
         pins = self._pins.setdefault(context.req_id, {})

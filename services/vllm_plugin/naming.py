@@ -2,7 +2,8 @@
 
 An offload key is vLLM's hash of a chunk's last block and the number of its cache group. The name in the log is the
 slice's fingerprint: known for prompts whose tokens were seen (by hints of the gateway, or because the engine computed
-it), else made up from the key. A key keeps its first name until it is told the true one.
+it), else made up from the key. A key keeps its first name until it is told the true one. While a tier holds the slice,
+that is done by the scheduler's thread alone, which tells the log and the delegate: they know it by its name.
 """
 
 import threading
@@ -28,6 +29,7 @@ class Naming:
         self._keys: dict[SliceId, bytes] = {}
         self._held: dict[bytes, int] = {}
         self._loose: dict[bytes, None] = {}
+        self._heard: dict[bytes, SliceId] = {}
 
     def learn(self, key: bytes, name: SliceId) -> SliceId | None:
         """The true name of a key. The name that it had until now, if it had another.
@@ -35,11 +37,23 @@ class Naming:
         A name that another slice of a tier bears is not given twice: equal tokens can have different KV (an image in
         their place, an adapter), and no fingerprint says so."""
         with self._lock:
-            before = self._names.get(key)
-            if before == name or self._keys.get(name, key) in self._held.keys() - {key}:
-                return None
-            self._name(key, name)
-            return before
+            return self._learn(key, name)
+
+    def hear(self, key: bytes, name: SliceId) -> None:
+        """As `learn`, from another thread than the scheduler's: what a tier holds is among `heard` instead."""
+        with self._lock:
+            if key not in self._held:
+                self._learn(key, name)
+            elif self._names[key] != name:
+                self._heard[key] = name
+
+    def heard(self) -> list[tuple[bytes, SliceId]]:
+        """What to `learn` of what tiers hold, since the last call."""
+        if not self._heard:
+            return []
+        with self._lock:
+            taken, self._heard = self._heard, {}
+        return list(taken.items())
 
     def name(self, key: bytes) -> SliceId:
         """The name of a key; from now on it has one."""
@@ -55,13 +69,13 @@ class Naming:
         with self._lock:
             return self._keys.get(name)
 
-    def hold(self, key: bytes) -> None:
-        """A tier holds it from now on: its name is kept until `release` was called as often."""
+    def hold(self, key: bytes) -> SliceId:
+        """A tier holds it from now on: its name, which is kept until `release` was called as often."""
         with self._lock:
-            if key not in self._names:
-                self._name(key, made_up(key))
+            name = self._names.get(key) or self._name(key, made_up(key))
             self._held[key] = self._held.get(key, 0) + 1
             self._loose.pop(key, None)
+            return name
 
     def release(self, key: bytes) -> None:
         """A tier let go of it."""
@@ -70,7 +84,15 @@ class Naming:
             if left:
                 self._held[key] = left
             else:
+                self._heard.pop(key, None)
                 self._loosen(key)
+
+    def _learn(self, key: bytes, name: SliceId) -> SliceId | None:
+        before, other = self._names.get(key), self._keys.get(name, key)
+        if before == name or (other != key and other in self._held):
+            return None
+        self._name(key, name)
+        return before
 
     def _name(self, key: bytes, name: SliceId) -> SliceId:
         before = self._names.get(key)

@@ -90,6 +90,8 @@ class Orders:
         with self._lock:
             if self._open.pop(order.said.order, None) is None:
                 return
+            if order in self._waiting:
+                self._waiting.remove(order)
             self._answered[order.said.order] = None
             if len(self._answered) > ANSWERED_MAX:
                 del self._answered[next(iter(self._answered))]

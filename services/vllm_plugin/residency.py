@@ -31,8 +31,7 @@ class Residency:
         names: dict[bytes, SliceId] = {}
         for key in keys:
             if key not in told and key not in names:
-                self._naming.hold(key)
-                names[key] = self._naming.name(key)
+                names[key] = self._naming.hold(key)
         with self._lock:
             told.update(names)
         for some in _parts(names.values()):

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from queue import Queue
 from typing import Any, Final
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
@@ -61,6 +61,7 @@ class TidegateScheduler(AsyncScheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._seen: WeakKeyDictionary[Any, Seen] = WeakKeyDictionary()
+        self._named_as: WeakValueDictionary[RequestId, Any] = WeakValueDictionary()
         self._unstarted: WeakSet[Any] = WeakSet()
         self._victims: deque[Any] = deque()
         self._named: tuple[Any, int, SchedulingPolicy] | None = None
@@ -133,10 +134,10 @@ class TidegateScheduler(AsyncScheduler):
             return
         told = hints.of(request.kv_transfer_params)
         # Several answers to one prompt (n > 1) are several requests in vLLM, with the same hints.
-        taken = not told.request_id or any(
-            one.name == told.request_id and not other.is_finished() for other, one in self._seen.items()
-        )
+        first = self._named_as.get(told.request_id)
+        taken = not told.request_id or (first is not None and not first.is_finished())
         name = RequestId(request.request_id) if taken else told.request_id
+        self._named_as[name] = request
         self._seen[request] = Seen(name, told, time.monotonic_ns() + told.slack_ns if told.slack_ns else 0)
         self._unstarted.add(request)
 
@@ -144,8 +145,8 @@ class TidegateScheduler(AsyncScheduler):
         return self._seen.get(request) or Seen(RequestId(request.request_id))
 
     def _before_step(self) -> None:
-        for name in bridge.aborts():
-            ids = [request.request_id for request in self.requests.values() if self._seen_of(request).name == name]
+        found = [self._named_as.get(name) for name in bridge.aborts()]
+        if ids := [request.request_id for request in found if request is not None and not request.is_finished()]:
             self._aborted += self.finish_requests(ids, RequestStatus.FINISHED_ABORTED)
         # With a priority policy of vLLM's own the line is a heap, and stays as it is.
         if isinstance(self.waiting, deque) and len(self.waiting) > 1:
@@ -270,8 +271,8 @@ class TidegateScheduler(AsyncScheduler):
                 bridge.tell(SlicesHit(engine_id=bridge.engine_id, tier=Tier.HBM, slices=hit))
 
     def _measured(self) -> TierMeasured:
-        """Of the device's cache, now: what requests hold, or what is cached, whichever is more (nearly all of the one is
-        in the other). Asked by the agent's thread: reads numbers only."""
+        """Of the device's cache, now: what requests hold, or what is cached, whichever is more (nearly all of the one
+        is in the other). Asked by the agent's thread: reads numbers only."""
         pool = self.kv_cache_manager.block_pool
         slice_bytes = self._slice_bytes()
         block_bytes = slice_bytes * self.block_size // self._settings.slice_tokens

@@ -46,14 +46,13 @@ class Job:
             return self._given_up
 
     def arrived(self, key: bytes, error: KVError | None) -> bool:
-        """One slice has arrived, or not (`error`). Whether that was the last."""
-        with self.lock:
-            if error is None:
-                self.done.append(key)
-            else:
-                self.failed[key] = error
-            self.ended_ns = time.monotonic_ns()
-            return len(self.done) + len(self.failed) == len(self.keys)
+        """Under `lock`: one slice has arrived, or not (`error`). Whether that was the last."""
+        if error is None:
+            self.done.append(key)
+        else:
+            self.failed[key] = error
+        self.ended_ns = time.monotonic_ns()
+        return len(self.done) + len(self.failed) == len(self.keys)
 
 
 class SsdThreads:
@@ -106,12 +105,13 @@ class SsdThreads:
         done.wait()
 
     def stop(self) -> None:
-        """Finish the write at hand, begin nothing more."""
+        """Finish the write at hand, begin nothing more; who hangs is left behind after STOP_TIMEOUT_S for all."""
         self._writes.put(None)
         for _ in range(self._readers):
             self._reads.put(None)
+        until_s = time.monotonic() + STOP_TIMEOUT_S
         for thread in self._threads:
-            thread.join(STOP_TIMEOUT_S)
+            thread.join(max(0.0, until_s - time.monotonic()))
 
     def _work(self, tasks: "queue.SimpleQueue[Task | None]") -> None:
         buffer = bytearray(self._slice_bytes)
@@ -136,12 +136,14 @@ class SsdThreads:
         self._end(job, key, None)
 
     def _write(self, job: Job, key: bytes, chunk: int) -> None:
+        name = file_name(key)
         try:
-            self._store.put(file_name(key), self._row(chunk))
+            there = self._store.put(name, self._row(chunk)) or self._store.holds(name)
         except _FAILURES as error:
             self._end(job, key, _typed(error))
             return
-        self._end(job, key, None)
+        # Neither stored nor there: a damaged file of that name cannot be removed.
+        self._end(job, key, None if there else TierUnavailable(where="ssd", why=f"{name} is in the way"))
 
     def _drop(self, keys: Sequence[bytes]) -> None:
         for key in keys:
@@ -154,8 +156,10 @@ class SsdThreads:
                 continue
 
     def _end(self, job: Job, key: bytes, error: KVError | None) -> None:
-        if job.arrived(key, error):
-            self._finished.put(job)
+        with job.lock:
+            # Under the lock: who finds that a job has ended finds it among the finished.
+            if job.arrived(key, error):
+                self._finished.put(job)
 
     def _row(self, chunk: int) -> memoryview:
         return self._rows[chunk * self._slice_bytes : (chunk + 1) * self._slice_bytes]

@@ -8,6 +8,7 @@ until a request brings it again, and serves nothing.
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -45,10 +46,12 @@ class SsdNames:
         """These and no others are stored."""
         made = self._path.with_name(f"{NAMES_FILE}.new")
         if self._write(made, os.O_TRUNC, rows):
-            made.replace(self._path)
+            with suppress(OSError):
+                made.replace(self._path)
 
     def _write(self, path: Path, how: int, rows: Iterable[tuple[bytes, bytes | None, SliceId]]) -> bool:
-        text = "".join(f"{key.hex()} {parent.hex() if parent else NOBODY} {name}\n" for key, parent, name in rows)
+        lines = (f"{key.hex()} {parent.hex() if parent else NOBODY} {name}" for key, parent, name in rows)
+        text = "".join(f"{line}\n" for line in lines if _LINE.fullmatch(line))
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | how, 0o600)
             with os.fdopen(fd, "w", encoding="ascii") as file:

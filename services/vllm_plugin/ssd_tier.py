@@ -284,6 +284,12 @@ class SsdTier(SecondaryTierManager):
         # It may well be there, but not for this request any more.
         self._gate.refuse(key, context)
 
+    def call_off(self, job_id: int) -> None:
+        """Whoever wanted this fetched does not any more; another job goes on."""
+        job = self._loads.get(job_id)
+        if job is not None and job.give_up():
+            self._call_off(job)
+
     def _call_off(self, job: Job) -> None:
         """Nobody waits for it any more; what has arrived of it counts as little as the rest."""
         del self._loads[job.job_id]

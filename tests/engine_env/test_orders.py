@@ -1,11 +1,12 @@
 """Orders of the log, carried out by an engine's memory: each once, each answered with what came of it."""
 
+import threading
 from pathlib import Path
 
 import pytest
 
 from events.base import EngineId, SliceId
-from events.decisions import Move, MoveReason, TransferOrdered
+from events.decisions import CancelReason, Move, MoveReason, TransferCancelled, TransferOrdered
 from events.slice import SlicesRemoved, SlicesStored, Tier, TransferEnd, TransferFinished
 from tests.engine_env.rig import SLICE_BYTES, Rig, extra_config, hints, keys, name, running
 
@@ -36,6 +37,95 @@ def order(
     assert isinstance(answer, TransferFinished)
     assert answer.order == said.order
     return answer
+
+
+def cancel(rig: Rig, name: str) -> None:
+    rig.bridge.orders.cancel(TransferCancelled(order=name, engine_id=EngineId("rig"), reason=CancelReason.NOT_NEEDED))
+
+
+def give(rig: Rig, move: Move, from_tier: Tier, to_tier: Tier) -> None:
+    """An order whose answer is not waited for."""
+    rig.bridge.orders._tell = rig.facts.append
+    said = TransferOrdered(
+        order="m", engine_id=EngineId("rig"), move=move, reason=MoveReason.HOT, slices=NAMES, from_tier=from_tier,
+        to_tier=to_tier,
+    )  # fmt: skip
+    assert rig.bridge.orders.give(said)
+    rig.step()
+
+
+def hanging(rig: Rig, monkeypatch: pytest.MonkeyPatch, call: str) -> threading.Event:
+    """The disk does nothing of this kind before the event."""
+    free = threading.Event()
+    ssd = rig.manager._ssd
+    assert ssd is not None
+    assert ssd.store is not None
+    real = getattr(ssd.store, call)
+
+    def late(*args: object) -> object:
+        assert free.wait(60)
+        return real(*args)
+
+    monkeypatch.setattr(ssd.store, call, late)
+    return free
+
+
+def test_promotion_that_is_taken_back_while_the_disk_reads_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, ssd: Path
+) -> None:
+    with running(extra_config(ssd=ssd, reset_keeps_ssd=True), monkeypatch) as rig:
+        rig.serve(PROMPT, hints=hints(PROMPT))
+        rig.manager.reset_cache()
+        free = hanging(rig, monkeypatch, "read_into")
+        give(rig, Move.PROMOTE, Tier.SSD, Tier.DRAM)
+        assert not rig.told(TransferFinished)
+
+        cancel(rig, "m")
+        rig.settle()
+
+        [answer] = rig.told(TransferFinished)
+        assert (answer.end, answer.slices_done, answer.why) == (TransferEnd.CANCELLED, 0, "4 taken back")
+        free.set()
+        assert rig.serve(PROMPT) == 4, "it is on the SSD still"
+
+
+def test_demotion_that_is_taken_back_while_the_disk_writes_leaves_dram_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, ssd: Path
+) -> None:
+    with running(extra_config(ssd=ssd), monkeypatch) as rig:
+        rig.serve(PROMPT, hints=hints(PROMPT))
+        order(rig, Move.DROP, Tier.SSD, None)
+        rig.facts.clear()
+        free = hanging(rig, monkeypatch, "put")
+        give(rig, Move.DEMOTE, Tier.DRAM, Tier.SSD)
+
+        cancel(rig, "m")
+        free.set()
+        rig.settle()
+
+        [answer] = rig.told(TransferFinished)
+        assert (answer.end, answer.slices_done) == (TransferEnd.CANCELLED, 0)
+        assert all(rig.manager.memory.residency.holds(Tier.DRAM, one) for one in PROMPT)
+
+
+def test_slices_that_kv_events_name_later_are_ordered_by_either_name(
+    monkeypatch: pytest.MonkeyPatch, ssd: Path
+) -> None:
+    with running(extra_config(ssd=ssd), monkeypatch) as rig:
+        rig.serve(PROMPT)
+        [before] = [fact.slices for fact in rig.told(SlicesStored) if fact.tier is Tier.DRAM]
+        for one in PROMPT:
+            rig.manager.memory.naming.hear(one, name(one))
+        assert order(rig, Move.DROP, Tier.DRAM, None, slices=before[3:]).end is TransferEnd.DONE
+
+        rig.step()
+
+        answer = order(rig, Move.DROP, Tier.SSD, None)
+        assert (answer.end, answer.slices_done) == (TransferEnd.DONE, 4)
+        dram = [fact for fact in rig.facts if getattr(fact, "tier", None) is Tier.DRAM]
+        gone = [one for fact in dram if isinstance(fact, SlicesRemoved) for one in fact.slices]
+        there = [one for fact in dram if isinstance(fact, SlicesStored) for one in fact.slices]
+        assert set(there) - set(gone) == set(NAMES[:3]), "the log knows what is there by its true names"
 
 
 def test_promoted_slices_are_in_dram_before_anybody_asks(monkeypatch: pytest.MonkeyPatch, ssd: Path) -> None:

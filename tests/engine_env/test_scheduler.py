@@ -5,13 +5,13 @@ from collections import deque
 from queue import Queue
 from types import SimpleNamespace
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 import pytest
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue, SchedulingPolicy
 from vllm.v1.request import RequestStatus
 
-from events.base import EngineId
+from events.base import EngineId, RequestId
 from services.vllm_plugin import scheduler as ours
 from services.vllm_plugin.bridge import Bridge
 from services.vllm_plugin.scheduler import GIVES_WAY, TidegateScheduler
@@ -49,7 +49,8 @@ def make(*running: Request, free: int = 0) -> Any:
     )
     made._allocate = _no_room
     made._settings = PluginSettings(engine_id=EngineId("e1"), slice_tokens=2 * BLOCK)
-    made._seen, made._unstarted = WeakKeyDictionary(), WeakSet()
+    made._seen, made._unstarted, made._named_as = WeakKeyDictionary(), WeakSet(), WeakValueDictionary()
+    made._aborted, made.waiting = [], deque()
     made._victims, made._named, made._failures, made._step_ns = deque(), None, 0, 0
     made.running, made.policy = list(running), SchedulingPolicy.FCFS
     made.block_size = made.hash_block_size = BLOCK
@@ -199,3 +200,17 @@ def test_the_queue_of_an_idle_core_is_found_where_it_asks() -> None:
     ours.bridge.wake()
 
     assert [queue.get_nowait()[0].name for _ in range(2)] == ["WAKEUP", "WAKEUP"]
+
+
+def test_requests_whose_holder_is_lost_are_given_up_by_their_names_alone(bridge: Bridge) -> None:
+    here, done, other = (Request(name, request_id=f"q-{name}") for name in "abc")
+    made = make(here, done, other)
+    done.status = RequestStatus.FINISHED_STOPPED
+    given_up: list[list[str]] = []
+    made.finish_requests = lambda ids, _status: given_up.append(ids) or []
+    made.requests = None  # Of all the requests of a lost holder few are this engine's: nobody looks through them all.
+    bridge.abort(tuple(RequestId(f"q-{name}") for name in ("x", "a", "b", "y")))
+
+    made._before_step()
+
+    assert given_up == [["a"]]

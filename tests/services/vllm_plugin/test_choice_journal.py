@@ -80,6 +80,24 @@ def test_journals_in_a_row_are_one_history_and_each_can_be_verified_alone(tmp_pa
     assert whole.ops == sum(report.ops for report in alone) == whole.last
 
 
+def test_journal_is_not_full_of_its_snapshot(tmp_path: Path) -> None:
+    engine = Chooser(tmp_path, bytes_max=100)
+    engine.work(0, 400)
+    engine.write()
+    engine.bridge.begin_journal()
+    engine.work(400, 2)
+    engine.write()
+    assert len(files_of(tmp_path)) == 2, "what a large tier holds is a long first line"
+
+    for _ in range(3):
+        engine.work(500, 0)
+        engine.write()
+
+    assert len(files_of(tmp_path)) == 2, "few ops make no new one: each would cost the engine another snapshot"
+    engine.kill()
+    assert verify_choices(files_of(tmp_path)).identical
+
+
 def test_only_so_many_journals_are_kept(tmp_path: Path) -> None:
     engine = Chooser(tmp_path, bytes_max=500, files_max=3)
     for first in range(0, 200, 20):

@@ -41,6 +41,26 @@ def test_name_of_a_slice_that_is_there_is_not_given_to_another() -> None:
     assert naming.key(ONE) == B
 
 
+def test_name_that_another_thread_heard_waits_while_a_tier_holds_the_slice() -> None:
+    naming = Naming()
+    assert naming.hold(A) == made_up(A)
+    naming.hear(A, ONE)
+    naming.hear(B, TWO)
+
+    assert naming.names([A, B]) == (made_up(A), TWO), "what was told of a slice is told under that name to its end"
+    assert naming.key(made_up(A)) == A
+    assert naming.heard() == [(A, ONE)]
+    assert naming.heard() == []
+
+
+def test_name_that_was_heard_of_a_slice_that_left_is_no_longer_told() -> None:
+    naming = Naming()
+    naming.hold(A)
+    naming.hear(A, ONE)
+    naming.release(A)
+    assert naming.heard() == []
+
+
 def test_what_is_held_keeps_its_name_and_the_rest_is_bounded() -> None:
     naming = Naming(names_max=2)
     naming.learn(A, ONE)

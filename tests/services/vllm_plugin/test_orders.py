@@ -62,6 +62,18 @@ def test_orders_are_taken_up_in_the_order_of_the_log() -> None:
     assert not told.orders.waiting
 
 
+def test_order_that_ended_before_it_began_keeps_no_engine_stepping() -> None:
+    told = Told()
+    refused = told.orders.give(ordered("m1"))
+    assert refused
+    told.orders.give(ordered("m2"))
+
+    told.orders.finish(refused, TransferEnd.FAILED, why="this engine has no tiers")
+    told.orders.cancel(cancelled("m2"))
+
+    assert not told.orders.waiting
+
+
 def test_order_that_is_read_again_is_not_carried_out_again() -> None:
     told = Told()
     told.orders.give(ordered("m1"))

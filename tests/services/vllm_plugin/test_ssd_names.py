@@ -41,6 +41,20 @@ def test_folder_that_refuses_is_no_error(tmp_path: Path) -> None:
     assert names.read() == {}
 
 
+def test_folder_in_its_place_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / NAMES_FILE).mkdir()
+    names = SsdNames(tmp_path)
+    names.append([(A, None, ONE)])
+    names.replace([(A, None, ONE)])
+    assert names.read() == {}
+
+
+def test_name_that_no_line_can_hold_is_left_out(tmp_path: Path) -> None:
+    names = SsdNames(tmp_path)
+    names.append([(A, None, SliceId("\u00e9")), (B, A, TWO)])
+    assert names.read() == {B: (A, TWO)}
+
+
 def test_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_text("mine")
