@@ -138,12 +138,14 @@ class SsdThreads:
     def _write(self, job: Job, key: bytes, chunk: int) -> None:
         name = file_name(key)
         try:
-            there = self._store.put(name, self._row(chunk)) or self._store.holds(name)
+            if not self._store.put(name, self._row(chunk)):
+                # Nobody knows of a slice there: it could not be dropped when it should have been, and may be void.
+                self._store.drop(name)
+                self._store.put(name, self._row(chunk))
         except _FAILURES as error:
             self._end(job, key, _typed(error))
             return
-        # Neither stored nor there: a damaged file of that name cannot be removed.
-        self._end(job, key, None if there else TierUnavailable(where="ssd", why=f"{name} is in the way"))
+        self._end(job, key, None)
 
     def _drop(self, keys: Sequence[bytes]) -> None:
         for key in keys:

@@ -12,6 +12,7 @@ waits: files are read and written by threads (ssd_jobs.py) of the store in kvsto
 """
 
 import logging
+import os
 import time
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
@@ -57,6 +58,10 @@ LATER_MAX: Final = 4_096
 NAMES_SPARE: Final = 1_024
 """Lines of the names' file beyond twice the slices there, before it is written anew."""
 
+VOID_FILE: Final = "void"
+"""Lies beside slices that the next engine must not find: the model was changed while they were written."""
+FOREVER_NS: Final = 1 << 62
+
 
 class Metric:
     """What vLLM's /metrics says of the tier beside vLLM's own."""
@@ -83,10 +88,11 @@ class SsdTier(SecondaryTierManager):
     medium: ClassVar[Medium] = Medium.STORAGE
 
     def __init__(
-        self, spec: Any, view: memoryview, memory: Memory, *, store: TierStore | None, trouble: str = ""
+        self, spec: Any, view: memoryview, memory: Memory, *, store: TierStore | None, void: Path, trouble: str = ""
     ) -> None:
         super().__init__(offloading_spec=spec, primary_kv_view=view, tier_type=TIER_TYPE)
         self._memory, self.store, self.trouble = memory, store, trouble
+        self._void = void
         self.choices = memory.choices(Tier.SSD)
         self._rows = view.cast("B")
         self._queue_max = max(1, view.shape[0] // QUEUE_PART) if view.shape is not None else 1
@@ -258,7 +264,7 @@ class SsdTier(SecondaryTierManager):
         self._remember(job)
         for error in job.failed.values():
             self._failed(error)
-            self._rest_writes_ns = time.monotonic_ns() + REST_NS
+            self._rest_writes_ns = max(self._rest_writes_ns, time.monotonic_ns() + REST_NS)
         self._writes.moved(job, len(job.done) * self._memory.slice_bytes)
         self._end(job)
 
@@ -342,13 +348,20 @@ class SsdTier(SecondaryTierManager):
         return any(key in job.keys for job in (*self._loads.values(), *self._stores.values()))
 
     def void(self) -> None:
-        """Everything here is void: the model computes otherwise now. Nothing is on its way (`drain_jobs`)."""
+        """Everything here is void: the model computes otherwise now. Nothing is on its way (`drain_jobs`). What is
+        stored from here on is void for the next engine, which begins with the model as it was: a mark says so, and
+        without one nothing is stored."""
         keys = self._memory.residency.keys(Tier.SSD)
         self._later.clear()
         self.choices.cleared()
         self._memory.residency.cleared(Tier.SSD, "reset")
         if self._threads is not None:
             self._threads.drop(keys)
+            try:
+                os.close(os.open(self._void, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+            except OSError as error:
+                self._rest_writes_ns = FOREVER_NS
+                self._failed(TierUnavailable(where=f"{Tier.SSD} {self._void}", why=str(error.strerror)))
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:  # noqa: ARG002
         """Chunk by chunk, as they are computed."""
@@ -389,7 +402,7 @@ class SsdTier(SecondaryTierManager):
         if self.store is None:
             return
         known = self._names.read()
-        keys = [key_of(name) for name, _ in self.store.inventory()]
+        keys = [] if self._dropped_void(self.store) else [key_of(name) for name, _ in self.store.inventory()]
         for key in keys:
             parent, name = known.get(key, (None, None))
             if name is not None:
@@ -399,6 +412,20 @@ class SsdTier(SecondaryTierManager):
         self._memory.residency.stored(Tier.SSD, keys)
         self._names.replace((key, known[key][0], known[key][1]) for key in keys if key in known)
         self._names_lines = len(keys)
+
+    def _dropped_void(self, store: TierStore) -> bool:
+        """Whether what lies there is void; it is dropped then, and the mark with the last of it."""
+        if not self._void.exists():
+            return False
+        try:
+            for name, _ in store.inventory():
+                store.drop(name)
+            self._void.unlink()
+        except KVError as error:
+            self._failed(error)
+        except OSError as error:
+            self._failed(TierUnavailable(where=f"{Tier.SSD} {self._void}", why=str(error.strerror)))
+        return True
 
     def _remember(self, job: Job) -> None:
         prompt = prompt_of(job.context)
@@ -426,11 +453,12 @@ def open_ssd(spec: Any, view: memoryview, memory: Memory, *, namespace: bytes) -
     """The tier that the settings ask for. A folder that cannot be used is no reason not to serve: the tier says so, and
     stays empty."""
     settings = memory.settings
+    void = Path(settings.ssd_folder) / namespace.hex() / VOID_FILE
     try:
         store = ssd_tier(Path(settings.ssd_folder), bytes_max=settings.ssd_bytes, namespace=namespace)
     except TierUnavailable as error:
         log.warning("SSD tier: %s. The engine serves on without it.", error)
-        tier = SsdTier(spec, view, memory, store=None, trouble=str(error))
+        tier = SsdTier(spec, view, memory, store=None, void=void, trouble=str(error))
         tier.failures += 1
         return tier
-    return SsdTier(spec, view, memory, store=store)
+    return SsdTier(spec, view, memory, store=store, void=void)

@@ -140,3 +140,32 @@ def test_reset_voids_the_ssd_unless_the_settings_keep_it(
         cleared = [fact.tier for fact in rig.told(SlicesCleared)]
         assert cleared == ([Tier.DRAM] if keeps else [Tier.DRAM, Tier.SSD])
         assert rig.serve(prompt) == found
+
+
+@pytest.mark.parametrize(("keeps", "found"), [(True, 4), (False, 0)])
+def test_what_was_stored_after_a_reset_is_not_found_after_a_restart(
+    monkeypatch: pytest.MonkeyPatch, ssd: Path, keeps: bool, found: int
+) -> None:
+    prompt = keys("p", 4)
+    with running(extra_config(ssd=ssd, reset_keeps_ssd=keeps), monkeypatch) as rig:
+        rig.manager.reset_cache()  # vLLM does so when weights change: these are no longer those of the namespace.
+        rig.serve(prompt)
+        assert rig.serve(prompt) == 4
+
+    with running(extra_config(ssd=ssd, reset_keeps_ssd=keeps), monkeypatch) as rig:
+        assert rig.serve(prompt) == found
+
+    with running(extra_config(ssd=ssd, reset_keeps_ssd=keeps), monkeypatch) as rig:
+        assert rig.serve(prompt) == 4, "the next one has the model as it was, and what it stored is good"
+
+
+def test_engine_that_cannot_mark_what_is_void_stores_no_more(monkeypatch: pytest.MonkeyPatch, ssd: Path) -> None:
+    prompt = keys("p", 4)
+    with running(extra_config(ssd=ssd), monkeypatch) as rig:
+        mark = rig.manager.secondary_tiers[0]._void
+        mark.symlink_to(ssd / "elsewhere")
+        rig.manager.reset_cache()
+        rig.serve(prompt)
+        assert not _slices(rig.told(SlicesStored), Tier.SSD)
+        assert "void" in rig.manager.secondary_tiers[0].trouble
+        mark.unlink()

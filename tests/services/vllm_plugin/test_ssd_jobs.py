@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from events.base import SliceId
-from kvstore.errors import KVError
+from kvstore.errors import KVError, NotResident
 from kvstore.tiers.memory import memory_tier
 from services.vllm_plugin.ssd_jobs import Job, SsdThreads, file_name
 
@@ -31,8 +31,8 @@ class Leaving:
     def put(self, slice_id: SliceId, data: memoryview) -> bool:
         return False
 
-    def holds(self, slice_id: SliceId) -> bool:
-        return False
+    def drop(self, slice_id: SliceId) -> None:
+        raise NotResident(where="ssd", name=slice_id)
 
 
 def test_slice_that_the_store_did_not_take_is_not_said_to_be_there() -> None:
@@ -45,14 +45,17 @@ def test_slice_that_the_store_did_not_take_is_not_said_to_be_there() -> None:
     assert isinstance(ended.failed[A], KVError)
 
 
-def test_slice_that_is_there_already_is_as_good_as_written() -> None:
+def test_slice_that_could_not_be_dropped_is_not_taken_for_the_one_that_is_written() -> None:
     store = memory_tier(bytes_max=1 << 10)
-    store.put(file_name(A), bytes(BYTES))
+    store.put(file_name(A), b"old" + bytes(BYTES - 3))
     with threads(store) as work:
         work.write(Job(1, [A], [0], None))
         work.settle()
         [ended] = work.finished()
+    found = bytearray(b"?" * BYTES)
+    store.read_into(file_name(A), found)
     assert ended.done == [A]
+    assert found == bytes(BYTES)
 
 
 class Slow:
