@@ -135,10 +135,14 @@ class Batch:
 
     def _take_loaded(self, slow: SlowMemory) -> None:
         slow.advance(self.at_fs)
+        ended = False
         for job, count in slow.loads.take_ended():
             job.computed += count * job.request.unit_tokens
             self._cache_units(job)
             self._begin_prefill(job)
+            ended = True
+        if ended:  # Who waited goes on at its place in line: it came before those that entered meanwhile.
+            self.prefilling = {name: job for name, job in self.running.items() if name in self.prefilling}
 
     # Computing.
 

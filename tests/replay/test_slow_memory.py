@@ -114,6 +114,17 @@ def test_the_last_token_of_a_prompt_is_computed() -> None:
     assert second.cached_tokens == 72, "nine of ten units: the tenth ends with the last token"
 
 
+def test_who_waited_for_slices_goes_on_before_those_that_entered_meanwhile() -> None:
+    one = tiered(sizes(40))
+    served(one, asked("a", 10))
+    at_ns = pushed_out(one)
+    one.run_until(at_ns)
+    one.submit(asked("b", 10), at_ns)
+    one.submit(asked("long", 9, family=5), at_ns)
+    first = {o.request_id: o.at_ns for o in drain(one) if isinstance(o, FirstToken)}
+    assert first[RequestId("b")] < first[RequestId("long")], "it computes one token, the other one four steps long"
+
+
 def test_a_link_slower_than_computing_is_not_waited_for() -> None:
     one = tiered(sizes(40, speed=SLOW // 4))
     cold_ns, _ = served(one, asked("a", 10))
