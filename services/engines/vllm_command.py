@@ -31,6 +31,8 @@ offload keys do."""
 HASH_ALGORITHM: Final = "sha256_cbor"
 """Its input does not depend on Python's version, as that of the default (pickle) does."""
 SECRET_VARIABLES: Final = (settings.NATS_URL, settings.NATS_CREDS, "VLLM_API_KEY")
+SECRET_ENDINGS: Final = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD", "_CREDS", "_CREDENTIALS")
+"""Of the operator's own variables (HF_TOKEN, AWS_SECRET_ACCESS_KEY)."""
 
 
 class Folders(NamedTuple):
@@ -50,7 +52,7 @@ class Launch(NamedTuple):
     @staticmethod
     def is_secret(name: str) -> bool:
         """Whether a variable's value is not for the screen."""
-        return name in SECRET_VARIABLES
+        return name in SECRET_VARIABLES or name.endswith(SECRET_ENDINGS)
 
     def shell(self) -> str:
         """As a person would type it: folders made, secrets named but not shown."""

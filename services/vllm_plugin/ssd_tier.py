@@ -308,6 +308,9 @@ class SsdTier(SecondaryTierManager):
         for key in job.keys:
             self._missed(key, late, job.context)
         self._hangs += 1
+        # So slow it is: else the gate would believe in the speed that was assumed, and every fetch would end here.
+        job.ended_ns = time.monotonic_ns()
+        self._reads.moved(job, len(job.done) * self._memory.slice_bytes)
         if self._hangs >= HANGS_MAX:
             self._rest_reads_ns = time.monotonic_ns() + REST_NS
         self._call_off(job)

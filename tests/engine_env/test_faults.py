@@ -101,17 +101,17 @@ def test_store_that_breaks_its_word_ends_no_thread(monkeypatch: pytest.MonkeyPat
 
 
 class Hanging:
-    """A store whose reads hang until `release`."""
+    """A store whose reads (of one slice, where it is named) hang until `released`."""
 
-    def __init__(self, store: Any) -> None:
-        self._store = store
+    def __init__(self, store: Any, slice_id: Any = None) -> None:
+        self._store, self._slice_id = store, slice_id
         self.released = False
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self._store, attribute)
 
     def read_into(self, slice_id: Any, out: Any) -> int:
-        while not self.released:
+        while not self.released and self._slice_id in (None, slice_id):
             time.sleep(0.001)
         length: int = self._store.read_into(slice_id, out)
         return length
@@ -135,6 +135,23 @@ def test_disk_that_hangs_is_given_up_on_and_writes_nothing_late(monkeypatch: pyt
         hanging.released = True
         tier._threads.settle()
         assert rig.serve(other) == 3
+
+
+def test_disk_that_is_given_up_on_is_known_to_be_slow(monkeypatch: pytest.MonkeyPatch, ssd: Path) -> None:
+    hurried = extra_config(ssd=ssd, reset_keeps_ssd=True, dram_slices=4, fetch_patience_ms=200, ssd_readers=1)
+    prompt = keys("p", 3)
+    with running(hurried, monkeypatch) as rig:
+        rig.serve(prompt)
+        rig.manager.reset_cache()
+        tier = _tier(rig)
+        assert tier.store is not None
+        slow = Hanging(tier.store, file_name(prompt[1]))
+        monkeypatch.setattr(tier._threads, "_store", slow)
+
+        assert rig.serve(prompt) == 0
+        slow.released = True
+
+        assert 0 < tier.measured(hits_total=0, misses_total=0).read_bytes_per_s <= SLICE_BYTES / 0.2
 
 
 def test_disk_that_refuses_is_left_alone_then_used_again(monkeypatch: pytest.MonkeyPatch, ssd: Path) -> None:

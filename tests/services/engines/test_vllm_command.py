@@ -93,6 +93,13 @@ def test_nothing_secret_stands_in_the_command_or_on_the_screen(tmp_path: Path) -
     assert f"# export {settings.NATS_URL}=..." in made.shell()
 
 
+def test_tokens_for_the_engine_are_not_on_the_screen(tmp_path: Path) -> None:
+    made = launched(tmp_path, vllm=LaunchConfig(env={"HF_TOKEN": "hush", "HF_HOME": "/models"}))
+    assert made.env["HF_TOKEN"] == "hush"
+    assert "hush" not in made.shell()
+    assert "HF_HOME=/models" in made.shell()
+
+
 def test_an_engine_without_an_agent_is_a_stock_vllm(tmp_path: Path) -> None:
     made = launched(tmp_path, agent=False, dram_bytes=0)
     assert not set(vllm_command.OURS) & set(made.argv)
