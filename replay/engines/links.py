@@ -66,6 +66,12 @@ class Link:
         wanted = sum(one.bytes for lane in lanes for one in lane if not one.taken and one.is_wanted())
         return wanted + (self.moving.bytes if self.moving is not None else 0)
 
+    def goes_first(self, transfer: Transfer | None) -> bool:
+        """Whether that is one of those that `bytes_before` counts for what is urgent."""
+        if transfer is None:
+            return False
+        return transfer is self.moving or (transfer in self._urgent and not transfer.taken and transfer.is_wanted())
+
     def put(self, transfer: Transfer, *, again: bool) -> None:
         """Its turn comes after all of its kind; before them if it failed just now."""
         lane = self._urgent if transfer.urgent else self._others

@@ -1,7 +1,7 @@
 """Requests whose prompts go on in a slower tier: what they load instead of computing it, and when they stop waiting.
 
 When a request enters the batch, what follows its hit in device memory is looked for in DRAM, then in SSD. It is loaded
-if the gate (`policies.memory.gate`) says so: the part in DRAM alone, or all of it if the part behind is worth it too.
+if the gate (`policies.memory.gate`) says so: the part in DRAM alone, or all of it, whichever saves more.
 The request holds its blocks meanwhile, as in vLLM, and computes the rest when all is there.
 
 It does not wait for ever. At any time it could compute what is not there yet; it waits no longer than until that would
@@ -126,31 +126,33 @@ class Loads:
         return near, next((n for n, at in enumerate(chain[near:]) if at.key not in ssd), len(chain) - near)
 
     def _worth(self, job: Job, held: int, chain: Sequence[SliceAt], near: int, far: int, step_ns: int) -> int:
-        """How many of them are quicker loaded than computed, and would come soon enough."""
+        """How many of them are quicker loaded than computed, and would come soon enough: all of them or those in DRAM
+        alone, whichever saves more."""
         if not near + far:
             return 0
         up, down = self._tiers.up, self._tiers.ssd_read
         size, late_ns = chain[0].bytes, self._prefill_ns(job, held) * LATE_PPM // PPM
         up_ns = fetch_ns(near * size, up.bytes_before(urgent=True), up.bytes_per_s)
-        first_ns = fetch_ns(size, up.bytes_before(urgent=True), up.bytes_per_s)
-        if near and (first_ns > late_ns or not self._is_quicker(job, held, held + near, max(up_ns, step_ns))):
+        if near and fetch_ns(size, up.bytes_before(urgent=True), up.bytes_per_s) > late_ns:
             return 0
-        if far:
-            slowly_ns = fetch_ns(far * size, down.bytes_before(urgent=True), down.bytes_per_s)
-            first_ns = fetch_ns(size, down.bytes_before(urgent=True), down.bytes_per_s)
-            saved_ns = self._prefill_ns(job, held) - self._prefill_ns(job, held + near)
-            last_ns = fetch_ns(size, 0, up.bytes_per_s)
-            far_ns = max(max(slowly_ns, up_ns) + last_ns, step_ns) - (max(up_ns, step_ns) if near else 0)
-            if first_ns + last_ns <= late_ns + saved_ns and self._is_quicker(
-                job, held + near, held + near + far, far_ns
-            ):
-                return near + far
-        return near
+        near_ns = self._saved_ns(job, held, near, max(up_ns, step_ns))
+        if not far:
+            return near if near_ns else 0
+        behind = chain[near : near + far]
+        slowly_ns = fetch_ns(far * size, self._tiers.bytes_before(behind), down.bytes_per_s)
+        first_ns = fetch_ns(size, self._tiers.bytes_before(behind[:1]), down.bytes_per_s)
+        last_ns = fetch_ns(size, 0, up.bytes_per_s)
+        whole_ns = self._saved_ns(job, held, near + far, max(max(slowly_ns, up_ns) + last_ns, step_ns))
+        before_ns = self._prefill_ns(job, held) - self._prefill_ns(job, held + near)
+        if whole_ns > near_ns and first_ns + last_ns <= late_ns + before_ns:
+            return near + far
+        return near if near_ns else 0
 
-    def _is_quicker(self, job: Job, first: int, last: int, load_ns: int) -> bool:
-        """Whether loading units `first` to `last` (not included) takes less than computing them."""
-        recompute_ns = self._prefill_ns(job, first) - self._prefill_ns(job, last)
-        return worth_fetching(load_ns, recompute_ns, margin_ppm=MARGIN_PPM)
+    def _saved_ns(self, job: Job, held: int, count: int, load_ns: int) -> int:
+        """What loading the first `count` units behind those held saves against computing them; 0 if it is not worth
+        it."""
+        recompute_ns = self._prefill_ns(job, held) - self._prefill_ns(job, held + count)
+        return recompute_ns - load_ns if worth_fetching(load_ns, recompute_ns, margin_ppm=MARGIN_PPM) else 0
 
     def _prefill_ns(self, job: Job, units: int) -> int:
         """What its prefill takes from there on."""

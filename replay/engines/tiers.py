@@ -8,7 +8,7 @@ A transfer that fails is sent again at once, TRIES_MAX times in all. What would 
 STORE_WAIT_NS is not stored at all: a link that is slower than the engine computes holds nothing up.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -73,10 +73,10 @@ class Wish(NamedTuple):
 class _Coming:
     """A slice on its way into a tier, and all who wait for it there."""
 
-    __slots__ = ("at", "begun", "transfer", "tries", "wishes")
+    __slots__ = ("at", "begun", "link", "transfer", "tries", "wishes")
 
-    def __init__(self, at: SliceAt, wish: Wish) -> None:
-        self.at, self.wishes = at, [wish]
+    def __init__(self, at: SliceAt, link: Link, wish: Wish) -> None:
+        self.at, self.link, self.wishes = at, link, [wish]
         self.tries, self.begun = 0, False
         self.transfer: Transfer | None = None
 
@@ -147,17 +147,23 @@ class Tiers:
         if at.key in cache:
             wish.then("", 0)
             return
-        link = self.link(source, target)
         coming = self._coming.get((target, at.key))
         if coming is None:
-            coming = self._coming[target, at.key] = _Coming(at, wish)
-            self._send(coming, link, source, cache, urgent=urgent)
+            coming = self._coming[target, at.key] = _Coming(at, self.link(source, target), wish)
+            self._send(coming, source, cache, urgent=urgent)
             return
         coming.wishes.append(wish)
         if urgent and coming.transfer is not None:
-            link.hurry(coming.transfer)
+            coming.link.hurry(coming.transfer)  # Which may come from the other side.
 
-    def _send(self, coming: _Coming, link: Link, source: Tier, target: TierCache, *, urgent: bool) -> None:
+    def bytes_before(self, slices: Sequence[SliceAt]) -> int:
+        """Bytes that go before these slices on their way up from SSD if a request waits for them. What of them is on
+        its way already (prefetch began it, or another request waits for it) does not stand before them."""
+        coming = (self._coming.get((Tier.DRAM, at.key)) for at in slices)
+        ours = sum(one.at.bytes for one in coming if one is not None and self.ssd_read.goes_first(one.transfer))
+        return self.ssd_read.bytes_before(urgent=True) - ours
+
+    def _send(self, coming: _Coming, source: Tier, target: TierCache, *, urgent: bool) -> None:
         at, held = coming.at, self.cache(source)
 
         def begin() -> str:
@@ -176,7 +182,7 @@ class Tiers:
                 if held is not None:
                     held.release(at.key)
             if why == FAILED and coming.tries < TRIES_MAX:
-                self._send(coming, link, source, target, urgent=urgent)
+                self._send(coming, source, target, urgent=urgent)
                 return
             del self._coming[target.tier, at.key]
             if not why and target is self.dram:
@@ -186,7 +192,7 @@ class Tiers:
 
         coming.begun = False
         coming.transfer = Transfer(at.bytes, urgent=urgent, is_wanted=coming.is_wanted, begin=begin, end=end)
-        self.links.send(link, coming.transfer, again=coming.tries > 0)
+        self.links.send(coming.link, coming.transfer, again=coming.tries > 0)
 
     def lift(self, at: SliceAt, *, urgent: bool, wish: Wish) -> None:
         """Bring a slice from DRAM to device memory; where it goes there is the asker's. It has to be in DRAM when its

@@ -321,6 +321,31 @@ def test_demoting_and_promoting_go_by_the_tier_between() -> None:
     assert (again.cached_tokens, ttft_ns < cold_ns / 3) == (80, True)
 
 
+def test_a_first_slice_that_is_up_already_keeps_nobody_from_loading_the_rest() -> None:
+    one = tiered(sizes(10, 60))
+    served(one, named(asked("a", 10)))
+    one.run_until(now(one))
+    pushed_out(one)
+    after(one, ordered(Move.PROMOTE, TEN[:1], Tier.SSD, Tier.DRAM))
+    at_ns = now(one)
+    one.run_until(at_ns)
+    one.submit(asked("busy", 3, family=5), at_ns)  # What is loaded is of use when its second step is over: 6 ms.
+    _, again = served(one, named(asked("b", 10)), at_ns)
+    assert again.cached_tokens == 80
+
+
+def test_what_was_ordered_for_a_request_does_not_stand_before_it() -> None:
+    one = tiered(sizes(10, 60, ssd_speed=3_000_000))
+    served(one, named(asked("a", 10)))
+    one.run_until(now(one))
+    at_ns = pushed_out(one)
+    one.run_until(at_ns)
+    one.order(ordered(Move.PROMOTE, TEN, Tier.SSD, Tier.DRAM), at_ns)
+    one.run_until(at_ns + MS // 10)
+    _, again = served(one, named(asked("b", 10)), at_ns + MS // 10)
+    assert again.cached_tokens == 80, "the first slice, on its way already, takes less than a twentieth of the prefill"
+
+
 def test_a_part_that_is_in_use_is_not_dropped() -> None:
     one = holding(sizes(40))
     one.submit(named(asked("b", 5, output=30)), now(one))

@@ -11,6 +11,7 @@ from events.slice import SlicesRemoved, SlicesStored, Tier
 from replay.engines.changes import SAID_MAX, Changes
 from replay.engines.links import FAILED, FS_PER_S, NOT_WANTED, OVERDUE, Link, Links, Transfer
 from replay.engines.tier_cache import NO_ROOM, SliceAt, TierCache
+from replay.engines.tiers import Tiers, TierSizes, Wish
 from replay.faults import FINE, Fate, TransferFaults, fates
 
 SIZE = 10
@@ -213,3 +214,20 @@ def test_fates_are_drawn_by_seed_and_engine() -> None:
     assert 900 < sum(fate.fails for fate in many) < 1_100
     assert 400 < sum(fate.stall_ns > 0 for fate in many) < 600
     assert not any(fate.fails and fate.stall_ns for fate in many)
+
+
+def test_what_comes_from_the_other_side_already_is_hurried_there() -> None:
+    sizes = TierSizes(dram_bytes=9 * SIZE, ssd_bytes=9 * SIZE, dram_bytes_per_s=SIZE, ssd_read_bytes_per_s=SIZE)
+    tiers = Tiers(sizes, cost_ns=lambda _blocks, _depth: 1, now_fs=0, fates=None, ssd=None)
+    assert tiers.ssd is not None
+    put(tiers.ssd, at("c"))
+    for name in "abc":
+        tiers.keep(at(name))
+    heard: list[int] = []
+    wish = Wish(lambda: True, lambda _why, _tries: heard.append(tiers.links.now_fs // FS_PER_S))
+    tiers.move(at("c"), Tier.SSD, Tier.DRAM, urgent=True, wish=wish)
+    while (next_fs := tiers.links.next_fs()) is not None:
+        tiers.links.advance(next_fs)
+    assert heard == [2], "after the one that was on its way, before the other"
+    assert there(tiers.dram) == "abc"
+    assert (tiers.down.waiting_bytes, tiers.ssd_read.waiting_bytes) == (0, 0)
