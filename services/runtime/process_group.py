@@ -1,8 +1,8 @@
 """One command with all its processes: signals reach it, and nothing of it outlives the one who started it.
 
-vLLM's engine core outlives a SIGKILL of its server. So the command runs below a guard, a tiny process whose group it
-shares: the guard hands signals on, and kills the group when the starter is gone, which it learns from a pipe that the
-kernel closes then. When the command ends, the starter ends what is left of the group.
+vLLM's engine core outlives a SIGKILL of its server. So the command runs below a guard (process_guard.py), a tiny
+process whose group it shares: the guard hands signals on, and ends the group when the starter is gone. When the command
+ends, the starter ends what is left of the group.
 """
 
 import asyncio
@@ -15,29 +15,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from services.runtime import process_guard
+from services.runtime.process_guard import SIGNALS, end_group
+
 STOP_TIMEOUT_S: Final = 60.0
 """How long a command may take to end in good order; a second signal ends the wait."""
-_GUARD: Final = """
-import os, signal, subprocess, sys, threading
-wanted = []
-def hand_on(number, frame):
-    wanted.append(number)
-    if child is not None: child.send_signal(number)
-def end_with_starter():
-    os.read(0, 1)
-    os.killpg(0, signal.SIGKILL)
-child = None
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): signal.signal(number, hand_on)
-threading.Thread(target=end_with_starter, daemon=True).start()
-child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
-for number in wanted: child.send_signal(number)
-status = child.wait()
-if status < 0:
-    signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
-    os.kill(os.getpid(), -status)
-os._exit(status)
-"""
 
 
 async def run(command: Sequence[str], env: Mapping[str, str], *, stop_timeout_s: float = STOP_TIMEOUT_S) -> int:
@@ -52,7 +34,7 @@ async def run(command: Sequence[str], env: Mapping[str, str], *, stop_timeout_s:
         loop.add_signal_handler(each, stops.put_nowait, each)
     starting = asyncio.ensure_future(
         asyncio.create_subprocess_exec(
-            sys.executable, "-I", "-S", "-c", _GUARD, *command,
+            sys.executable, "-I", "-S", process_guard.__file__, *command,
             env=dict(env), stdin=asyncio.subprocess.PIPE, start_new_session=True,
         )
     )  # fmt: skip
@@ -62,7 +44,7 @@ async def run(command: Sequence[str], env: Mapping[str, str], *, stop_timeout_s:
     finally:
         guard = await starting  # Who is cancelled while it starts leaves nothing of it, either.
         stopping.cancel()
-        _kill_group(guard.pid)
+        await asyncio.to_thread(end_group, guard.pid)
         await guard.wait()
         for each in SIGNALS:
             loop.remove_signal_handler(each)
@@ -77,9 +59,4 @@ async def _stop(
         guard.send_signal(wanted)
     with suppress(TimeoutError):
         await asyncio.wait_for(stops.get(), timeout_s)
-    _kill_group(guard.pid)
-
-
-def _kill_group(group: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGKILL)
+    await asyncio.to_thread(end_group, guard.pid)

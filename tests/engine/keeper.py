@@ -5,12 +5,11 @@ keeper acts when the command ends, and when its own stdin does, which the kernel
 It says the group's id in one line on stdout.
 """
 
-import os
-import signal
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+
+from services.runtime.process_guard import end_group
 
 STOP_TIMEOUT_S = 20.0
 
@@ -21,7 +20,7 @@ def main(command: list[str]) -> int:
     print(server.pid, flush=True)
     threading.Thread(target=_end_with_stdin, args=(server,), daemon=True).start()
     status = server.wait()
-    _kill_group(server.pid)
+    end_group(server.pid)
     return status
 
 
@@ -31,12 +30,7 @@ def _end_with_stdin(server: "subprocess.Popen[bytes]") -> None:
     try:
         server.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        _kill_group(server.pid)
-
-
-def _kill_group(pgid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(pgid, signal.SIGKILL)
+        end_group(server.pid)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,29 @@ async def test_a_second_signal_ends_the_wait(tmp_path: Path) -> None:
     assert await asyncio.wait_for(running, DEADLINE_S) == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("starter_dies", [False, True])
+async def test_shared_memory_of_what_was_killed_is_removed(tmp_path: Path, starter_dies: bool) -> None:
+    shares = (
+        "import os, pathlib, time; from multiprocessing.shared_memory import SharedMemory; "
+        "made = SharedMemory(create=True, size=64); pathlib.Path('child').write_text(made.name); "
+        f"{'time.sleep(1000)' if starter_dies else 'os.kill(os.getpid(), 9)'}"
+    )
+    starts = (
+        "import asyncio, os; from services.runtime import process_group as it; "
+        f"asyncio.run(it.run({[sys.executable, '-c', shares]!r}, os.environ))"
+    )
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    starter = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", starts, cwd=tmp_path, env=ENV | {"PYTHONPATH": path}
+    )
+    file = tmp_path / "child"
+    name = str(await until(lambda: file.exists() and file.read_text()))
+    if starter_dies:
+        starter.kill()
+    await starter.wait()
+    await until(lambda: not Path("/dev/shm", name.lstrip("/")).exists())
+
+
 async def test_who_gives_up_waiting_leaves_nothing_behind(tmp_path: Path) -> None:
     running = asyncio.create_task(process_group.run(shell(tmp_path, STAYS), ENV))
     child = await child_of(tmp_path)
