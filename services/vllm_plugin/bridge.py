@@ -240,7 +240,12 @@ class Bridge:
             # A state in place of all that led to it: each journal can be verified alone.
             self._snapshot_due = False
             self._entries.append(Entry(self._number - 1, snapshot=msgspec.json.encode(self._delegate.snapshot())))
-        choice = self._delegate.take(op)
+        try:
+            choice = self._delegate.take(op)
+        except Exception:
+            # Whatever of it was taken in, no journal says: the next one begins with what is known then.
+            self._snapshot_due = self._journals
+            raise
         if not self._journals:
             return choice
         if len(self._entries) >= ENTRIES_MAX:

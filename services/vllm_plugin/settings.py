@@ -26,7 +26,8 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ("" = none is kept). `ssd_folder` and `ssd_bytes` are its SSD tier ("" = none), read by `ssd_readers` threads. A
     slice has `slice_tokens` tokens: vLLM's offload `block_size`. `prefill_tokens_per_s` is how fast prompts are
     computed, where that should not be measured (0 = measured). What vLLM calls a reset of the external cache voids the
-    DRAM tier, and the SSD tier too unless `reset_keeps_ssd`: vLLM resets it when weights change. A read of the SSD is
+    DRAM tier, and the SSD tier too unless `reset_keeps_ssd`: vLLM resets it when weights change. What is stored after
+    that is not found by the next engine, which begins with the weights that lie on disk. A read of the SSD is
     given up on, and its slices are computed, after twice what it should take and `fetch_patience_ms`."""
 
     engine_id: EngineId

@@ -1,6 +1,7 @@
 """What the scheduler's thread and the agent's thread pass to each other, and what happens when one does not take it."""
 
 import msgspec
+import pytest
 
 from events.base import EngineId, Event, RequestId, SliceId
 from events.decisions import EngineDirected
@@ -34,6 +35,25 @@ def fill(made: Bridge, name: str = "a") -> None:
 
 
 ASKED = EvictAsked(at_ns=3, tier=Tier.DRAM, count=1)
+
+
+def test_op_that_failed_leaves_no_hole_in_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = bridge()
+    fill(made)
+    made.entries()
+
+    def fails(op: object) -> None:
+        raise OverflowError("a mistake of ours")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(made._delegate, "take", fails)
+        with pytest.raises(OverflowError):
+            made.choose(ASKED)
+    made.choose(ASKED)
+
+    snapshot, entry = made.entries()
+    assert snapshot.snapshot, "another journal begins, with what is known now"
+    assert (snapshot.number, entry.number) == (3, 4)
 
 
 def test_choice_is_answered_journaled_and_told_with_the_same_number() -> None:
