@@ -55,6 +55,8 @@ class Resident(msgspec.Struct, kw_only=True):
     due_ns: int = 0
     """When its prefill is presumed to be over, where nobody tells: its answer comes in one piece. 0 = it is told."""
     presumed: bool = False
+    load_ns: int = 0
+    """How long it waits for slices when its turn has come: so long nothing of its prefill is done."""
     output_tokens: int = 0
     first_ns: int = 0
     seen_ns: int = 0

@@ -11,6 +11,7 @@ of its kind there may be larger than a share (unless that is 0), else it would w
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 import msgspec
 
@@ -155,7 +156,7 @@ def resident_of(
     prompt, account = request.prompt_tokens, trial.account
     uncached = max(prompt - cached, 1)
     pairs = prefill_pairs(prompt=prompt, cached=cached, inputs=request.inputs)
-    raw_ns = raw_ttft_ns(trial, tokens=uncached, pairs=pairs, now_ns=now_ns)
+    raw_ns, load_ns = raw_ttft_ns(trial, tokens=uncached, pairs=pairs, now_ns=now_ns), 0
     if cached and account.reports_slices:
         load_ns = loading_ns(trial, reported(account, request).load_ns, now_ns)
         raw_ns += load_ns * PPM // max(account.correction.ratio_ppm, 1)
@@ -165,7 +166,7 @@ def resident_of(
         request=request, foretold=foretold, decodes=request.kind is RequestKind.LLM,
         prompt_tokens=held_tokens(account, request), uncached_tokens=uncached,
         pairs=pairs, output_reserved=reserved, output_expected=min(foretold.expected, reserved), admitted_ns=now_ns,
-        ttft_raw_ns=raw_ns, due_ns=0 if told else due_ns,
+        ttft_raw_ns=raw_ns, due_ns=0 if told else due_ns, load_ns=load_ns,
     )  # fmt: skip
 
 
@@ -268,7 +269,16 @@ def raw_ttft_ns(trial: Trial, *, tokens: int, pairs: int, now_ns: int) -> int:
         step, tokens=head.uncached_tokens, pairs=head.pairs,
         batch_tokens=account.batch_tokens, context=context, seqs=seqs,
     )  # fmt: skip
-    return in_all_ns - min(head_ns, max(0, now_ns - account.head_since_ns))
+    return in_all_ns - min(head_ns, max(0, now_ns - _at_work_since_ns(account, head)))
+
+
+def _at_work_since_ns(account: Account, head: Resident) -> int:
+    """Since when an engine works on its line. While the head waits for its slices, that is the next one's turn."""
+    since_ns = account.head_since_ns + head.load_ns
+    following = next(islice(account.prefilling, 1, None), None) if head.load_ns else None
+    if following is None:
+        return since_ns
+    return min(since_ns, max(account.head_since_ns, account.residents[following].begun_ns))
 
 
 def is_full(trial: Trial, request: RequestArrived, settings: AdmissionSettings) -> bool:

@@ -64,6 +64,21 @@ def test_a_load_goes_on_while_other_work_is_done_before_it() -> None:
     assert (there["cached_tokens"], there["load_ns"]) == (400, 0), "what runs there will be there"
 
 
+@pytest.mark.parametrize(("now_ms", "ttft_ms"), [(1, 50), (15, 50), (25, 45.4)])
+def test_while_the_head_of_the_line_loads_nothing_of_it_is_done(now_ms: int, ttft_ms: float) -> None:
+    spec = house(settings(backlog_max_ns=S), stored(SSD, *PROMPT), gauged(SSD, read=4_000_000, queue=40), prompt())
+    # Its load takes 20.4 ms, the 5 tokens behind it a step of 10 ms; with 405 more there are five steps.
+    spec.when(at(now_ms * MS, arrived("s", 405, now=now_ms * MS, slack=9 * S)))
+    spec.then(said(RequestAdmitted, request_id="s", ttft_predicted_ns=round(ttft_ms * NS_PER_MS)))
+
+
+def test_while_the_head_of_the_line_loads_the_next_one_is_computed() -> None:
+    spec = house(settings(backlog_max_ns=S), stored(SSD, *PROMPT), gauged(SSD, read=4_000_000, queue=40), prompt())
+    spec.after(at(5 * MS, arrived("s", 405, now=5 * MS, slack=9 * S)))
+    spec.when(at(8 * MS, arrived("t", 100, now=8 * MS, slack=9 * S)))
+    spec.then(said(RequestAdmitted, request_id="t", ttft_predicted_ns=57 * NS_PER_MS))
+
+
 def test_what_runs_there_counts_before_it_is_reported_and_not_after_it_ended() -> None:
     spec = house(prompt(), first_token("r")).when(prompt("s")).then(said(RequestAdmitted, cached_tokens_predicted=400))
     spec.after(first_token("s"), finished("r"), finished("s"))
