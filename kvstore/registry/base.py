@@ -58,8 +58,8 @@ class Holding(msgspec.Struct, frozen=True, kw_only=True):
 class TierRow(msgspec.Struct, kw_only=True):
     """A tier of an engine: what is known to be there (`slices`, `slices_bytes`), beside what the engine measured (see
     `events.slice.TierMeasured`). `..._told` count slices in facts since the log began; `untold` are there, but beyond
-    the limit of the registry. `measured_ns` 0: it was never measured. `health` is its engine's, "" where nobody said:
-    what a lost one held is not to be had now."""
+    the limit of the registry. `measured_ns` 0: it was not measured since it was last cleared. `health` is its engine's,
+    "" where nobody said: what a lost one held is not to be had now."""
 
     engine_id: EngineId
     tier: Tier

@@ -1,5 +1,6 @@
 """`tidegate cache`: where slices are, how they are used, and which of them stay; from the registry, or from a log."""
 
+import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -25,6 +26,7 @@ T = TypeVar("T")
 JOURNAL = click.Path(path_type=Path, dir_okay=False)
 ACTOR = "eviction"
 TOP = 20
+SLICE = re.compile(r"[0-9a-f]{32}|k[0-9a-f]+")  # A fingerprint; or of an engine that could not tell one.
 from_log = click.option("--log", "path", type=JOURNAL, help="Look at the end of this journal instead.")
 of_pool = click.option("--pool", help="Which pool; the configured one if not given.")
 
@@ -132,6 +134,8 @@ def lookup(
     if text is not None and not model:
         raise click.UsageError("--text needs --model: its tokenizer counts")
     if slices:
+        if wrong := next((name for name in slices if not SLICE.fullmatch(name)), None):
+            raise click.UsageError(f"{wrong!r} is no slice (32 hex digits, as `tidegate cache top` shows them)")
         ids: Sequence[SliceId] = [SliceId(name) for name in slices]
     else:
         from services.prompt_slices import slices_of

@@ -24,7 +24,12 @@ def show_stats(told: "Stats", console: "Console") -> None:
         return
     columns = ("engine", "tier", "slices", "used", "of", "full", "hits", "misses", "hit rate", "evicted", "failed",
                "damaged", "reads", "writes")  # fmt: skip
-    console.print(table(columns, [_row(row) for row in told.tiers]))
+    if not told.tiers:
+        console.print(
+            "no engine said anything of its tiers: only those with an agent, and simulated ones with tiers, do"
+        )
+    else:
+        console.print(table(columns, [_row(row) for row in told.tiers]))
     filling = "" if told.position.complete else "; it is being filled now, so more is there than this"
     console.print(f"as of record {told.position.seq}{filling}", markup=False)
 
@@ -72,7 +77,12 @@ def show_top(told: "Top", console: "Console") -> None:
 def show_lookup(told: "Found", console: "Console") -> None:
     """What engines have of a prompt."""
     if not told.prefixes:
-        console.print(f"nobody has the beginning of these {told.slices} slices")
+        if not told.slices:
+            console.print("the prompt is shorter than one slice: nobody keeps it")
+        elif told.slices == 1:
+            console.print("nobody has this slice")
+        else:
+            console.print(f"nobody has the beginning of these {told.slices} slices")
         return
     rows = [
         (one.engine_id, f"{one.slices} of {told.slices}", *(str(one.by_tier.get(tier, 0)) for tier in Tier))

@@ -90,6 +90,8 @@ def _with_options(
     """What the command line says goes before the settings."""
     from services.runtime.amounts import bytes_of
 
+    if any(amount is not None and amount.lstrip().startswith("-") for amount in (dram, ssd)):
+        raise click.UsageError("a tier has no less than 0 bytes")
     how = msgspec.structs.replace(engine.vllm or LaunchConfig(), **{k: v for k, v in said.items() if v is not None})
     try:
         return msgspec.structs.replace(

@@ -82,16 +82,17 @@ def verify(
 
 def _verify_choices(path: Path, said: Path | None, *, any_version: bool, out: Output) -> int:
     from events.log.journal import read_journal
-    from replay.choice_journal import ChoicesDamaged, files_of
+    from replay.choice_journal import ChoicesDamaged, NoChoices, files_of
     from replay.code_version import code_version
     from replay.verify_choices import verify_choices
     from services.commands.choices_text import show_choices
 
     log = read_journal(said)[1] if said is not None else None
+    files = files_of(path) if path.is_dir() else [path]
+    if not files:
+        raise NoChoices("there is no journal of choices", where=str(path))
     try:
-        report = verify_choices(
-            files_of(path) if path.is_dir() else [path], code_version="" if any_version else code_version(), log=log
-        )
+        report = verify_choices(files, code_version="" if any_version else code_version(), log=log)
     except ChoicesDamaged as error:
         if not out.as_json:
             raise

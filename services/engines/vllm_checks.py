@@ -163,6 +163,8 @@ def _ssd(engine: EngineConfig, folders: Folders) -> Lack | None:
     if (lack := _writable("ssd", folders.ssd)) is not None:
         return lack
     there = next(each for each in (folders.ssd, *folders.ssd.parents) if each.exists())
+    if there == folders.ssd and there.stat().st_mode & 0o022:
+        return Lack("ssd", f"others may write in {there}", f"chmod 700 {there}")
     held = sum(each.stat().st_size for each in folders.ssd.rglob("*") if each.is_file())
     free = shutil.disk_usage(there).free
     if held + free < engine.ssd_bytes:

@@ -205,7 +205,7 @@ class RegistryBook:
         if row is None:
             return
         row.cleared_told += row.slices
-        row.untold = 0
+        row.untold = row.measured_ns = 0  # What was measured of it is void as well.
         for number in self._numbers.get((engine_id, tier), {}).values():
             for name in list(self._held[number].fields):
                 self._let_go(row, name, number)

@@ -199,6 +199,7 @@ class Bridge:
         """The agent is about to say what the tiers hold now: what waits about that is of no use."""
         with self._lock:
             self._facts = deque(fact for fact in self._facts if not isinstance(fact, _CONTENTS))
+            self._told.clear()  # Whoever hears of a clear wants tiers measured anew.
 
     def inventories(self) -> dict[Tier, Inventory]:
         """By tier, whoever reports it."""

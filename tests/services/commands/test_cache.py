@@ -119,6 +119,20 @@ def test_lookup_finds_the_longest_prefix(
     assert ("nobody has the beginning" in out) is (reach is None)
 
 
+def test_a_prompt_without_a_whole_slice_and_a_registry_without_tiers_are_said_in_words(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = written(tmp_path / "day.jsonl")
+    body = tmp_path / "body.json"
+    body.write_text(json.dumps({"model": "m", "prompt": [1, 2, 3]}))
+    code, out, _ = called(capsys, "lookup", "--request", body, "--log", path, "--set", f"secret={'s' * 32}")
+    assert (code, out) == (Exit.NO, "the prompt is shorter than one slice: nobody keeps it\n")
+    assert called(capsys, "lookup", "f" * 32, "--log", path)[1] == "nobody has this slice\n"
+    assert (
+        "no engine said anything" in called(capsys, "stats", "--log", written(tmp_path / "no.jsonl", [Ticked(n=1)]))[1]
+    )
+
+
 def test_lookup_names_the_slices_of_a_prompt_as_the_gateway_does(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -147,6 +161,7 @@ def test_lookup_names_the_slices_of_a_prompt_as_the_gateway_does(
         (("lookup", "--text", "hello", "--model", "m", "--set", "secret=s"), "cannot be tokenised here"),
         (("lookup", "--text", "hello", "--model", "m", "--tenant", "acme"), "no tenant 'acme'"),
         (("lookup", "--request", "nothing.json", "--model", "m"), "No such file"),
+        (("lookup", A, "banana", "--log", "day.jsonl"), "'banana' is no slice (32 hex digits"),
         (("stats", "--log", "nothing.jsonl"), "nothing.jsonl"),
         (("stats", "--log", "day.jsonl", "--pool", "p"), "give one"),
         (("stats",), "no Redis server is named"),

@@ -109,11 +109,23 @@ def test_what_is_missing_is_said_line_by_line_and_nothing_is_started(
     assert not python.with_name("python.argv").exists()
 
 
+def test_a_folder_in_which_others_may_write_takes_no_ssd_tier(
+    python: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    how = {"python": str(python), "ssd_dir": str(folder)}
+    assert run(["engine", "launch", "e1", "--config", config(tmp_path, ssd_bytes=1, vllm=how)]) == 2
+    assert f"others may write in {folder}: chmod 700 {folder}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["e11"], "the settings name no engine 'e11'; did you mean 'e1'?"),
         (["e1", "--dram", "much"], "'much' is no amount"),
+        (["e1", "--ssd=-5GiB", "--print"], "no less than 0 bytes"),
         (["sim"], "it runs in the gateway"),
     ],
 )

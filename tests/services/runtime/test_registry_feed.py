@@ -139,6 +139,12 @@ def test_a_tier_counts_what_is_there_and_tells_what_was_measured() -> None:
     assert (row.measured_ns, row.bytes_max, row.hits_total, row.corrupt_total) == (2 * NS_PER_S, 1_000, 7, 1)
 
 
+def test_what_was_measured_before_a_clear_is_not_known_any_more() -> None:
+    measured = TierMeasured(engine_id=E1, tier=Tier.HBM, bytes_max=1_000, bytes_used=300, slice_bytes=100)
+    assert after(measured, cleared()).rows[E1, Tier.HBM].measured_ns == 0
+    assert after(cleared(), measured).rows[E1, Tier.HBM].measured_ns > 0
+
+
 def test_a_tier_says_whether_its_engine_answers() -> None:
     lost = EngineHealthChanged(engine_id=E1, health=Health.LOST)
     book = after(stored(A), lost, stored(A, tier=Tier.SSD), stored(A, engine=E2))

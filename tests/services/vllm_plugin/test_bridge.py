@@ -150,6 +150,18 @@ def test_before_a_resync_what_waits_about_the_contents_of_tiers_is_forgotten() -
     assert made.facts(9) == [hit()]
 
 
+def test_how_tiers_are_is_told_again_after_what_they_hold() -> None:
+    made = bridge()
+    full = TierMeasured(engine_id=ENGINE, tier=Tier.DRAM, bytes_max=9, bytes_used=9, slice_bytes=1)
+    made.tell(full)
+    made.facts(9)
+    made.forget_facts()
+
+    made.tell_noted()
+
+    assert made.facts(9) == [full]
+
+
 def test_journal_with_a_hole_begins_anew_from_a_snapshot() -> None:
     made = bridge()
     for number in range(ENTRIES_MAX + 5):

@@ -354,6 +354,13 @@ def test_command_refuses_what_makes_no_sense(
     assert said in done.output
 
 
+def test_folder_without_a_journal_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = verify(capsys, "--engine", tmp_path)
+
+    assert done.exit_code == 2
+    assert str(tmp_path) in done.output
+
+
 def test_file_that_is_no_journal_of_choices_is_refused(tmp_path: Path) -> None:
     for name, content in (("empty", b""), ("other", b'{"tidegate_journal":1,"pool":"p"}\n')):
         path = tmp_path / name
