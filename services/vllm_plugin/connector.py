@@ -11,6 +11,7 @@ from typing import Any
 import vllm
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
+from vllm.platforms import current_platform
 
 from kvstore.fingerprint import fingerprints, salted_key
 from services.vllm_plugin import settings
@@ -31,8 +32,9 @@ class TidegateConnector(OffloadingConnector):
         check_engine(vllm_config, kv_cache_config, ssd=bool(told.ssd_folder))
         if told.ssd_folder and role == KVConnectorRole.SCHEDULER:
             whose = namespace(
-                vllm_config, kv_cache_config, slice_tokens=told.slice_tokens, known_in=Path(told.ssd_folder)
-            )
+                vllm_config, kv_cache_config, slice_tokens=told.slice_tokens, kernels=_kernels(vllm_config),
+                known_in=Path(told.ssd_folder),
+            )  # fmt: skip
             extra[NAMESPACE] = whose.hex()
         super().__init__(vllm_config, role, kv_cache_config)
         self._slice_tokens = told.slice_tokens
@@ -67,6 +69,12 @@ class TidegateConnector(OffloadingConnector):
         """vLLM's; it asks the spec, in a process where no connector was made."""
         _filled_in(vllm_config)
         return super().build_prom_metrics(vllm_config, *rest)
+
+
+def _kernels(vllm_config: Any) -> str:
+    """vLLM's version, the device, and the way of attention where one was asked for: it chooses its kernels by these."""
+    backend = vllm_config.attention_config.backend
+    return f"vLLM {vllm.__version__}, {current_platform.get_device_name()}, {backend.name if backend else 'chosen'}"
 
 
 def _filled_in(vllm_config: Any) -> dict[str, Any]:

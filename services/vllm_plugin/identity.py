@@ -27,8 +27,9 @@ _BLOB: Final = re.compile(r"[0-9a-f]{64}")
 """How a hub's cache names a file of weights: by its SHA-256."""
 
 
-def namespace(vllm_config: Any, kv_cache_config: Any, *, slice_tokens: int, known_in: Path) -> bytes:
+def namespace(vllm_config: Any, kv_cache_config: Any, *, slice_tokens: int, kernels: str, known_in: Path) -> bytes:
     """The digest for this engine, with slices of so many tokens: a key names where a slice ends, not where it begins.
+    `kernels` says which program computes on what: by that they choose how KV lies within a block.
 
     Takes vLLM's own configuration; remembers what weights come to in the folder
     `known_in`, if it can be written. Raises UnsupportedEngine if the weights are not files of this machine."""
@@ -42,6 +43,7 @@ def namespace(vllm_config: Any, kv_cache_config: Any, *, slice_tokens: int, know
         "kv_dtype": str(cache.cache_dtype),
         "quantization": str(model.quantization),
         "kv_layout": str(cache.kv_cache_layout),
+        "kernels": kernels,
         "slice_tokens": slice_tokens,
         "block_tokens": spec.block_size,
         "page_bytes": spec.page_size_bytes,

@@ -39,12 +39,16 @@ def engine(model: Path, **changed: Any) -> tuple[Any, Any]:
     return config, SimpleNamespace(kv_cache_groups=[SimpleNamespace(kv_cache_spec=spec, layer_names=layers)])
 
 
+def of(*engine: Any, slice_tokens: int, known_in: Path, kernels: str = "vLLM 1, a GPU") -> bytes:
+    return namespace(*engine, slice_tokens=slice_tokens, kernels=kernels, known_in=known_in)
+
+
 def test_same_engine_has_the_same_namespace(model: Path, tmp_path: Path) -> None:
-    first = namespace(*engine(model), slice_tokens=256, known_in=tmp_path)
+    first = of(*engine(model), slice_tokens=256, known_in=tmp_path)
     assert len(first) == 16
-    assert namespace(*engine(model), slice_tokens=256, known_in=tmp_path) == first
+    assert of(*engine(model), slice_tokens=256, known_in=tmp_path) == first
     moved = model.rename(tmp_path / "elsewhere")
-    assert namespace(*engine(moved), slice_tokens=256, known_in=tmp_path) == first, "a path says nothing"
+    assert of(*engine(moved), slice_tokens=256, known_in=tmp_path) == first, "a path says nothing"
 
 
 @pytest.mark.parametrize(
@@ -63,13 +67,17 @@ def test_same_engine_has_the_same_namespace(model: Path, tmp_path: Path) -> None
     ids=lambda changed: next(iter(changed)),
 )
 def test_every_difference_is_another_namespace(model: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
-    assert namespace(*engine(model, **changed), slice_tokens=256, known_in=tmp_path) != namespace(
-        *engine(model), slice_tokens=256, known_in=tmp_path
-    )
+    other = of(*engine(model, **changed), slice_tokens=256, known_in=tmp_path)
+    assert other != of(*engine(model), slice_tokens=256, known_in=tmp_path)
+
+
+def test_other_kernels_may_lay_out_a_block_otherwise(model: Path, tmp_path: Path) -> None:
+    kernels = ("vLLM 1, a GPU", "vLLM 1, another GPU", "vLLM 2, a GPU")
+    assert len({of(*engine(model), slice_tokens=256, known_in=tmp_path, kernels=each) for each in kernels}) == 3
 
 
 def test_slices_of_another_size_are_others(model: Path, tmp_path: Path) -> None:
-    sizes = {namespace(*engine(model), slice_tokens=tokens, known_in=tmp_path) for tokens in (128, 256, 512)}
+    sizes = {of(*engine(model), slice_tokens=tokens, known_in=tmp_path) for tokens in (128, 256, 512)}
     assert len(sizes) == 3
 
 
