@@ -140,7 +140,7 @@ async def test_an_engine_with_an_agent_gets_hints_beside_the_body_and_never_the_
     due_ns = time.monotonic_ns() + 10 * NS_PER_S
     asked = call(stream=False, body=body)._replace(
         path="/v1/completions", tenant="acme", priority=3, deadline_ns=due_ns, slo_tpot_ns=5, output_expected=7,
-        slices=("a1", "b2"), slice_tokens=256,
+        slices=("a1" * 16, "b2" * 16), slice_tokens=256,
     )  # fmt: skip
     await collect(backend.submit(asked))
     await backend.close()
@@ -152,12 +152,12 @@ async def test_an_engine_with_an_agent_gets_hints_beside_the_body_and_never_the_
     assert 0 < told.slack_ns <= 10 * NS_PER_S
     assert msgspec.structs.replace(told, slack_ns=0) == hints.Hints(
         request_id=RequestId("r1"), tenant=TenantId("acme"), priority=3, slo_tpot_ns=5, output_expected=7,
-        slices=(SliceId("a1"), SliceId("b2")),
+        slices=(SliceId("a1" * 16), SliceId("b2" * 16)),
     )  # fmt: skip
 
 
 def test_hints_name_only_as_many_slices_as_an_engine_takes() -> None:
-    many = call()._replace(slices=("s",) * (hints.SLICES_MAX + 1))
+    many = call()._replace(slices=("a1" * 16,) * (hints.SLICES_MAX + 1))
     sent = json.loads(hinted(many))
     assert len(hints.of(sent["kv_transfer_params"]).slices) == hints.SLICES_MAX
 
