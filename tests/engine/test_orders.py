@@ -13,7 +13,6 @@ from events.slice import (
     SlicesStored,
     Tier,
     TierMeasured,
-    TransferEnd,
     TransferFinished,
 )
 from kvstore.fingerprint import fingerprints, salted_key
@@ -93,7 +92,8 @@ async def test_every_order_has_a_cause_is_answered_once_and_follows_from_the_log
         await asyncio.to_thread(steered_engine.ask, prompt(seed), tokens=ANSWER_TOKENS)
     house = steered_engine.house
     [ordered, *_] = await house.until(TransferOrdered, lambda event: event.from_tier is Tier.DRAM)
-    await house.until(TransferFinished, lambda event: event.end is TransferEnd.DONE)
+    # Partly, where a slice was in use: it is still written to the SSD.
+    await house.until(TransferFinished, lambda event: event.slices_done > 0)
 
     report = await house.verify()
     events = await house.events()
@@ -112,11 +112,11 @@ async def test_what_was_dropped_by_order_is_gone_in_the_log_and_answers_come_out
 ) -> None:
     house = steered_engine.house
     events = [recorded.event for recorded in await house.events()]
-    done = {event.order for event in events if isinstance(event, TransferFinished) and event.end is TransferEnd.DONE}
+    done = {event.order: event.slices_done for event in events if isinstance(event, TransferFinished)}
     [order, *_] = [
         event
         for event in events
-        if isinstance(event, TransferOrdered) and event.order in done and event.move is Move.DROP
+        if isinstance(event, TransferOrdered) and done.get(event.order) and event.move is Move.DROP
     ]
 
     gone = {
@@ -125,7 +125,7 @@ async def test_what_was_dropped_by_order_is_gone_in_the_log_and_answers_come_out
         if isinstance(event, SlicesRemoved) and event.tier is order.from_tier
         for name in event.slices
     }
-    assert set(order.slices) <= gone
+    assert len(gone & set(order.slices)) >= done[order.order]
 
     tokens = prompt(30)
     before = await asyncio.to_thread(steered_engine.ask, tokens, tokens=ANSWER_TOKENS)
