@@ -52,7 +52,11 @@ async def test_usage_is_what_the_engine_counted(text: VLLMBackend, stream: bool)
     usage = next(chunk.usage for chunk in chunks if chunk.usage is not None)
     assert tokens is not None
     assert usage.prompt_tokens == len(tokens)
-    assert usage.output_tokens == sum(chunk.tokens for chunk in chunks) == 24
+    assert usage.output_tokens == 24
+    # An engine whose client lags puts several tokens into one event: what was seen on the way is a lower bound.
+    counted = sum(chunk.tokens for chunk in chunks)
+    assert 0 < counted <= 24
+    assert stream or counted == 24
     assert usage.finish_reason == "length"
 
 
