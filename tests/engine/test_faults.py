@@ -67,6 +67,7 @@ async def test_killed_engine_loses_no_request_in_silence(engines: Engines, model
             EngineHealthChanged, lambda event: event.engine_id == doomed.name and event.health is Health.LOST
         )
         assert (await _stream(session, house.url, SHORT_TOKENS)).complete
+        await house.until(RequestFinished, count=1 + sum(outcome.complete for outcome in outcomes.values()))
         events = [recorded.event for recorded in await house.events()]
 
     aborted = [event for event in events if isinstance(event, RequestAborted)]

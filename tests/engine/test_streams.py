@@ -43,6 +43,7 @@ async def test_a_hundred_streams_reach_engines_unchanged_and_complete(
         texts = {server.name: proxy.url for server, proxy in zip(engines.texts, proxies, strict=True)}
         async with running_house(tmp_path, texts=texts, model=model) as house:
             answers = await _all_at_once(house.url, clients)
+            await house.until(RequestFinished, count=STREAMS)  # the last client has its answer before the log knows
             events = [recorded.event for recorded in await house.events()]
 
     asked = [each for proxy in proxies for each in proxy.asked if each.path in (CHAT, COMPLETIONS)]
