@@ -159,8 +159,18 @@ class OutputPredicted(Event, frozen=True, kw_only=True, tag="output_predicted.v1
 
 
 class OutputTraced(Event, frozen=True, kw_only=True, tag="output_traced.v1"):
-    """The output length that a request had when its trace was recorded. Stands in imported traces only; engine
-    models read it, no policy does."""
+    """What a trace knows of a request that its arrival does not say: the output length that it had, and where it stood
+    in its session. Stands in imported traces only; engine models read it, no policy does.
+
+    `after` is the request whose end this one waited for ("" = it came at its own time), `think_ns` how long after that
+    end it came. `kv_cache_tokens` and `kv_cache_bytes` are what it is expected to hold at its end,
+    `embedding_workspace_bytes` what an embedding job holds while it runs (0 = not said).
+    """
 
     request_id: RequestId
     output_tokens: int
+    after: RequestId = RequestId("")
+    think_ns: int = 0
+    kv_cache_tokens: int = 0
+    kv_cache_bytes: int = 0
+    embedding_workspace_bytes: int = 0

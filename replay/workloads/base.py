@@ -10,6 +10,9 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
 
     `prefix` are ids of the prompt's leading parts, `prefix_tokens` tokens each (the last may be cut by the
     prompt's end); two prompts share a prefix as far as their ids are equal. `output_tokens` is the true length.
+
+    In a closed loop a turn with an `after` comes `think_ns` after the end of that request, and not at all if that one
+    had no answer; `at_ns` is then where it stood in its trace, which an open loop goes by.
     """
 
     at_ns: int
@@ -25,3 +28,5 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     inputs: int = 1
     priority: int = 0
     session: str = ""
+    after: str = ""
+    think_ns: int = 0
