@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Final
+
+CANCEL_AGAIN_S: Final = 2.0
 
 
 async def run_until(stop: asyncio.Event, *works: Coroutine[Any, Any, None]) -> None:
@@ -17,6 +19,15 @@ async def run_until(stop: asyncio.Event, *works: Coroutine[Any, Any, None]) -> N
             for task in done:
                 task.result()
     finally:
-        for task in (*tasks, stopping):
+        await _ended({*tasks, stopping})
+
+
+async def _ended(tasks: set[asyncio.Task[Any]]) -> None:
+    """Cancel until all have ended. Once is not enough: a client library may swallow it (redis-py was seen to),
+    and its caller then goes on as if nothing had been said."""
+    while tasks:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, stopping, return_exceptions=True)
+        done, tasks = await asyncio.wait(tasks, timeout=CANCEL_AGAIN_S)
+        for task in done:
+            _ = task.cancelled() or task.exception()  # What went wrong first is raised; the others are only ended.
