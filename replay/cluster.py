@@ -1,6 +1,6 @@
 """The whole house in virtual time, in one process: arrivals, holders, deciders and engines around one log.
 
-The deciders are the live ones, driven by `advance`; engines are `LightEngine`s; a holder does what a gateway does and
+The deciders are the live ones, driven by `advance`; engines are of the kind that `build` makes; a holder does what a gateway does and
 writes the same facts in the same order. The log goes through the codec, so a run is a journal that `verify` accepts.
 Nothing reads a clock: events stand in a heap by (time, kind, number), so a run is a function of its arguments.
 
@@ -40,8 +40,9 @@ from events.request import (
     RequestExpired,
 )
 from policies.catalog import ACTORS
+from replay.engines.base import EngineBuilder, VirtualEngine
 from replay.engines.job import Finished, FirstToken, Outcome, Refused, Tokens
-from replay.engines.light import LightEngine
+from replay.engines.light import light_engine
 from replay.engines.tier_cache import TierCache
 from replay.engines.tiers import TierSizes
 from replay.faults import Fault, FaultKind, TransferFaults
@@ -49,7 +50,8 @@ from replay.held import Held
 from replay.score import Scores, score
 from replay.virtual_log import VirtualLog
 from replay.workloads.base import Arrival
-from replay.workloads.facts import SLO_DEFAULT, Slo, arrived
+from replay.workloads.facts import arrived
+from replay.workloads.slo import SLO_DEFAULT, Slo
 
 START_NS = NS_PER_S
 """Pool time at which a run begins: no record stands at time 0."""
@@ -89,7 +91,7 @@ class _Engine:
 
     registered: EngineRegistered
     tiers: TierSizes | None
-    light: LightEngine | None = None
+    running: VirtualEngine | None = None
     ssd: TierCache | None = None
     armed_ns: int = -1
     known_lost: bool = False
@@ -105,6 +107,7 @@ class _Wanted:
     on_progress: Callable[[int, int], None] | None
     tiers: Mapping[EngineId, TierSizes]
     transfer_faults: TransferFaults | None
+    build: EngineBuilder
     retried: dict[str, None] = field(default_factory=dict)
 
 
@@ -221,13 +224,13 @@ class _Cluster:
 
     def _measure(self) -> None:
         for one in self._engines.values():
-            if one.light is None:
+            if one.running is None:
                 if not one.known_lost:
                     one.known_lost = True
                     self._tell_health(one, Health.LOST)
                 continue
-            self._take_outcomes(one.light.run_until(self.log.now_ns))
-            self.log.say("sensor", "sensor-sim", one.light.measured())
+            self._take_outcomes(one.running.run_until(self.log.now_ns))
+            self.log.say("sensor", "sensor-sim", one.running.measured())
             self._tell_slices(one, measure=True)
             self._arm(one)
 
@@ -235,8 +238,8 @@ class _Cluster:
         progress = tuple(
             Progress(request_id=request_id, output_tokens=tokens)
             for one in self._engines.values()
-            if one.light is not None
-            for request_id, tokens in one.light.progress()
+            if one.running is not None
+            for request_id, tokens in one.running.progress()
             if tokens and self._open[request_id].arrived.holder == holder
         )
         self._say(holder, HolderBeat(holder=holder, epoch="1", progress=progress))
@@ -330,40 +333,40 @@ class _Cluster:
         engine = self._engines[request.engine_id]
         started = DispatchStarted(request_id=decision.request_id, engine_id=request.engine_id)
         self._say(request.arrived.holder, started, request.cause)
-        if engine.light is None:
+        if engine.running is None:
             self._break_off(decision.request_id, request)
             return
         if request.first_ns:
-            engine.light.resume(decision.request_id, self.log.now_ns)
+            engine.running.resume(decision.request_id, self.log.now_ns)
         else:
-            engine.light.submit(request.as_asked(decision), self.log.now_ns)
+            engine.running.submit(request.as_asked(decision), self.log.now_ns)
         self._arm(engine)
 
     def _preempt(self, decision: RequestPreempted, request: Held) -> None:
         """Before its first token the call is closed; after it the engine parks it, where it can. An order that comes
         too late (it ended, or its stream began on an engine that cannot preempt) is not carried out."""
         engine = self._engines[decision.engine_id]
-        if self._open.get(decision.request_id) is not request or engine.light is None:
+        if self._open.get(decision.request_id) is not request or engine.running is None:
             return
         if not request.first_ns:
-            engine.light.abort(decision.request_id, self.log.now_ns)
+            engine.running.abort(decision.request_id, self.log.now_ns)
             request.engine_id = None
         elif engine.registered.capability.can_preempt:
-            engine.light.preempt(decision.request_id, self.log.now_ns)
+            engine.running.preempt(decision.request_id, self.log.now_ns)
         else:
             request.answered = True
         self._arm(engine)
 
     def _direct(self, decision: EngineDirected) -> None:
         engine = self._engines[decision.engine_id]
-        if engine.light is not None:
-            engine.light.direct(decision)
+        if engine.running is not None:
+            engine.running.direct(decision)
 
     def _order(self, decision: TransferOrdered | TransferCancelled) -> None:
         """An engine that is lost, or has left, answers nothing; whoever ordered sees that it is gone."""
         engine = self._engines.get(decision.engine_id)
-        if engine is not None and engine.light is not None:
-            engine.light.order(decision, self.log.now_ns)
+        if engine is not None and engine.running is not None:
+            engine.running.order(decision, self.log.now_ns)
             self._tell_slices(engine, measure=False)
             self._arm(engine)
 
@@ -371,35 +374,35 @@ class _Cluster:
 
     def _start_engine(self, engine: _Engine) -> None:
         """It starts, anew or for the first time, and says what it is; what it had in SSD is there still."""
-        engine.light = LightEngine(
-            engine.registered, now_ns=self.log.now_ns, tell_tokens=False, tiers=engine.tiers, ssd=engine.ssd,
-            faults=self._wanted.transfer_faults, peers=self._peer,
+        engine.running = self._wanted.build(
+            engine.registered, now_ns=self.log.now_ns, tiers=engine.tiers, ssd=engine.ssd,
+            faults=self._wanted.transfer_faults, peer=self._peer,
         )  # fmt: skip
         self.log.say("sensor", "sensor-sim", engine.registered)
         self._tell_slices(engine, measure=True)
 
-    def _peer(self, engine_id: EngineId) -> LightEngine | None:
+    def _peer(self, engine_id: EngineId) -> VirtualEngine | None:
         engine = self._engines.get(engine_id)
-        return engine.light if engine is not None else None
+        return engine.running if engine is not None else None
 
     def _tell_slices(self, engine: _Engine, *, measure: bool) -> None:
-        if engine.tiers is not None and engine.light is not None:
-            for event in engine.light.slice_facts(measure=measure):
+        if engine.tiers is not None and engine.running is not None:
+            for event in engine.running.slice_facts(measure=measure):
                 self.log.say("sensor", "sensor-sim", event)
 
     def _arm(self, engine: _Engine) -> None:
         """See to it that the engine is looked at when something can next come out of it."""
-        next_ns = engine.light.next_ns() if engine.light is not None else None
+        next_ns = engine.running.next_ns() if engine.running is not None else None
         if next_ns is None or next_ns == engine.armed_ns:
             return
         engine.armed_ns = next_ns
         self._at(next_ns, _Turn.ENGINE, partial(self._look, engine, next_ns))
 
     def _look(self, engine: _Engine, armed_ns: int) -> None:
-        if engine.armed_ns != armed_ns or engine.light is None:
+        if engine.armed_ns != armed_ns or engine.running is None:
             return
         engine.armed_ns = -1
-        self._take_outcomes(engine.light.run_until(self.log.now_ns))
+        self._take_outcomes(engine.running.run_until(self.log.now_ns))
         self._tell_slices(engine, measure=False)
         self._arm(engine)
 
@@ -456,10 +459,10 @@ class _Cluster:
                 pass
 
     def _lose_engine(self, engine: _Engine, for_ns: int) -> None:
-        if engine.light is None:
+        if engine.running is None:
             return
-        engine.ssd = engine.light.ssd()
-        engine.light, engine.known_lost, engine.armed_ns = None, False, -1
+        engine.ssd = engine.running.ssd()
+        engine.running, engine.known_lost, engine.armed_ns = None, False, -1
         self._at(self.log.now_ns + for_ns, _Turn.FAULT, partial(self._return_engine, engine))
         engine_id = engine.registered.engine_id
         for request_id, request in list(self._open.items()):
@@ -490,6 +493,6 @@ class _Cluster:
         if request.engine_id is None:
             return
         engine = self._engines[request.engine_id]
-        if engine.light is not None:
-            engine.light.abort(request_id, self.log.now_ns)
+        if engine.running is not None:
+            engine.running.abort(request_id, self.log.now_ns)
             self._arm(engine)

@@ -30,9 +30,9 @@ from events.engine import EngineRegistered
 from replay.costmodel import registered
 from replay.traces.mooncake import read_mooncake
 from replay.workloads.base import Arrival
-from replay.workloads.facts import Slo
 from replay.workloads.mixed import EMBEDDING_MODEL, ENGINE_KV_TOKENS, LLM_MODEL, Mixed, mixed, waves
 from replay.workloads.mixed import ENGINES as MIXED_ENGINES
+from replay.workloads.slo import Slo
 
 CONVERSATION_ENGINES = 4
 BATCH_TOKENS_SHIPPED = 2_048

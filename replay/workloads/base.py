@@ -3,6 +3,7 @@
 import msgspec
 
 from events.base import RequestKind
+from replay.workloads.slo import Slo
 
 
 class Arrival(msgspec.Struct, frozen=True, kw_only=True):
@@ -13,6 +14,8 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
 
     In a closed loop a turn with an `after` comes `think_ns` after the end of that request, and not at all if that one
     had no answer; `at_ns` is then where it stood in its trace, which an open loop goes by.
+
+    `slo` None = that of the run.
     """
 
     at_ns: int
@@ -30,3 +33,4 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     session: str = ""
     after: str = ""
     think_ns: int = 0
+    slo: Slo | None = None

@@ -10,7 +10,6 @@ import msgspec
 
 from events import codec, subjects
 from events.base import (
-    NS_PER_MS,
     NS_PER_S,
     HolderId,
     ModelId,
@@ -20,11 +19,11 @@ from events.base import (
     SliceId,
     TenantId,
 )
-from events.engine import EngineRegistered, StepModel
+from events.engine import EngineRegistered
 from events.log.base import Message
 from events.request import OutputTraced, RequestArrived
-from policies.predictors.step_time import unloaded_ttft_ns
 from replay.workloads.base import Arrival
+from replay.workloads.slo import SLO_DEFAULT, Slo
 
 SOURCE = "trace"
 TRACE_HOLDER = HolderId("trace")
@@ -33,34 +32,13 @@ TRACE_START_NS = NS_PER_S
 STREAM_FROM_TOKENS = 2
 
 
-class Slo(msgspec.Struct, frozen=True, kw_only=True):
-    """SLO met = TTFT <= max(`ttft_min_ns`, `ttft_factor` x the unloaded, uncached TTFT of that prompt) and mean
-    TPOT <= `tpot_ns`. For an embedding the vector counts as first token. The unloaded TTFT is that of an engine with a
-    chunk budget of `batch_tokens` (0 = its own), so that a limit need not move with how the engine is run."""
-
-    ttft_min_ns: int = NS_PER_S
-    ttft_factor: int = 2
-    tpot_ns: int = 50 * NS_PER_MS
-    batch_tokens: int = 0
-
-    def ttft_ns(self, prompt_tokens: int, engine: EngineRegistered) -> int:
-        """The TTFT limit of a prompt on an engine."""
-        model: StepModel | None = engine.step
-        if model is None:
-            return self.ttft_min_ns
-        batch_tokens = self.batch_tokens or engine.capability.batch_tokens_max
-        unloaded = unloaded_ttft_ns(model, prompt=prompt_tokens, batch_tokens=batch_tokens)
-        return max(self.ttft_min_ns, self.ttft_factor * unloaded)
-
-
-SLO_DEFAULT = Slo()
-
-
 def arrived(
     arrival: Arrival, engine: EngineRegistered, *, holder: HolderId, now_ns: int, slo: Slo = SLO_DEFAULT,
     attempt: int = 0,
 ) -> RequestArrived:  # fmt: skip
-    """The fact of an arrival at a holder at pool time `now_ns`; the SLO is that of `engine`."""
+    """The fact of an arrival at a holder at pool time `now_ns`; its SLO is its own, else `slo`, on `engine`."""
+    if arrival.slo is not None:
+        slo = msgspec.structs.replace(arrival.slo, batch_tokens=slo.batch_tokens)
     ttft_ns = slo.ttft_ns(arrival.prompt_tokens, engine)
     full = arrival.prompt_tokens // arrival.prefix_tokens
     return RequestArrived(
@@ -133,7 +111,15 @@ def _arrival(at_ns: int, event: RequestArrived, outputs: dict[RequestId, int]) -
         inputs=event.inputs,
         priority=event.priority,
         session=event.session,
+        slo=_slo(event),
     )
+
+
+def _slo(event: RequestArrived) -> Slo | None:
+    """What was asked of it where it was recorded; a trace asks what the run asks."""
+    if event.holder == TRACE_HOLDER:
+        return None
+    return Slo(ttft_min_ns=event.slo_ttft_ns, ttft_factor=0, tpot_ns=event.slo_tpot_ns)
 
 
 def _units(slices: Sequence[SliceId]) -> tuple[int, ...]:

@@ -16,8 +16,9 @@ from events.log.base import Message
 from events.request import RequestArrived
 from replay.costmodel import registered
 from replay.workloads.base import Arrival
-from replay.workloads.facts import SLO_DEFAULT, Slo, arrivals_of, arrivals_to_messages
+from replay.workloads.facts import arrivals_of, arrivals_to_messages
 from replay.workloads.mixed import EMBEDDING_MODEL, LLM_MODEL, MIXED_DEFAULT, Mixed, engines, mixed
+from replay.workloads.slo import SLO_DEFAULT, Slo
 
 ENGINE = registered("e1", [LLM_MODEL])
 POOL = PoolId("p")
