@@ -99,7 +99,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
 def arrivals(offer: Offer) -> list[Arrival]:
     """What arrives, in order of time."""
     if offer.workload is Workload.MIXED:
-        return mixed(offer.seed, _grown(Mixed(), offer.extent.mixed_s, offer.scale))
+        return mixed(offer.seed, grown(Mixed(), offer.extent.mixed_s, offer.scale))
     return _window(offer)
 
 
@@ -116,7 +116,7 @@ def engines(workload: Workload, batch_tokens: int) -> list[EngineRegistered]:
     ]
 
 
-def _grown(shape: Mixed, seconds: int, scale: float) -> Mixed:
+def grown(shape: Mixed, seconds: int, scale: float) -> Mixed:
     """The same density of sessions, bursts and waves over `seconds`, times `scale`."""
     factor = scale * seconds / shape.seconds
     return msgspec.structs.replace(
@@ -145,7 +145,7 @@ def _window(offer: Offer) -> list[Arrival]:
 
 def _embeddings(rng: Random, seconds: int, start_ns: int) -> list[tuple[int, float, Arrival]]:
     """Waves over so many seconds of the trace, as many a second as in `mixed`."""
-    shape = _grown(Mixed(), seconds, 1.0)
+    shape = grown(Mixed(), seconds, 1.0)
     return [
         (start_ns + one.at_ns, rng.random(), msgspec.structs.replace(one, request_id=f"v{number}"))
         for number, one in enumerate(waves(rng, shape, seconds * 1_000))

@@ -1,0 +1,118 @@
+"""One run of the memory benchmark: a function of its task, in whatever process it is done.
+
+A task holds all that a run needs, so the file of its result can be found again by the task's digest, and the same task
+can be done by the light engine here or by vLLM's scheduler in its own environment (`replay.bench.far`).
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from hashlib import sha256
+
+import msgspec
+from msgspec.structs import replace
+
+from events.base import NS_PER_S, EngineId
+from events.engine import EngineRegistered
+from policies.catalog import PRESETS
+from replay.belady import unique_bytes
+from replay.bench.memory.report import EngineModel, Origin, RunResult, System
+from replay.bench.memory.workloads import WORKLOADS, Offer, arrivals, engines
+from replay.bench.offered import SLO
+from replay.cluster import Run, simulate
+from replay.engines.base import EngineBuilder
+from replay.engines.tiers import TierSizes
+from replay.series import series
+from replay.workloads.base import Arrival
+
+PPM = 1_000_000
+ENGINE_TOKENS_MAX = 1 << 31
+"""The most KV tokens of an engine with unlimited memory."""
+
+
+class MemoryTask(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a run needs. `batch_tokens` and `seqs_max` are what its engines run with, whatever its system says;
+    `load` is what the report calls it. With `with_series` the result has quantities over time."""
+
+    offer: Offer
+    system: System
+    batch_tokens: int
+    seqs_max: int
+    engine: EngineModel = EngineModel.LIGHT
+    load: float = 0.0
+    with_series: bool = False
+
+    def digest(self) -> str:
+        """What tells it from every other task."""
+        return sha256(msgspec.json.encode(self, order="sorted")).hexdigest()[:32]
+
+
+def play(task: MemoryTask, build: EngineBuilder | None = None) -> RunResult:
+    """Do it. `build` makes its engines; by default those of the task's kind, which have to be installed here."""
+    began = time.monotonic()
+    run = run_of(task, build)
+    return RunResult(
+        workload=task.offer.workload, system=task.system.name, engine=task.engine, load=task.load,
+        scale=task.offer.scale, seed=task.offer.seed, batch_tokens=task.batch_tokens, seqs_max=task.seqs_max,
+        engines=task.offer.engines, origin=Origin.MODELLED, scores=run.scores,
+        series=series(run.messages) if task.with_series else (), digest=run.digest,
+        wall_s=round(time.monotonic() - began, 3),
+    )  # fmt: skip
+
+
+def run_of(task: MemoryTask, build: EngineBuilder | None = None) -> Run:
+    """The run itself, with its log."""
+    workload = WORKLOADS[task.offer.workload]
+    offered = arrivals(task.offer)
+    described = engines(workload, task.offer.engines, batch_tokens=task.batch_tokens, seqs_max=task.seqs_max)
+    described, tiers = behind(task.system, described, offered)
+    return simulate(
+        offered, described, settings=settings_of(task.system), slo=SLO, tiers=tiers,
+        closed_loop=workload.closed_loop, retry_rejected=workload.closed_loop, until_ns=task.offer.seconds * NS_PER_S,
+        build=build if build is not None else builder(task.engine, task.system),
+    )  # fmt: skip
+
+
+def settings_of(system: System) -> dict[str, dict[str, object]]:
+    """The preset's settings by actor, and on top of them the system's own."""
+    preset: Mapping[str, Mapping[str, object]] = PRESETS[system.preset]
+    actors = [*preset, *(actor for actor in system.settings if actor not in preset)]
+    return {actor: {**preset.get(actor, {}), **system.settings.get(actor, {})} for actor in actors}
+
+
+def behind(
+    system: System, described: Sequence[EngineRegistered], offered: Sequence[Arrival]
+) -> tuple[list[EngineRegistered], dict[EngineId, TierSizes]]:
+    """The engines with the memory that the system gives them, and the tiers behind it: shares of the unique KV bytes
+    of what is offered, evenly over the engines."""
+    if system.unlimited_kv:
+        tokens = min(ENGINE_TOKENS_MAX, sum(one.prompt_tokens + one.output_tokens for one in offered))
+        described = [_grown(one, tokens) for one in described]
+    if not system.dram_ppm:
+        return list(described), {}
+    unique = unique_bytes(offered, token_bytes=described[0].block_bytes // described[0].block_tokens)
+    sizes = TierSizes(
+        dram_bytes=unique * system.dram_ppm // PPM // len(described),
+        ssd_bytes=unique * system.ssd_ppm // PPM // len(described), eviction=system.tier_eviction,
+    )  # fmt: skip
+    reporting = [replace(one, capability=replace(one.capability, reports_slices=True)) for one in described]
+    return reporting, {one.engine_id: sizes for one in reporting}
+
+
+def builder(engine: EngineModel, system: System) -> EngineBuilder:
+    """What makes the engines of a kind, for a system. ImportError where vLLM is not installed and would be needed."""
+    match engine:
+        case EngineModel.LIGHT:
+            from replay.engines.light import light_engine
+
+            return partial(light_engine, shared=True) if system.shared_kv else light_engine
+        case EngineModel.VLLM_SCHEDULER:
+            from replay.engines.vllm_scheduler import vllm_engine
+
+            return partial(vllm_engine, shared=True) if system.shared_kv else vllm_engine
+        case EngineModel.LIVE:
+            raise ValueError("a live engine is at an address: see --target")
+
+
+def _grown(described: EngineRegistered, tokens: int) -> EngineRegistered:
+    return replace(described, kv_blocks=max(described.kv_blocks, -(-tokens // described.block_tokens)))
