@@ -1,8 +1,9 @@
 """The whole house in virtual time, in one process: arrivals, holders, deciders and engines around one log.
 
-The deciders are the live ones, driven by `advance`; engines are of the kind that `build` makes; a holder does what a gateway does and
-writes the same facts in the same order. The log goes through the codec, so a run is a journal that `verify` accepts.
-Nothing reads a clock: events stand in a heap by (time, kind, number), so a run is a function of its arguments.
+The deciders are the live ones, driven by `advance`; engines are of the kind that `build` makes; a holder does what a
+gateway does, and writes the same facts in the same order. The log goes through the codec, so a run is a journal that
+`verify` accepts. Nothing reads a clock: events stand in a heap by (time, kind, number), so a run is a function of its
+arguments.
 
 What lies between log and engine (network, the holder's own work) is `control_ns` for every decision.
 """
@@ -48,6 +49,7 @@ from replay.engines.tiers import TierSizes
 from replay.faults import Fault, FaultKind, TransferFaults
 from replay.held import Held
 from replay.score import Scores, score
+from replay.turns import Turns
 from replay.virtual_log import VirtualLog
 from replay.workloads.base import Arrival
 from replay.workloads.facts import arrived
@@ -75,13 +77,15 @@ class _Turn(IntEnum):
 
 @dataclass(slots=True)
 class Run:
-    """A finished run: its log, what it was worth, and the digest over every byte of it."""
+    """A finished run: its log, what it was worth, and the digest over every byte of it. `unsent` are the requests of
+    its window that were never sent."""
 
     pool: PoolId
     messages: list[Message]
     scores: Scores
     digest: str
     ended_ns: int
+    unsent: list[Arrival] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -122,6 +126,9 @@ def simulate(
     faults: Sequence[Fault] = (),
     control_ns: int = CONTROL_NS,
     retry_rejected: bool = False,
+    closed_loop: bool = False,
+    until_ns: int = 0,
+    build: EngineBuilder = light_engine,
     tiers: Mapping[EngineId, TierSizes] | None = None,
     transfer_faults: TransferFaults | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -129,21 +136,26 @@ def simulate(
     """Run a workload to its end.
 
     `settings` are by actor, as in the configuration. `retry_rejected`: a rejected request comes back once after its
-    Retry-After, with a fresh deadline (default: rejected is missed). `tiers` by engine: what stands behind its memory
-    (nothing where none is named), with transfers that go as `transfer_faults` says.
+    Retry-After, with a fresh deadline (default: rejected is missed). `closed_loop`: turns wait for the answers before
+    them, and what is rejected comes back once, too. `until_ns` after the start nothing is sent any more, and the window
+    of the scores is from the start to then; who is counted stands in `replay.turns`. `tiers` by engine: what stands
+    behind its memory (nothing where none is named), with transfers that go as `transfer_faults` says.
     `on_progress(requests ended, requests in all)` is called every few pool seconds. Raises ValueError for a bad
-    setting, or when no engine serves any of the models. A request for a model that none serves is rejected, as it
-    would be live.
+    setting, when no engine serves any of the models, or when a turn waits for a request that is not there. A request
+    for a model that none serves is rejected, as it would be live.
     """
+    turns = Turns(arrivals, closed_loop=closed_loop, until_ns=until_ns)
     wanted = _Wanted(
-        control_ns=control_ns, retry_rejected=retry_rejected, slo=slo, on_progress=on_progress, tiers=tiers or {},
-        transfer_faults=transfer_faults,
+        control_ns=control_ns, retry_rejected=retry_rejected or closed_loop, slo=slo, on_progress=on_progress,
+        tiers=tiers or {}, transfer_faults=transfer_faults, build=build,
     )  # fmt: skip
-    cluster = _Cluster(arrivals, engines, PoolId(pool), holders, wanted)
+    cluster = _Cluster(turns, engines, PoolId(pool), holders, wanted)
     cluster.begin(settings or {}, faults)
     cluster.run()
-    log = cluster.log
-    return Run(log.pool, log.messages, score(log.messages), log.digest, log.now_ns)
+    log, unsent = cluster.log, turns.unsent()
+    return Run(
+        log.pool, log.messages, score(log.messages, unsent=unsent, window_ns=until_ns), log.digest, log.now_ns, unsent
+    )
 
 
 class _Cluster:
@@ -151,7 +163,7 @@ class _Cluster:
 
     def __init__(
         self,
-        arrivals: Sequence[Arrival],
+        turns: Turns,
         engines: Sequence[EngineRegistered],
         pool: PoolId,
         holders: int,
@@ -159,16 +171,16 @@ class _Cluster:
     ) -> None:
         self.log = VirtualLog(pool, ACTORS, self._on_decision)
         self._wanted = wanted
-        self._arrivals = arrivals
+        self._turns = turns
         self._engines = {one.engine_id: _Engine(one, wanted.tiers.get(one.engine_id)) for one in engines}
         self._serving: dict[str, EngineRegistered] = {model: one for one in reversed(engines) for model in one.models}
         self._holders = [HolderId(f"gw-{number}") for number in range(1, holders + 1)]
         self._silent: list[HolderId] = []
         self._open: dict[RequestId, Held] = {}
         self._heap: list[tuple[int, int, int, Callable[[], None]]] = []
-        self._number = self._ticks = self._turn = self._to_come = 0
+        self._number = self._ticks = self._turn = self._to_come = self._last_ns = 0
         self._progress_ns = START_NS
-        asked = sorted({arrival.model for arrival in arrivals})
+        asked = sorted({arrival.model for arrival in turns.window})
         if asked and not self._serving.keys() & set(asked):
             raise ValueError(f"no engine serves {', '.join(asked)}")
 
@@ -181,19 +193,17 @@ class _Cluster:
         for one in self._engines.values():
             self._start_engine(one)
         self._tick()
-        for arrival in self._arrivals:
-            self._to_come += 1
-            self._at(START_NS + arrival.at_ns, _Turn.ARRIVAL, partial(self._arrive, arrival))
+        for arrival in self._turns.at_own_time():
+            self._expect(START_NS + arrival.at_ns, arrival)
         for fault in faults:
             self._at(START_NS + fault.at_ns, _Turn.FAULT, partial(self._strike, fault))
         self._at(START_NS + NS_PER_S, _Turn.SECOND, self._second)
 
     def run(self) -> None:
         """Until every request has ended."""
-        last_ns = START_NS + max((arrival.at_ns for arrival in self._arrivals), default=0)
         while self._heap and (self._open or self._to_come or self._silent):
             at_ns, _, _, act = heappop(self._heap)
-            if at_ns > last_ns + DRAIN_MAX_NS:
+            if at_ns > self._last_ns + DRAIN_MAX_NS:
                 break
             assert at_ns >= self.log.now_ns, "time does not go back"
             self.log.now_ns = at_ns
@@ -216,7 +226,7 @@ class _Cluster:
         self._tick()
         if self._wanted.on_progress is not None and self.log.now_ns - self._progress_ns >= PROGRESS_EVERY_NS:
             self._progress_ns = self.log.now_ns
-            self._wanted.on_progress(len(self._arrivals) - self._to_come - len(self._open), len(self._arrivals))
+            self._wanted.on_progress(self._turns.sent_count - len(self._open), len(self._turns.window))
 
     def _tick(self) -> None:
         self._ticks += 1
@@ -249,10 +259,16 @@ class _Cluster:
 
     # A request at its holder.
 
-    def _arrive(self, arrival: Arrival, attempt: int = 0) -> None:
+    def _expect(self, at_ns: int, arrival: Arrival, attempt: int = 0) -> None:
+        self._to_come += 1
+        self._last_ns = max(self._last_ns, at_ns)
+        self._at(at_ns, _Turn.ARRIVAL, partial(self._arrive, arrival, attempt))
+
+    def _arrive(self, arrival: Arrival, attempt: int) -> None:
         self._to_come -= 1
         if not self._holders:
             return  # Every door is gone: it never gets into the log.
+        self._turns.sent(arrival)
         self._turn += 1
         holder = self._holders[self._turn % len(self._holders)]
         self._offer(arrival, holder, attempt, self.log.now_ns)
@@ -323,9 +339,9 @@ class _Cluster:
         name = request.arrival.request_id
         if self._wanted.retry_rejected and decision.retry_after_ns and name not in self._wanted.retried:
             self._wanted.retried[name] = None
-            self._to_come += 1
             back_ns = self.log.now_ns + decision.retry_after_ns
-            self._at(back_ns, _Turn.ARRIVAL, partial(self._arrive, request.arrival, 1))
+            if self._turns.is_open(back_ns - START_NS):
+                self._expect(back_ns, request.arrival, 1)
 
     def _dispatch(self, decision: RequestAdmitted, request: Held) -> None:
         if request.engine_id is None:
@@ -425,6 +441,8 @@ class _Cluster:
                         request.finished(outcome, self._engines[engine_id].registered),
                         request.cause,
                     )
+                    for at_ns, arrival in self._turns.answered(outcome.request_id, outcome.at_ns - START_NS):
+                        self._expect(START_NS + at_ns, arrival)
                 case Refused():
                     self._abort(outcome.request_id, request, AbortReason.ENGINE_REFUSED)
                 case Tokens():

@@ -17,6 +17,7 @@ from events.decisions import HolderLost, RequestAdmitted, RequestDeferred, Reque
 from events.engine import EngineMeasured
 from events.log.base import Message
 from events.request import FirstTokenSeen, RequestAborted, RequestArrived, RequestExpired, RequestFinished
+from replay.workloads.base import Arrival
 
 WINDOW_MIN_NS = NS_PER_S
 PROMPT_CLASSES: tuple[tuple[str, int], ...] = (("<4K", 4_096), ("4-16K", 16_384), ("16-32K", 32_768))
@@ -52,6 +53,7 @@ class Scores(msgspec.Struct, kw_only=True):
     requests: int = 0
     finished: int = 0
     unfinished: int = 0
+    unsent: int = 0
     slo_met: int = 0
     slo_attainment: float = 0.0
     window_ns: int = 0
@@ -75,6 +77,21 @@ class Scores(msgspec.Struct, kw_only=True):
     fairness_jain: float = 1.0
     kv_tokens_error: Error = msgspec.field(default_factory=Error)
     ttft_error_ns: Error = msgspec.field(default_factory=Error)
+    prompt_tokens: int = 0
+    hit_tokens_by_tier: dict[str, int] = msgspec.field(default_factory=dict)
+    evictions: int = 0
+    migrations: int = 0
+    migrations_failed: int = 0
+    prefetches: int = 0
+    quota_moves: int = 0
+    tokens_per_s: float = 0.0
+    slo_tokens: int = 0
+    device_ns: int = 0
+    device_hours_per_million: float | None = None
+    throughput_fluctuation: float | None = None
+    occupancy_fluctuation: float | None = None
+    occupancy_mean_ppm: int = 0
+    occupancy_max_ppm: int = 0
 
     def plain(self) -> dict[str, Any]:
         """Plain values for JSON, in one order."""
@@ -172,10 +189,11 @@ class Scorer:
         if known is not None and known.finished is None:
             known.ended = why
 
-    def scores(self) -> Scores:
-        """The scores of all that arrived so far."""
+    def scores(self, *, unsent: Sequence[Arrival] = (), window_ns: int = 0) -> Scores:
+        """The scores of all that arrived so far, and of those who were to come, and never did."""
         requests = list(self._requests.values())
-        out = Scores(requests=len(requests), deferrals=self._deferrals, would=dict(sorted(self._would.items())))
+        out = Scores(requests=len(requests) + len(unsent), deferrals=self._deferrals)
+        out.unsent, out.would = len(unsent), dict(sorted(self._would.items()))
         if not requests:
             return out
         done = [one.finished for one in requests if one.finished is not None]
@@ -183,7 +201,7 @@ class Scorer:
         out.unfinished = sum(not one.ended and one.finished is None for one in requests)
         out.slo_met = sum(one.met() for one in requests)
         out.slo_attainment = out.slo_met / out.requests
-        out.window_ns = max(WINDOW_MIN_NS, requests[-1].arrived_ns - requests[0].arrived_ns)
+        out.window_ns = window_ns or max(WINDOW_MIN_NS, requests[-1].arrived_ns - requests[0].arrived_ns)
         out.offered_per_s = out.requests * NS_PER_S / out.window_ns
         out.goodput_per_s = out.slo_met * NS_PER_S / out.window_ns
         busy_ns = max(WINDOW_MIN_NS, self._now_ns - requests[0].arrived_ns)
@@ -193,19 +211,20 @@ class Scorer:
         prompt_tokens = sum(one.prompt_tokens for one in done)
         out.cached_token_share = sum(one.cached_tokens for one in done) / prompt_tokens if prompt_tokens else 0.0
         _count_ends(out, requests)
-        _percentiles(out, requests)
-        _parts(out, requests)
+        _percentiles(out, requests, unsent)
+        _parts(out, requests, unsent)
         _errors(out, requests)
         return out
 
 
-def score(messages: Iterable[Message]) -> Scores:
-    """The scores of a log from its first message on."""
+def score(messages: Iterable[Message], *, unsent: Sequence[Arrival] = (), window_ns: int = 0) -> Scores:
+    """The scores of a log from its first message on. `unsent` were never sent, and are missed; `window_ns` 0 = from the
+    first arrival to the last."""
     scorer = Scorer()
     for message in messages:
         for recorded in codec.decode(message.seq, message.subject, message.body):
             scorer.take(recorded)
-    return scorer.scores()
+    return scorer.scores(unsent=unsent, window_ns=window_ns)
 
 
 def _count_ends(out: Scores, requests: Sequence[_Request]) -> None:
@@ -216,12 +235,13 @@ def _count_ends(out: Scores, requests: Sequence[_Request]) -> None:
     out.rejected, out.aborted = dict(sorted(out.rejected.items())), dict(sorted(out.aborted.items()))
 
 
-def _percentiles(out: Scores, requests: Sequence[_Request]) -> None:
+def _percentiles(out: Scores, requests: Sequence[_Request], unsent: Sequence[Arrival]) -> None:
     llm = [one for one in requests if one.arrived.kind is RequestKind.LLM]
-    ttft = [one.ttft_ns() for one in llm]
+    never = [None for one in unsent if one.kind is RequestKind.LLM]
+    ttft = [*(one.ttft_ns() for one in llm), *never]
     # One output token has no time between tokens.
     tpot = [one.finished.tpot_ns if one.finished else None for one in llm
-            if one.finished is None or one.finished.output_tokens > 1]  # fmt: skip
+            if one.finished is None or one.finished.output_tokens > 1] + never  # fmt: skip
     out.ttft_p50_ns, out.ttft_p99_ns = percentile(ttft, 50), percentile(ttft, 99)
     out.tpot_p50_ns, out.tpot_p99_ns = percentile(tpot, 50), percentile(tpot, 99)
 
@@ -239,11 +259,12 @@ def prompt_class(prompt_tokens: int) -> str:
     return next((name for name, end in PROMPT_CLASSES if prompt_tokens < end), PROMPT_CLASS_LAST)
 
 
-def _parts(out: Scores, requests: Sequence[_Request]) -> None:
+def _parts(out: Scores, requests: Sequence[_Request], unsent: Sequence[Arrival]) -> None:
     """By kind, by tenant, and by prompt length (answers only: an embedding job's length is that of many inputs)."""
     out.prompts = {name: Part() for name in (*(name for name, _ in PROMPT_CLASSES), PROMPT_CLASS_LAST)}
-    for one in requests:
-        arrived, met = one.arrived, one.met()
+    counted: list[tuple[RequestArrived | Arrival, bool]] = [(one.arrived, one.met()) for one in requests]
+    counted += [(one, False) for one in unsent]
+    for arrived, met in counted:
         _count(out.kinds.setdefault(arrived.kind.value, Part()), met=met)
         _count(out.tenants.setdefault(arrived.tenant, Part()), met=met)
         if arrived.kind is RequestKind.LLM:

@@ -23,11 +23,14 @@ While only decoding goes on, any number of steps is taken at once, in closed for
 stepping one by one. Nothing here reads a clock: who owns the engine says what time it is, and time never goes back.
 """
 
+from collections.abc import Callable
+
 from events.base import PPM, EngineId, Event, RequestId, RequestKind
 from events.decisions import EngineDirected, TransferCancelled, TransferOrdered
 from events.engine import EngineMeasured, EngineRegistered
 from events.slice import Tier
 from policies.predictors.step_time import FS_PER_NS, step_fs
+from replay.engines.base import VirtualEngine
 from replay.engines.batch import Batch, Peers
 from replay.engines.job import Finished, FirstToken, Job, Outcome, Refused, SimRequest, Tokens, refused
 from replay.engines.slow_memory import SlowMemory
@@ -35,6 +38,14 @@ from replay.engines.stride import Stride
 from replay.engines.tier_cache import SliceAt, TierCache
 from replay.engines.tiers import TierSizes
 from replay.faults import TransferFaults, fates
+
+
+def light_engine(
+    registered: EngineRegistered, *, now_ns: int, tiers: TierSizes | None, faults: TransferFaults | None,
+    ssd: TierCache | None, peer: Callable[[EngineId], VirtualEngine | None],
+) -> VirtualEngine:  # fmt: skip
+    """The light model as an `EngineBuilder`: engines that tell first and last tokens only."""
+    return LightEngine(registered, now_ns=now_ns, tell_tokens=False, tiers=tiers, faults=faults, ssd=ssd, peers=peer)
 
 
 class LightEngine:

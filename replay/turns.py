@@ -1,0 +1,58 @@
+"""Who comes when: open loop, all at their place in the trace; closed loop, a turn after the answer it waited for.
+
+The set of requests is fixed before a run: those whose place in the trace is before `until_ns`. What comes after that
+is never sent, however quick the answers were; so every system is held against the same requests over the same time.
+In a closed loop a turn of the set is not sent if what it waited for had no answer, or had it so late that the turn
+would come at `until_ns` or later: then it, and all that waits for it, stays unsent, and counts as missed.
+
+Example: a, then b 5 s after the answer to a, then c 1 s after that to b. a was rejected, came again, and was rejected
+again: b and c are unsent.
+"""
+
+from collections.abc import Sequence
+
+from events.base import RequestId
+from replay.workloads.base import Arrival
+
+
+class Turns:
+    """Raises ValueError where a turn waits for a request that is not in the set. `until_ns` 0 = no end."""
+
+    def __init__(self, arrivals: Sequence[Arrival], *, closed_loop: bool, until_ns: int) -> None:
+        self.window = [one for one in arrivals if not until_ns or one.at_ns < until_ns]
+        self._until_ns = until_ns
+        self._waiting: dict[str, list[Arrival]] = {}
+        self._sent: dict[str, None] = {}
+        names = {one.request_id for one in self.window}
+        for one in self.window if closed_loop else ():
+            if one.after and one.after not in names:
+                raise ValueError(f"{one.request_id} waits for {one.after}, which is not in the workload's window")
+            if one.after:
+                self._waiting.setdefault(one.after, []).append(one)
+        self.closed_loop = closed_loop
+
+    def at_own_time(self) -> list[Arrival]:
+        """Those that wait for nobody, in order."""
+        return [one for one in self.window if not (self.closed_loop and one.after)]
+
+    def answered(self, request_id: RequestId, end_ns: int) -> list[tuple[int, Arrival]]:
+        """It is answered `end_ns` after the start: who comes because of it, and when."""
+        coming = [(end_ns + one.think_ns, one) for one in self._waiting.pop(request_id, ())]
+        return [(at_ns, one) for at_ns, one in coming if self.is_open(at_ns)]
+
+    def is_open(self, at_ns: int) -> bool:
+        """Whether a request is still sent at that time."""
+        return not self._until_ns or at_ns < self._until_ns
+
+    @property
+    def sent_count(self) -> int:
+        """How many of the window were sent until now."""
+        return len(self._sent)
+
+    def sent(self, arrival: Arrival) -> None:
+        """It was sent."""
+        self._sent[arrival.request_id] = None
+
+    def unsent(self) -> list[Arrival]:
+        """Those of the window that were not sent until now, in order."""
+        return [one for one in self.window if one.request_id not in self._sent]
