@@ -11,6 +11,7 @@ from events.decisions import EngineDirected
 from events.engine import EngineRegistered
 from policies.predictors.step_time import FS_PER_NS, prefill_ns, step_ns
 from replay.engines.carrier import Peer
+from replay.engines.commons import Commons
 from replay.engines.decode_clock import DecodeClock
 from replay.engines.device import DeviceMemory
 from replay.engines.job import Job
@@ -26,7 +27,7 @@ Peers = Callable[[EngineId], Peer | None]
 class Batch:
     """`waiting` in order, `running` by when they entered; of those `prefilling` compute their prompts, others decode
     (they are in the `clock`), the rest waits for slices. `slow` is what stands behind the device memory, if anything
-    does."""
+    does; `commons` what other engines have, in a bound."""
 
     def __init__(self, registered: EngineRegistered) -> None:
         assert registered.step is not None, "a simulated engine has a step model"
@@ -37,6 +38,7 @@ class Batch:
         self._block_tokens = registered.block_tokens
         self.device = DeviceMemory(registered, self._unit_cost_ns)
         self.slow: SlowMemory | None = None
+        self.commons: Commons | None = None
         self.clock: DecodeClock[Job] = DecodeClock(registered.block_tokens)
         self.waiting: deque[Job] = deque()
         self.running: dict[RequestId, Job] = {}
@@ -115,6 +117,9 @@ class Batch:
         job.units = units
         job.computed = len(units) * job.request.unit_tokens
         self.running[job.request.request_id] = job
+        if self.commons is not None:
+            job.computed = max(job.computed, self.commons.leading(keys) * job.request.unit_tokens)
+            self._cache_units(job)
         if self.slow is None or not self.slow.enter(job, step_ns=self._step_ns(tokens)):
             self._begin_prefill(job)
         return True
@@ -177,6 +182,8 @@ class Batch:
             if not new:
                 self.device.free += parent.blocks
             job.units.append(parent)
+        if self.commons is not None:
+            self.commons.add(keys)
 
     # Giving way and leaving.
 

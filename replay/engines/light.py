@@ -24,14 +24,16 @@ stepping one by one. Nothing here reads a clock: who owns the engine says what t
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from events.base import PPM, EngineId, Event, RequestId, RequestKind
 from events.decisions import EngineDirected, TransferCancelled, TransferOrdered
 from events.engine import EngineMeasured, EngineRegistered
 from events.slice import Tier
-from policies.predictors.step_time import FS_PER_NS, step_fs
-from replay.engines.base import VirtualEngine
+from policies.predictors.step_time import FS_PER_NS, decode_grow_fs, step_fs
+from replay.engines.base import EngineBuilder, VirtualEngine
 from replay.engines.batch import Batch, Peers
+from replay.engines.commons import Commons
 from replay.engines.job import Finished, FirstToken, Job, Outcome, Refused, SimRequest, Tokens, refused
 from replay.engines.slow_memory import SlowMemory
 from replay.engines.stride import Stride
@@ -42,10 +44,18 @@ from replay.faults import TransferFaults, fates
 
 def light_engine(
     registered: EngineRegistered, *, now_ns: int, tiers: TierSizes | None, faults: TransferFaults | None,
-    ssd: TierCache | None, peer: Callable[[EngineId], VirtualEngine | None],
+    ssd: TierCache | None, peer: Callable[[EngineId], VirtualEngine | None], commons: Commons | None = None,
 ) -> VirtualEngine:  # fmt: skip
     """The light model as an `EngineBuilder`: engines that tell first and last tokens only."""
-    return LightEngine(registered, now_ns=now_ns, tell_tokens=False, tiers=tiers, faults=faults, ssd=ssd, peers=peer)
+    return LightEngine(
+        registered, now_ns=now_ns, tell_tokens=False, tiers=tiers, faults=faults, ssd=ssd, peers=peer, commons=commons
+    )
+
+
+def sharing_light_engine() -> EngineBuilder:
+    """A builder for one run whose engines share all that any of them has computed, at no cost: a bound. With more KV
+    than the run needs it is the one with unlimited, shared KV."""
+    return partial(light_engine, commons=Commons())
 
 
 class LightEngine:
@@ -53,13 +63,14 @@ class LightEngine:
     `tell_tokens` = False leaves `Tokens` outcomes out, for owners that need first and last only.
 
     `tiers` stand behind its memory (None = nothing does; then `faults` of transfers, `ssd`, what its SSD held before a
-    restart, and `peers`, the engines that slices can be copied to, mean nothing).
+    restart, and `peers`, the engines that slices can be copied to, mean nothing). What is in the `commons` need not be
+    computed.
     """
 
     def __init__(
         self, registered: EngineRegistered, *, now_ns: int = 0, tell_tokens: bool = True,
         tiers: TierSizes | None = None, faults: TransferFaults | None = None, ssd: TierCache | None = None,
-        peers: Peers = lambda _engine_id: None,
+        peers: Peers = lambda _engine_id: None, commons: Commons | None = None,
     ) -> None:  # fmt: skip
         self.engine_id: EngineId = registered.engine_id
         self._capability = registered.capability
@@ -69,6 +80,7 @@ class LightEngine:
         if tiers is not None:
             drawn = fates(faults, self.engine_id) if faults is not None else None
             self._batch.stand_before(tiers, now_ns=now_ns, fates=drawn, ssd=ssd, peers=peers)
+        self._batch.commons = commons
         self._slow: SlowMemory | None = self._batch.slow
         self._tell_tokens = tell_tokens
         self._jobs: dict[RequestId, Job] = {}
@@ -315,7 +327,7 @@ class LightEngine:
             tokens += count
             pairs += job.pairs(count)
         first_fs = step_fs(batch.model, tokens=tokens, qk=pairs // 2, context=clock.context, seqs=clock.seqs)
-        stride = Stride(self._at_fs, first_fs, batch.model.context_fs * clock.seqs, steps, chunks)
+        stride = Stride(self._at_fs, first_fs, decode_grow_fs(batch.model, clock.seqs), steps, chunks)
         if steps > 1 and batch.loading:
             stride.steps = min(steps, 1 + stride.done_by(self._wake_fs() - 1))
         return stride

@@ -6,10 +6,12 @@ tier alone, so it can come without them. Room is made when a slice begins to com
 
 Which one goes is decided as in device memory: by the kind of `policies.memory.kinds` that the directive names, hot ones
 after all others; without a directive lru. What a directive keeps (pinned, or needed by a request that waits) makes no
-room for others here, since what cannot be stored can still be computed. Nor does what is being read.
+room for others here, since what cannot be stored can still be computed. Nor does what is being read. A tier with an
+eviction of its own (`Own`), as vLLM's CPU offloading has it, hears no directive.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from enum import StrEnum
 from typing import NamedTuple
 
 from events.decisions import EngineDirected
@@ -18,10 +20,19 @@ from policies.memory import reuse
 from policies.memory.evictable import Evictable, Shield
 from policies.memory.kinds import EvictionKind, kind_of, rank_of
 from policies.memory.reuse import Past, Use
+from replay.engines.arc import Arc
 from replay.engines.changes import Changes
 from replay.engines.prefix_cache import HORIZON_NS
 
 NO_ROOM = "no_room"
+
+
+class Own(StrEnum):
+    """What evicts from a tier: directives, or a rule of its own."""
+
+    DIRECTED = ""
+    LRU = "lru"
+    ARC = "arc"
 
 
 class SliceAt(NamedTuple):
@@ -46,20 +57,26 @@ class Kept:
         self.at, self.use, self.shield = at, use, shield
         self.holds = self.rank = 0
 
+    @property
+    def key(self) -> Hashable:
+        """Its name."""
+        return self.at.key
+
 
 class TierCache:
     """See the module. `bytes_used` counts what is coming too; `cost_ns(blocks, depth)` is what a slice costs to
     compute. Keys are unique however many tokens their slices have."""
 
-    def __init__(self, tier: Tier, bytes_max: int, cost_ns: Callable[[int, int], int]) -> None:
-        self.tier, self.bytes_max = tier, bytes_max
+    def __init__(self, tier: Tier, bytes_max: int, cost_ns: Callable[[int, int], int], own: Own = Own.DIRECTED) -> None:
+        self.tier, self.bytes_max, self._own = tier, bytes_max, own
         self.bytes_used = self.evictions = self.slice_bytes = 0
         self.changes = Changes()
         self._cost_ns = cost_ns
         self._kept: dict[Hashable, Kept] = {}
         self._coming: dict[Hashable, SliceAt] = {}
         self._under: dict[Hashable, int] = {}  # How many that are there come right after it.
-        self._queue: Evictable[Kept] = Evictable()
+        self._arc: Arc[Kept] | None = Arc() if own is Own.ARC else None
+        self._queue: Evictable[Kept] | Arc[Kept] = self._arc if self._arc is not None else Evictable()
         self._past = Past()
         self._kind, self._horizon_ns = EvictionKind.LRU, HORIZON_NS
         self._shields: dict[Hashable, Shield] = {}
@@ -84,6 +101,8 @@ class TierCache:
         before = self._kept.get(at.parent) if at.parent is not None else None
         if before is not None:
             self._hold(before)  # Else it could be what goes.
+        if self._arc is not None:
+            self._arc.missed(at.key, self.bytes_max // at.bytes)
         has_room = self._make_room(at.bytes)
         if before is not None:
             self._release(before)
@@ -110,6 +129,8 @@ class TierCache:
         )  # fmt: skip
         kept = self._kept[at.key] = Kept(at, use, self._shields.get(at.key, Shield.NONE))
         self.slice_bytes = at.bytes
+        if self._arc is not None:
+            self._arc.came(at.key)
         self.changes.stored(at.key, at.bytes)
         self._let_go(kept, now_ns)
         self._offer(kept)
@@ -139,13 +160,15 @@ class TierCache:
                 continue
             reuse.used(self._past, kept.use, now_ns, let_go=True, horizon_ns=self._horizon_ns)
             self._queue.drop(kept)
+            if self._arc is not None:
+                self._arc.used(key)
             kept.at = kept.at._replace(length=length)
             self._let_go(kept, now_ns)
             self._offer(kept)
 
     def restarted(self) -> "TierCache":
         """The same contents after a restart of the engine: what was on its way is gone, and nobody reads."""
-        fresh = TierCache(self.tier, self.bytes_max, self._cost_ns)
+        fresh = TierCache(self.tier, self.bytes_max, self._cost_ns, self._own)
         for kept in self._kept.values():
             fresh.bytes_used += kept.at.bytes
             fresh._count_under(kept.at, 1)
@@ -156,6 +179,8 @@ class TierCache:
 
     def direct(self, directive: EngineDirected) -> None:
         """Evict by this from now on; one that names no kind lifts those before it."""
+        if self._own is not Own.DIRECTED:
+            return
         before, self._kind = self._kind, kind_of(directive.eviction)
         self._horizon_ns = directive.horizon_ns or HORIZON_NS
         said, self._shields = self._shields, {}
@@ -188,6 +213,8 @@ class TierCache:
                 return False
             kept = self._queue.pop()
             reuse.evicted(self._past, kept.at.key, kept.use)
+            if self._arc is not None:
+                self._arc.evicted(kept.at.key, self.bytes_max // kept.at.bytes)
             self._past.floor = max(self._past.floor, kept.rank)
             self.evictions += 1
             self._take_out(kept)
@@ -195,6 +222,8 @@ class TierCache:
 
     def _take_out(self, kept: Kept) -> None:
         del self._kept[kept.at.key]
+        if self._arc is not None:
+            self._arc.left(kept.at.key)
         self.bytes_used -= kept.at.bytes
         self.changes.removed(kept.at.key)
         self._count_under(kept.at, -1)

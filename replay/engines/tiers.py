@@ -17,7 +17,7 @@ from events.base import NS_PER_S
 from events.slice import Tier, TierMeasured
 from policies.predictors.step_time import FS_PER_NS
 from replay.engines.links import FAILED, Link, Links, Transfer
-from replay.engines.tier_cache import SliceAt, TierCache
+from replay.engines.tier_cache import Own, SliceAt, TierCache
 from replay.faults import Fate
 
 TRIES_MAX: Final = 3
@@ -30,7 +30,8 @@ ORDER: Final = (Tier.HBM, Tier.DRAM, Tier.SSD)
 
 class TierSizes(msgspec.Struct, frozen=True, kw_only=True):
     """What stands behind the device memory of a simulated engine, in bytes and bytes per second. Without DRAM there is
-    nothing; SSD 0 = none. The link to DRAM has its speed in each direction; `peer` is to other engines.
+    nothing; SSD 0 = none. The link to DRAM has its speed in each direction; `peer` is to other engines. `eviction`
+    "lru" or "arc": the tiers evict by that rule of their own, as vLLM's CPU offloading does; "" = by the directive.
 
     Speeds are those of one H100 server: PCIe 5 x16 as copies from pinned memory reach it, one PCIe 4 NVMe drive as
     data sheets give it, and 100 GbE.
@@ -42,6 +43,7 @@ class TierSizes(msgspec.Struct, frozen=True, kw_only=True):
     ssd_read_bytes_per_s: int = 6_800_000_000
     ssd_write_bytes_per_s: int = 4_000_000_000
     peer_bytes_per_s: int = 12_000_000_000
+    eviction: str = ""
 
 
 def sizes_of(measured: Iterable[TierMeasured]) -> TierSizes | None:
@@ -91,10 +93,11 @@ class Tiers:
         self, sizes: TierSizes, *, cost_ns: Callable[[int, int], int], now_fs: int, fates: Iterator[Fate] | None,
         ssd: TierCache | None,
     ) -> None:  # fmt: skip
-        self.dram = TierCache(Tier.DRAM, sizes.dram_bytes, cost_ns)
+        own = Own(sizes.eviction)
+        self.dram = TierCache(Tier.DRAM, sizes.dram_bytes, cost_ns, own)
         self.ssd: TierCache | None = None
         if sizes.ssd_bytes:
-            self.ssd = ssd.restarted() if ssd is not None else TierCache(Tier.SSD, sizes.ssd_bytes, cost_ns)
+            self.ssd = ssd.restarted() if ssd is not None else TierCache(Tier.SSD, sizes.ssd_bytes, cost_ns, own)
         self._by_tier = {cache.tier: cache for cache in self.caches()}
         self.links = Links(now_fs=now_fs, fates=fates)
         self.down, self.up = Link(sizes.dram_bytes_per_s), Link(sizes.dram_bytes_per_s)
