@@ -24,7 +24,7 @@ from policies.memory.kinds import EvictionKind
 from policies.quota import QUOTA
 from policies.settings import Switch
 from replay.bench.offered import BATCH_TOKENS_SHIPPED, SWEEPS, Extent, Offer, Workload, arrivals
-from replay.bench.runs import Player, Task, players
+from replay.bench.runs import Player, Task, play, players
 from replay.score import Part, Scores
 
 TUNING_SEEDS = (11, 12, 13)
@@ -35,6 +35,7 @@ LOADS = (0.5, 0.8, 1.0, 1.2, 1.5)
 CHUNK_GRID = (512, 1_024, 2_048)
 QUOTA_OFF = "quota_off"
 BASELINE, RIVAL, DEFAULT = "first_come_affinity", "honest_rival", "default"
+OnDone = Callable[[int, Scores], None]
 CHUNK_LOAD_MIN = 1.0
 """From this load on the rival's goodput counts in the choice of its chunk budget."""
 
@@ -133,14 +134,14 @@ def compare(plan: Plan, *, on_progress: Callable[[int], None] = lambda _done: No
     TraceError for a bad trace, ValueError for a setting that is not allowed."""
     began, done = time.monotonic(), 0
 
-    def advance() -> None:
+    def advance(_number: int, _scores: Scores) -> None:
         nonlocal done
         done += 1
         on_progress(done)
 
     for workload in plan.workloads:
         arrivals(_offer(plan, workload, plan.sweeps[workload][0], plan.seeds[0]))  # A bad trace is said here, at once.
-    with players(plan.jobs) as play_all:
+    with players(plan.jobs, play) as play_all:
         knees = _knees(plan, play_all, advance)
         rivals = _rivals(plan, knees, play_all, advance)
         found = _all(plan, knees, rivals, play_all, advance)
@@ -202,7 +203,7 @@ def runs_of(plan: Plan) -> int:
     return len(plan.seeds) * (sweeps + len(plan.workloads) * len(plan.loads) * each)
 
 
-def _knees(plan: Plan, play_all: Player, advance: Callable[[], None]) -> dict[Workload, Knee]:
+def _knees(plan: Plan, play_all: Player[Task, Scores], advance: OnDone) -> dict[Workload, Knee]:
     points = [(workload, scale) for workload in plan.workloads for scale in plan.sweeps[workload]]
     tasks = [
         _task(plan, workload, scale, seed, PRESETS[BASELINE], BATCH_TOKENS_SHIPPED)
@@ -218,7 +219,7 @@ def _knees(plan: Plan, play_all: Player, advance: Callable[[], None]) -> dict[Wo
 
 
 def _rivals(
-    plan: Plan, knees: Mapping[Workload, Knee], play_all: Player, advance: Callable[[], None]
+    plan: Plan, knees: Mapping[Workload, Knee], play_all: Player[Task, Scores], advance: OnDone
 ) -> dict[Workload, dict[int, list[Cell]]]:
     """By workload and chunk budget: the rival's cells, one a load."""
     points = [(w, chunk, load) for w in plan.workloads for chunk in plan.chunks for load in plan.loads]
@@ -235,7 +236,7 @@ def _rivals(
 
 def _all(
     plan: Plan, knees: Mapping[Workload, Knee], rivals: Mapping[Workload, Mapping[int, Sequence[Cell]]],
-    play_all: Player, advance: Callable[[], None],
+    play_all: Player[Task, Scores], advance: OnDone,
 ) -> list[Found]:  # fmt: skip
     every = variants()
     chosen = {workload: best_chunk(rivals[workload]) for workload in plan.workloads}

@@ -6,6 +6,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
+from typing import TypeVar
 
 import msgspec
 
@@ -13,6 +14,9 @@ from policies.catalog import Preset
 from replay.bench.offered import SLO, Offer, arrivals, engines
 from replay.cluster import simulate
 from replay.score import Scores
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,8 +27,9 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     batch_tokens: int
 
 
-Player = Callable[[Sequence[Task], Callable[[], None]], list[Scores]]
-"""`play_all(tasks, on_done)`: the scores of all runs, in the order of the tasks; `on_done` is called after each."""
+Player = Callable[[Sequence[T], Callable[[int, R], None]], list[R]]
+"""`play_all(tasks, on_done)`: the results of all runs, in the order of the tasks; `on_done(number of the task, result)`
+is called after each, as they end."""
 
 
 def play(task: Task) -> Scores:
@@ -36,30 +41,34 @@ def play(task: Task) -> Scores:
 
 
 @contextmanager
-def players(jobs: int) -> Iterator[Player]:
-    """Somewhere to run tasks, `jobs` at a time, while the block runs."""
+def players(jobs: int, play: Callable[[T], R]) -> Iterator[Player[T, R]]:
+    """Somewhere to run tasks by `play` (a function of a module), `jobs` at a time, while the block runs."""
     if jobs == 1:
-        yield _one_by_one
+        yield partial(_one_by_one, play)
         return
     # Spawned, not forked: the parent may have threads (a progress bar has one).
     pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
     try:
-        yield partial(_side_by_side, pool)
+        yield partial(_side_by_side, pool, play)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _one_by_one(tasks: Sequence[Task], on_done: Callable[[], None]) -> list[Scores]:
-    found: list[Scores] = []
-    for task in tasks:
+def _one_by_one(play: Callable[[T], R], tasks: Sequence[T], on_done: Callable[[int, R], None]) -> list[R]:
+    found: list[R] = []
+    for number, task in enumerate(tasks):
         found.append(play(task))
-        on_done()
+        on_done(number, found[-1])
     return found
 
 
-def _side_by_side(pool: ProcessPoolExecutor, tasks: Sequence[Task], on_done: Callable[[], None]) -> list[Scores]:
-    futures = [pool.submit(play, task) for task in tasks]
+def _side_by_side(
+    pool: ProcessPoolExecutor, play: Callable[[T], R], tasks: Sequence[T], on_done: Callable[[int, R], None]
+) -> list[R]:
+    futures = {pool.submit(play, task): number for number, task in enumerate(tasks)}
+    found: dict[int, R] = {}
     for future in as_completed(futures):
-        future.result()  # What went wrong in a run ends the whole, at once.
-        on_done()
-    return [future.result() for future in futures]
+        number = futures[future]
+        found[number] = future.result()  # What went wrong in a run ends the whole, at once.
+        on_done(number, found[number])
+    return [found[number] for number in range(len(tasks))]

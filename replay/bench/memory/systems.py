@@ -1,8 +1,8 @@
 """What the memory benchmark compares: our policy, those it is measured against, and bounds that nobody reaches.
 
-All of them run in one harness: the same arrivals, engines, step times and SLO limits. Baselines run engines at the best
-of a stated grid of `max_num_batched_tokens` x `max_num_seqs`, each for itself; our own policy takes what was best for the
-honest rival, and so is tuned no better than that.
+All of them run in one harness: the same arrivals, engines, step times and SLO limits. Baselines run engines at the
+best of a stated grid of `max_num_batched_tokens` x `max_num_seqs`, each for itself; our own policy takes what was best
+for the honest rival, and so is tuned no better than that.
 """
 
 from typing import Final

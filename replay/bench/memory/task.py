@@ -103,9 +103,9 @@ def builder(engine: EngineModel, system: System) -> EngineBuilder:
     """What makes the engines of a kind, for a system. ImportError where vLLM is not installed and would be needed."""
     match engine:
         case EngineModel.LIGHT:
-            from replay.engines.light import light_engine
+            from replay.engines.light import light_engine, sharing_light_engine
 
-            return partial(light_engine, shared=True) if system.shared_kv else light_engine
+            return sharing_light_engine() if system.shared_kv else light_engine
         case EngineModel.VLLM_SCHEDULER:
             from replay.engines.vllm_scheduler import vllm_engine
 

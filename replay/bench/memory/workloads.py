@@ -3,8 +3,8 @@
 - `conversation`: the Mooncake conversation trace. Its times come in batches of three seconds, and so they arrive here.
 - `conversation_embedding`: the same, with waves of embedding jobs as in `mixed`.
 - `synthetic`: the Mooncake synthetic trace: families of prompts with long common beginnings.
-- `coding`: coding-agent sessions recorded at WEKA, in a closed loop: a turn comes its think time after the answer before
-  it. Prompts of 100K tokens and more are the rule.
+- `coding`: coding-agent sessions recorded at WEKA, in a closed loop: a turn comes its think time after the answer
+  before it. Prompts of 100K tokens and more are the rule.
 - `coding_small`: the shorter ones of them.
 - `mixed`: sessions of three tenants and waves of embedding jobs (`replay.workloads.mixed`).
 
