@@ -6,12 +6,31 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, ClassVar, cast
 
+import msgspec
+
+from replay.workloads.base import Arrival
+from replay.workloads.sessions import Session
+
 LINE_BYTES_MAX = 1 << 20
 PROGRESS_EVERY = 256
 SPEED_MIN, SPEED_MAX = 0.001, 10_000
 
 OnProgress = Callable[[int, int], None]
 """Called now and then with the bytes read and the bytes in all, of the file as it is stored."""
+
+
+class Trace(msgspec.Struct, frozen=True, kw_only=True):
+    """What a file held: requests at times of their own (`arrivals`), or sessions whose begins are yet to be drawn.
+
+    `left_out` counts requests that no engine of the stated context would have taken. `estimated`: lengths were guessed
+    from text, not counted by a tokenizer.
+    """
+
+    form: str
+    arrivals: list[Arrival] = msgspec.field(default_factory=list)
+    sessions: list[Session] = msgspec.field(default_factory=list)
+    left_out: int = 0
+    estimated: bool = False
 
 
 class TraceError(Exception):
@@ -36,7 +55,9 @@ def microspeed(speed: float, path: Path) -> int:
     return round(speed * 1_000_000)
 
 
-def lines_of(path: Path, *, of: str, suffix: str, on_progress: OnProgress | None) -> Iterator[tuple[int, bytes]]:
+def lines_of(
+    path: Path, *, of: str, suffix: str, on_progress: OnProgress | None, line_bytes_max: int = LINE_BYTES_MAX
+) -> Iterator[tuple[int, bytes]]:
     """The lines that are not blank, with their numbers from 1; unpacked where the file's name ends in .gz.
 
     `of` is whose trace it is meant to be, `suffix` how such a file is named. Raises TraceError."""
@@ -44,10 +65,10 @@ def lines_of(path: Path, *, of: str, suffix: str, on_progress: OnProgress | None
     try:
         size = path.stat().st_size
         with path.open("rb") as stored, _unpacked(path, stored) as lines:
-            while line := lines.readline(LINE_BYTES_MAX):
+            while line := lines.readline(line_bytes_max):
                 number += 1
-                if len(line) >= LINE_BYTES_MAX:
-                    mend = f"a row has at most {LINE_BYTES_MAX} bytes; is this {of} trace?"
+                if len(line) >= line_bytes_max:
+                    mend = f"a row has at most {line_bytes_max} bytes; is this {of} trace?"
                     raise TraceError("the line is too long", file=str(path), line=number, mend=mend)
                 if line.strip():
                     yield number, line

@@ -1,0 +1,61 @@
+"""Sessions: turns that wait for the answers before them, and when each session of a workload begins."""
+
+from collections.abc import Sequence
+from random import Random
+
+from msgspec.structs import replace
+
+from events.base import NS_PER_S
+from replay.workloads.base import Arrival
+
+Session = tuple[Arrival, ...]
+"""The turns of one session, in order of time: `at_ns` counts from its begin, `after` and `think_ns` say which answer a
+turn waits for and for how long then. Its request ids and its own prefix ids are those of no other session."""
+
+FRESH_BITS = 64
+"""Prefix ids of a workload have fewer bits than this, so that a session that is drawn again gets ids of its own."""
+
+
+def started(sessions: Sequence[Session], *, seed: int, seconds: int, count: int) -> list[Arrival]:
+    """`count` sessions with their begins drawn evenly over `seconds`, as one workload in order of time.
+
+    Every session is drawn once before any is drawn again. One that is drawn again is another session of the same
+    shape: its requests, its session and its prefixes get fresh ids, so nothing of it is in any cache. How long turns
+    take and how long sessions think does not change: more load is more sessions. Raises ValueError when there is
+    nothing to draw from.
+    """
+    if not sessions or count < 1 or seconds < 1:
+        raise ValueError("a workload of sessions needs sessions, a count and seconds of at least 1")
+    rng = Random(seed)  # noqa: S311
+    drawn: list[Arrival] = []
+    deck: list[int] = []
+    for number in range(count):
+        if not deck:
+            deck = rng.sample(range(len(sessions)), len(sessions))
+        session = again(sessions[deck.pop()], times=number // len(sessions))
+        begin_ns = rng.randrange(seconds * NS_PER_S)
+        drawn += [replace(turn, at_ns=begin_ns + turn.at_ns) for turn in session]
+    drawn.sort(key=lambda turn: turn.at_ns)  # Stable: turns of one moment stay in the order they were drawn in.
+    return drawn
+
+
+def again(session: Session, *, times: int) -> Session:
+    """The same session as another one: for every number of `times` with ids of its own, for 0 as it is."""
+    if not times:
+        return session
+    fresh, ids = times << FRESH_BITS, dict[int, int]()
+    return tuple(
+        replace(
+            turn,
+            request_id=_named(turn.request_id, times),
+            session=_named(turn.session, times),
+            after=_named(turn.after, times),
+            # One object per id: a long session names the same prefix in every turn.
+            prefix=tuple(ids.setdefault(unit, fresh + unit) for unit in turn.prefix),
+        )
+        for turn in session
+    )
+
+
+def _named(name: str, times: int) -> str:
+    return f"{name}~{times}" if name else ""
