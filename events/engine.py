@@ -43,7 +43,9 @@ class StepModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     t = base + above*max(T-knee,0) + below*min(T,knee) + qk*Aq + context*C + seq*B with T = tokens in the
     step, Aq = sum over prefill chunks of chunk*(prior_context+chunk/2), C = sum of decode context lengths,
-    B = decode sequences. `source` names the measurement it was fitted to; "" means a guess.
+    B = decode sequences. Where attention of steps without a prefill chunk has kernels of its own, such a step takes
+    decode_base + decode_context*C + decode_seq*B instead; decode_base = 0 means that the one form holds for all.
+    `source` names the measurement it was fitted to; "" means a guess.
     """
 
     base_fs: int
@@ -54,6 +56,9 @@ class StepModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     context_fs: int
     seq_fs: int
     source: str = ""
+    decode_base_fs: int = 0
+    decode_context_fs: int = 0
+    decode_seq_fs: int = 0
 
 
 class EngineRegistered(Event, frozen=True, kw_only=True, tag="engine_registered.v1"):

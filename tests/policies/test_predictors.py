@@ -9,7 +9,7 @@ from hypothesis import given, strategies
 from events.base import NS_PER_MS
 from policies.predictors import ttft
 from policies.predictors.peak_memory import Growing, peak_blocks, peak_tokens
-from policies.predictors.step_time import prefill_ns, step_ns
+from policies.predictors.step_time import decode_grow_fs, prefill_ns, step_ns
 from policies.predictors.tpot import Decoding, Pace, breaks_pace
 from tests.policies.words import FS_PER_MS, STEP
 
@@ -109,6 +109,20 @@ def test_pace(one: Decoding | None, before: Pace, after: Pace, own_limit: int, b
 
 def test_a_margin_widens_the_limit() -> None:
     assert not breaks_pace([], before=Pace(1, 0, 0), after=Pace(11, 0, 0), own_limit_ns=10, margin_ppm=1_100_000)
+
+
+def test_a_step_that_only_decodes_has_its_own_time_where_the_model_brings_one() -> None:
+    split = msgspec.structs.replace(
+        STEP, context_fs=10**9, decode_base_fs=4 * FS_PER_MS, decode_context_fs=10**8, decode_seq_fs=10**9
+    )
+    only, mixed = (step_ns(split, tokens=tokens, context=1_000, seqs=8) for tokens in (8, 9))
+    assert (only, mixed) == (4 * MS + 100_000 + 8_000, 10 * MS + 1_000_000)
+    assert decode_grow_fs(split, 8) == 8 * 10**8
+    assert decode_grow_fs(msgspec.structs.replace(split, decode_base_fs=0), 8) == 8 * 10**9
+
+
+def test_a_model_without_a_decode_fit_is_written_as_before() -> None:
+    assert b"decode" not in msgspec.json.encode(STEP)
 
 
 def test_the_round_model_is_round() -> None:

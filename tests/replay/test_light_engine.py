@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from events.base import EngineId, ModelId, RequestId, RequestKind
 from events.engine import Capability, EngineKind, EngineRegistered, StepModel
@@ -22,6 +23,8 @@ STEP = StepModel(
     base_fs=6_000_000_000_123, above_fs=19_740_412_135, below_fs=11_689_306_693, knee_tokens=64,
     qk_fs=935_465, context_fs=44_385_941, seq_fs=1_000_003,
 )  # fmt: skip
+SPLIT = structs.replace(STEP, decode_base_fs=5_000_000_000_321, decode_context_fs=21_000_007, decode_seq_fs=3_000_017)
+"""A board where steps that only decode have kernels of their own."""
 
 
 def engine(
@@ -80,7 +83,10 @@ class Plain:
 class PlainEngine:
     """First come, first served, stepwise. `next_step` does one whole step and says what came out of it."""
 
-    def __init__(self, kv_blocks: int, block_tokens: int, seqs_max: int, batch_tokens: int) -> None:
+    def __init__(
+        self, kv_blocks: int, block_tokens: int, seqs_max: int, batch_tokens: int, step: StepModel = STEP
+    ) -> None:
+        self.step = step
         self.total, self.bt, self.seqs_max, self.batch = kv_blocks, block_tokens, seqs_max, batch_tokens
         self.waiting: deque[Plain] = deque()
         self.running: list[Plain] = []
@@ -175,7 +181,7 @@ class PlainEngine:
                 pairs += (seq.computed + count) ** 2 - seq.computed**2
         context = sum(seq.request.prompt_tokens + seq.emitted for seq in decodes)
         tokens = len(decodes) + sum(count for _, count in chunks)
-        self.at_fs += step_fs(STEP, tokens=tokens, qk=pairs // 2, context=context, seqs=len(decodes))
+        self.at_fs += step_fs(self.step, tokens=tokens, qk=pairs // 2, context=context, seqs=len(decodes))
         at_ns, out = -(-self.at_fs // FS_PER_NS), list[Outcome]()
         for seq in decodes:
             seq.emitted += 1
@@ -245,8 +251,8 @@ def requests(loads: list[Load]) -> list[tuple[int, SimRequest]]:
     return out
 
 
-def run_plain(work: list[tuple[int, SimRequest]], **shape: int) -> list[Outcome]:
-    one, out, todo = PlainEngine(**shape), list[Outcome](), deque(work)
+def run_plain(work: list[tuple[int, SimRequest]], step: StepModel, **shape: int) -> list[Outcome]:
+    one, out, todo = PlainEngine(**shape, step=step), list[Outcome](), deque(work)
     while todo or one.waiting or one.running:
         if not one.waiting and not one.running:
             one.at_fs = max(one.at_fs, todo[0][0] * FS_PER_NS)
@@ -282,11 +288,11 @@ SHAPE = {"kv_blocks": 40, "block_tokens": 4, "seqs_max": 6, "batch_tokens": 24}
 
 
 @settings(max_examples=250, deadline=None)
-@given(LOADS, st.lists(st.integers(0, 3_000 * MS), max_size=30))
-def test_many_steps_at_once_equal_one_by_one(loads: list[Load], polls_ns: list[int]) -> None:
+@given(LOADS, st.lists(st.integers(0, 3_000 * MS), max_size=30), st.sampled_from([STEP, SPLIT]))
+def test_many_steps_at_once_equal_one_by_one(loads: list[Load], polls_ns: list[int], step: StepModel) -> None:
     work = requests(loads)
-    light = run_light(work, polls_ns, engine(**SHAPE))
-    assert ends(light) == ends(run_plain(work, **SHAPE))
+    light = run_light(work, polls_ns, engine(**SHAPE, step=step))
+    assert ends(light) == ends(run_plain(work, step, **SHAPE))
 
 
 @settings(max_examples=80, deadline=None)
