@@ -18,17 +18,18 @@ from replay.code_version import code_version, policy_digest
 
 
 class VirtualLog:
-    """`on_decision(event, place)` hears every decision when it stands in the log. `now_ns` is set by the owner of
-    time."""
+    """`on_decision(event, place)` hears every decision when it stands in the log, `on_message` every message. `now_ns`
+    is set by the owner of time."""
 
     def __init__(
-        self, pool: PoolId, deciders: Mapping[str, Decider[Any]], on_decision: Callable[[Event, Cause], None]
+        self, pool: PoolId, deciders: Mapping[str, Decider[Any]], on_decision: Callable[[Event, Cause], None],
+        *, on_message: Callable[[Message], None] | None = None,
     ) -> None:  # fmt: skip
         self.pool = pool
         self.now_ns = 0
         self.messages: list[Message] = []
         self._actors = [(decider, begin(decider)) for decider in deciders.values()]
-        self._on_decision = on_decision
+        self._on_decision, self._on_message = on_decision, on_message
         self._unanswered: deque[list[Recorded]] = deque()
         self._answering = False
         self._digest = digest.start(pool)
@@ -87,6 +88,8 @@ class VirtualLog:
         message = Message(len(self.messages) + 1, subject, body, {})
         self.messages.append(message)
         self._digest = digest.extend(self._digest, message)
+        if self._on_message is not None:
+            self._on_message(message)
         # Read back from its bytes: deciders get exactly what a replay will get.
         self._unanswered.append(codec.decode(message.seq, subject, body))
         return message.seq
