@@ -164,7 +164,8 @@ class OutputTraced(Event, frozen=True, kw_only=True, tag="output_traced.v1"):
 
     `after` is the request whose end this one waited for ("" = it came at its own time), `think_ns` how long after that
     end it came. `kv_cache_tokens` and `kv_cache_bytes` are what it is expected to hold at its end,
-    `embedding_workspace_bytes` what an embedding job holds while it runs (0 = not said).
+    `embedding_workspace_bytes` what an embedding job holds while it runs (0 = not said). `slo_ttft_min_ns` and
+    `slo_ttft_factor` are the envelope that its TTFT limit comes from on any engine (0 = that of the run).
     """
 
     request_id: RequestId
@@ -174,3 +175,5 @@ class OutputTraced(Event, frozen=True, kw_only=True, tag="output_traced.v1"):
     kv_cache_tokens: int = 0
     kv_cache_bytes: int = 0
     embedding_workspace_bytes: int = 0
+    slo_ttft_min_ns: int = 0
+    slo_ttft_factor: int = 0

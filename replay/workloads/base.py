@@ -15,7 +15,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     In a closed loop a turn with an `after` comes `think_ns` after the end of that request, and not at all if that one
     had no answer; `at_ns` is then where it stood in its trace, which an open loop goes by.
 
-    `slo` None = that of the run.
+    `slo` None = that of the run. `estimated`: the prompt's length was guessed from its text.
     """
 
     at_ns: int
@@ -34,3 +34,4 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     after: str = ""
     think_ns: int = 0
     slo: Slo | None = None
+    estimated: bool = False

@@ -70,9 +70,7 @@ def arrivals_to_messages(
         now_ns = TRACE_START_NS + arrival.at_ns
         said = [
             codec.Said(event=arrived(arrival, engine, holder=TRACE_HOLDER, now_ns=now_ns, slo=slo)),
-            codec.Said(
-                event=OutputTraced(request_id=RequestId(arrival.request_id), output_tokens=arrival.output_tokens)
-            ),
+            codec.Said(event=_traced(arrival)),
         ]
         body = codec.encode(owner=SOURCE, ts_ns=now_ns, said=said)
         yield Message(seq, subjects.fact(pool, SOURCE, subjects.SEVERAL), body, {})
@@ -82,21 +80,32 @@ def arrivals_of(messages: Iterable[Message]) -> list[Arrival]:
     """The arrivals in a log, first attempts only, counted from the first. The true output length is the traced one,
     else the client's cap, else 1."""
     seen: list[tuple[int, RequestArrived]] = []
-    outputs: dict[RequestId, int] = {}
+    traced: dict[RequestId, OutputTraced] = {}
     for message in messages:
         for recorded in codec.decode(message.seq, message.subject, message.body):
             match recorded.event:
                 case RequestArrived(attempt=0) as event:
                     seen.append((recorded.ts_ns, event))
-                case OutputTraced(request_id=request_id, output_tokens=output_tokens):
-                    outputs[request_id] = output_tokens
+                case OutputTraced() as event:
+                    traced[event.request_id] = event
                 case _:
                     pass
     start_ns = TRACE_START_NS if seen and seen[0][1].holder == TRACE_HOLDER else (seen[0][0] if seen else 0)
-    return [_arrival(ts_ns - start_ns, event, outputs) for ts_ns, event in seen]
+    return [_arrival(ts_ns - start_ns, event, traced.get(event.request_id)) for ts_ns, event in seen]
 
 
-def _arrival(at_ns: int, event: RequestArrived, outputs: dict[RequestId, int]) -> Arrival:
+def _traced(arrival: Arrival) -> OutputTraced:
+    return OutputTraced(
+        request_id=RequestId(arrival.request_id),
+        output_tokens=arrival.output_tokens,
+        after=RequestId(arrival.after),
+        think_ns=arrival.think_ns,
+        slo_ttft_min_ns=arrival.slo.ttft_min_ns if arrival.slo is not None else 0,
+        slo_ttft_factor=arrival.slo.ttft_factor if arrival.slo is not None else 0,
+    )
+
+
+def _arrival(at_ns: int, event: RequestArrived, traced: OutputTraced | None) -> Arrival:
     return Arrival(
         at_ns=at_ns,
         request_id=event.request_id,
@@ -104,19 +113,23 @@ def _arrival(at_ns: int, event: RequestArrived, outputs: dict[RequestId, int]) -
         tenant=event.tenant,
         model=event.model,
         prompt_tokens=event.prompt_tokens,
-        output_tokens=outputs.get(event.request_id, max(1, event.tokens_max)),
+        output_tokens=traced.output_tokens if traced is not None else max(1, event.tokens_max),
         tokens_max=event.tokens_max,
         prefix=_units(event.slices),
         prefix_tokens=event.slice_tokens,
         inputs=event.inputs,
         priority=event.priority,
         session=event.session,
-        slo=_slo(event),
+        after=traced.after if traced is not None else "",
+        think_ns=traced.think_ns if traced is not None else 0,
+        slo=_slo(event, traced),
     )
 
 
-def _slo(event: RequestArrived) -> Slo | None:
-    """What was asked of it where it was recorded; a trace asks what the run asks."""
+def _slo(event: RequestArrived, traced: OutputTraced | None) -> Slo | None:
+    """What was asked of it: by its trace, else where it was recorded; None leaves it to the run."""
+    if traced is not None and traced.slo_ttft_min_ns:
+        return Slo(ttft_min_ns=traced.slo_ttft_min_ns, ttft_factor=traced.slo_ttft_factor, tpot_ns=event.slo_tpot_ns)
     if event.holder == TRACE_HOLDER:
         return None
     return Slo(ttft_min_ns=event.slo_ttft_ns, ttft_factor=0, tpot_ns=event.slo_tpot_ns)

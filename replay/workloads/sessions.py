@@ -57,5 +57,19 @@ def again(session: Session, *, times: int) -> Session:
     )
 
 
+def chained(arrivals: Sequence[Arrival], took_ns: Sequence[int]) -> list[Arrival]:
+    """The same arrivals, in order of time, with every turn behind the one before it in its session: it thinks for what
+    lies between the two, less what the answer between took by `took_ns` (0 at least). Without a session: as it is."""
+    last: dict[str, tuple[str, int]] = {}
+    behind: list[Arrival] = []
+    for one, took in zip(arrivals, took_ns, strict=True):
+        before = last.get(one.session)
+        think_ns = max(0, one.at_ns - before[1]) if before else 0
+        behind.append(replace(one, after=before[0], think_ns=think_ns) if before else one)
+        if one.session:
+            last[one.session] = one.request_id, one.at_ns + took
+    return behind
+
+
 def _named(name: str, times: int) -> str:
     return f"{name}~{times}" if name else ""

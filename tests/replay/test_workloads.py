@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from events import codec
-from events.base import NS_PER_MS, NS_PER_S, PoolId, RequestKind
+from events.base import NS_PER_MS, NS_PER_S, HolderId, PoolId, RequestKind
 from events.log.base import Message
 from events.request import RequestArrived
 from replay.costmodel import registered
@@ -81,7 +81,8 @@ ARRIVALS = st.lists(
         tenant=st.sampled_from(["a", "b"]), prompt_tokens=st.integers(1, 5_000), output_tokens=st.integers(0, 500),
         tokens_max=st.integers(0, 500), prefix=st.lists(st.integers(0, 2**100), max_size=8).map(tuple),
         prefix_tokens=st.sampled_from([16, 256, 512]), inputs=st.integers(1, 9), priority=st.integers(-3, 3),
-        session=st.sampled_from(["", "s1"]),
+        session=st.sampled_from(["", "s1"]), after=st.sampled_from(["", "r0"]), think_ns=st.integers(0, 10**12),
+        slo=st.none(),
     ),
     max_size=20,
 )  # fmt: skip
@@ -97,6 +98,20 @@ def test_a_workload_survives_its_journal_but_for_cut_units(drawn: list[Arrival])
     messages = list(arrivals_to_messages(arrivals, ENGINE, pool=POOL))
     assert arrivals_of(messages) == whole
     assert [m.seq for m in messages] == list(range(1, len(arrivals) + 1))
+
+
+def test_an_envelope_survives_its_journal_and_a_recorded_limit_stays() -> None:
+    asked = msgspec.structs.replace(mixed(1)[0], slo=Slo(ttft_min_ns=3 * NS_PER_S, ttft_factor=5, tpot_ns=7))
+    (message,) = arrivals_to_messages([asked], ENGINE, pool=POOL)
+    (back,) = arrivals_of([message])
+    assert back.slo == asked.slo
+    live = codec.decode(1, message.subject, message.body)[0].event
+    assert isinstance(live, RequestArrived)
+    live = msgspec.structs.replace(live, holder=HolderId("gw-1"))
+    body = codec.encode(owner="gw-1", ts_ns=50, said=[codec.Said(event=live)])
+    (recorded,) = arrivals_of([Message(1, message.subject, body, {})])
+    assert recorded.slo is not None
+    assert recorded.slo.ttft_ns(10, ENGINE) == recorded.slo.ttft_ns(100_000, ENGINE) == live.slo_ttft_ns
 
 
 def test_a_log_without_traced_outputs_is_read_by_its_caps() -> None:
