@@ -236,7 +236,10 @@ def _without_defaults(value: Any) -> Any:
         if value.between is not None:
             least, most = value.between
             return least if least == most else {"between": [least, most]}
-        return {"parts": [list(part) for part in value.parts]} if value.parts else {"quantiles": dict(value.quantiles)}
+        if value.parts:
+            return {"parts": [list(part) for part in value.parts]}
+        whole = {int(percent) if percent == int(percent) else percent: v for percent, v in value.quantiles.items()}
+        return {"quantiles": whole}
     if isinstance(value, msgspec.Struct):
         fields = msgspec.structs.fields(value)
         told = {field.name: getattr(value, field.name) for field in fields}

@@ -1,6 +1,7 @@
 """Sessions: turns that wait for the answers before them, and when each session of a workload begins."""
 
 from collections.abc import Sequence
+from hashlib import blake2b
 from random import Random
 
 from msgspec.structs import replace
@@ -12,8 +13,8 @@ Session = tuple[Arrival, ...]
 """The turns of one session, in order of time: `at_ns` counts from its begin, `after` and `think_ns` say which answer a
 turn waits for and for how long then. Its request ids and its own prefix ids are those of no other session."""
 
-FRESH_BITS = 64
-"""Prefix ids of a workload have fewer bits than this, so that a session that is drawn again gets ids of its own."""
+ID_BYTES = 16
+"""Prefix ids fit into so many, as fingerprints do."""
 
 
 def started(sessions: Sequence[Session], *, seed: int, seconds: int, count: int) -> list[Arrival]:
@@ -43,7 +44,7 @@ def again(session: Session, *, times: int) -> Session:
     """The same session as another one: for every number of `times` with ids of its own, for 0 as it is."""
     if not times:
         return session
-    fresh, ids = times << FRESH_BITS, dict[int, int]()
+    mask, ids = int.from_bytes(blake2b(b"again %d" % times, digest_size=ID_BYTES).digest()), dict[int, int]()
     return tuple(
         replace(
             turn,
@@ -51,7 +52,7 @@ def again(session: Session, *, times: int) -> Session:
             session=_named(turn.session, times),
             after=_named(turn.after, times),
             # One object per id: a long session names the same prefix in every turn.
-            prefix=tuple(ids.setdefault(unit, fresh + unit) for unit in turn.prefix),
+            prefix=tuple(ids.setdefault(unit, unit ^ mask) for unit in turn.prefix),
         )
         for turn in session
     )
