@@ -94,7 +94,7 @@ class ActorReplay:
         self._quarantined = foreseen.quarantined.get(decider.name, frozenset())
         self._watermarks = [epoch.watermark for epoch in self.epochs]
         self._others = [bool(code_version) and e.code_version not in ("", code_version) for e in self.epochs]
-        self._recorded = _Recall(source, decider.name) if any(self._others) else None
+        self._recorded = Recall(source, decider.name) if any(self._others) else None
 
     def epoch_of(self, cause: Cause) -> int:
         """Index of the epoch whose owner answers this cause."""
@@ -108,7 +108,7 @@ class ActorReplay:
         """Take one record in; the decisions for it, computed here or (another version's) as recorded."""
         said = None
         if self._recorded is not None and self._others[self.epoch_of(recorded.at)]:
-            said = self._recorded.at(recorded.at)
+            said = [one.event for one in self._recorded.at(recorded.at)]
         return advance(self.decider, self.progress, recorded, quarantined=self._quarantined, said=said)
 
 
@@ -132,21 +132,26 @@ def replay(source: Source, deciders: Mapping[str, Decider[Any]], *, code_version
                     yield Step(recorded, actor.decider.name, decisions)
 
 
-class _Recall:
-    """What stands in the log for a cause: a second reading that runs ahead of the first, and holds one cause."""
+class Recall:
+    """What an actor said in the log, by cause: a second reading that runs ahead of the first, and holds one cause."""
 
     def __init__(self, source: Source, actor: str) -> None:
         self._answers = _answers(source, actor)
-        self._next: tuple[Cause, list[Event]] | None = next(self._answers, None)
+        self._next: tuple[Cause, list[Recorded]] | None = next(self._answers, None)
 
-    def at(self, cause: Cause) -> list[Event]:
-        """The decisions recorded for a cause. Causes are asked for in log order."""
+    @property
+    def ended(self) -> bool:
+        """Whether nothing was said because of any cause behind the one that was asked for last."""
+        return self._next is None
+
+    def at(self, cause: Cause) -> list[Recorded]:
+        """The decisions recorded for a cause, in their places. Causes are asked for in log order."""
         while self._next is not None and self._next[0] < cause:
             self._next = next(self._answers, None)
         return self._next[1] if self._next is not None and self._next[0] == cause else []
 
 
-def _answers(source: Source, actor: str) -> Iterator[tuple[Cause, list[Event]]]:
+def _answers(source: Source, actor: str) -> Iterator[tuple[Cause, list[Recorded]]]:
     """An actor's recorded decisions by cause, each cause once and in order; repeats are passed over."""
     last = BEFORE_ALL
     for message in source:
@@ -158,7 +163,7 @@ def _answers(source: Source, actor: str) -> Iterator[tuple[Cause, list[Event]]]:
             cause = position_of(text, answers[0])
             if cause > last:
                 last = cause
-                yield cause, [recorded.event for recorded in answers]
+                yield cause, answers
 
 
 def _epoch(recorded: Recorded, started: ActorStarted) -> Epoch:

@@ -12,6 +12,7 @@ import click
 from events.base import PoolId
 from services.commands.options import Settings, with_output, with_settings
 from services.commands.simulate import simulate
+from services.commands.whatif import whatif
 from services.runtime.output import Exit, Output
 
 JOURNAL = click.Path(path_type=Path, dir_okay=False)
@@ -19,10 +20,11 @@ JOURNAL = click.Path(path_type=Path, dir_okay=False)
 
 @click.group()
 def command() -> None:
-    """Export, verify, import and simulate logs."""
+    """Export, verify, import and simulate logs; try other policies on them."""
 
 
 command.add_command(simulate)
+command.add_command(whatif)
 
 
 @command.command()

@@ -73,14 +73,15 @@ def _show_divergence(first: Divergence, console: Console) -> None:
             Text(f"  {name}: recorded {_field(first.recorded, name)}, recomputed {_field(first.recomputed, name)}")
         )
     for link in first.chain:
-        console.print(Text(f"  {link.at:>10}  {link.owner or '-'}  {_plain(link)}"))
+        console.print(Text(f"  {link.at:>10}  {link.owner or '-'}  {plain_link(link)}"))
 
 
 def _field(values: dict[str, Any] | None, name: str) -> str:
     return repr((values or {}).get(name))
 
 
-def _plain(link: Link) -> str:
+def plain_link(link: Link) -> str:
+    """A record on one line."""
     fields = ", ".join(f"{name}={_short(value)}" for name, value in link.event.items() if name != "type")
     return f"{link.event.get('type', '')}({fields})"
 

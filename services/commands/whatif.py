@@ -1,0 +1,163 @@
+"""`tidegate replay whatif`: what other policies would have decided in a log, and what would have become of it."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from services.commands.options import Settings, with_output, with_settings
+from services.runtime.config_sources import ConfigError, meant
+from services.runtime.output import Exit, Output
+
+if TYPE_CHECKING:
+    from replay.journal_source import JournalSource
+    from replay.tried import Candidate
+    from replay.whatif import OpenLoop
+    from replay.whatif_closed import ClosedLoop
+
+FORMAT = "tidegate.whatif.v1"
+
+
+class Answer(msgspec.Struct, kw_only=True):
+    """What `--json` says. `open_loop` compares decisions, each with the same facts and the same past; `closed_loop`
+    outcomes, where an engine model answers (None: not asked for)."""
+
+    format: str = FORMAT
+    pool: str
+    open_loop: "OpenLoop"
+    closed_loop: "ClosedLoop | None" = None
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path, dir_okay=False), required=False, metavar="[JOURNAL]")
+@click.option("--pool", help="Try them on this pool's live log instead of a journal.")
+@click.option("--policy", "policies", multiple=True, metavar="NAME",
+              help="A preset, or recorded (as it was decided); several are tried side by side.")  # fmt: skip
+@click.option("--closed-loop", "closed", is_flag=True, help="Also run it again, with an engine model that answers.")
+@click.option("--own-times", is_flag=True, help="Turns of sessions come when they came, answered or not.")
+@click.option("--step-model", metavar="PROFILE", help="Step times of engines that told none, such as llama-3-8b_h100.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the lengths of answers that nobody gave.")
+@click.option("--same", is_flag=True, help="Exit code 1 unless every decision is the same.")
+@with_settings
+@with_output
+def whatif(
+    path: Path | None, pool: str | None, policies: tuple[str, ...], closed: bool, own_times: bool,
+    step_model: str | None, seed: int, same: bool, settings: Settings, out: Output,
+) -> int:  # fmt: skip
+    """What other policies would have decided, and what would have become of the requests.
+
+    Policies are presets; --set ACTOR.KEY=VALUE changes each of them, or what was recorded where none is named.
+    Decisions are compared step by step with the same facts and the same past. With --closed-loop an engine model
+    answers; the recorded policy is modelled too, and its distance from what was observed is the error.
+    """
+    if (path is None) == (pool is None):
+        raise click.UsageError("name a journal, or a pool with --pool")
+    if not closed and (own_times or step_model is not None):
+        raise click.UsageError("--own-times and --step-model go with --closed-loop")
+    changes, rest = split(settings)
+    wanted = candidates(policies, changes)
+    if not wanted:
+        raise click.UsageError("name what to try: --policy NAME, or --set ACTOR.KEY=VALUE")
+    with _source(path, pool, rest, out) as source:
+        answer = Answer(pool=source.pool, open_loop=_decisions(source, wanted, out))
+        if closed:
+            seeds = tuple(range(seed, seed + 3))
+            answer.closed_loop = _outcomes(source, wanted, seeds, step_model, sessions_wait=not own_times, out=out)
+    from services.commands.whatif_text import show
+
+    out.result(answer, lambda console: show(answer, console, str(path or "")))
+    differ = any(one.total("differ") or any(d.failed for d in one.actors) for one in answer.open_loop.tried)
+    return Exit.NO if same and differ else Exit.FINE
+
+
+def split(settings: Settings) -> tuple[dict[str, dict[str, Any]], Settings]:
+    """What the command line changes of policies, by actor (`admission.queue_max=7`, or with `policies.` before it), and
+    the settings without that. Raises UsageError."""
+    from policies.catalog import ACTORS
+    from services.runtime.amounts import setting_of
+
+    changes: dict[str, dict[str, Any]] = {}
+    rest = []
+    for text in settings.overrides:
+        name, sign, value = text.removeprefix("policies.").partition("=")
+        actor, dot, key = name.partition(".")
+        if text.startswith("policies.") and actor not in ACTORS:
+            raise click.UsageError(f"--set {text}: there is no actor {actor!r}{meant(actor, list(ACTORS))}")
+        if actor not in ACTORS or not dot:
+            rest.append(text)
+            continue
+        if not sign:
+            raise click.UsageError(f"--set {text}: write ACTOR.KEY=VALUE")
+        changes.setdefault(actor, {})[key] = setting_of(key, value)
+    return changes, Settings(settings.file, tuple(rest))
+
+
+def candidates(policies: tuple[str, ...], changes: dict[str, dict[str, Any]]) -> "list[Candidate]":
+    """What is tried: each policy with the changes; without one the recorded policy, where anything is changed. Raises
+    ConfigError."""
+    from policies.catalog import PRESETS
+    from replay.tried import RECORDED, candidate
+
+    found = []
+    for name in policies or ((RECORDED,) if changes else ()):
+        if name not in (RECORDED, *PRESETS):
+            what = f"no policy {name!r}{meant(name, [RECORDED, *PRESETS])}"
+            raise ConfigError(what, where="--policy", key="", allowed=", ".join([RECORDED, *PRESETS]))
+        try:
+            found.append(candidate(name, changes))
+        except ValueError as error:
+            raise ConfigError(str(error), where="--set", key="") from error
+    return found
+
+
+@contextmanager
+def _source(path: Path | None, pool: str | None, settings: Settings, out: Output) -> "Iterator[JournalSource]":
+    from replay.journal_source import JournalSource
+
+    if path is not None:
+        yield JournalSource(path)
+        return
+    from events.base import PoolId
+    from services import journals
+    from services.runtime.aio import run
+
+    with tempfile.TemporaryDirectory(prefix="tidegate-") as folder:
+        exported = Path(folder) / f"{pool}.jsonl"
+        with out.progress(f"export of pool {pool}") as advance:
+            run(journals.export(settings.load(), PoolId(str(pool)), exported, on_progress=advance))
+        yield JournalSource(exported)
+
+
+def _decisions(source: "JournalSource", wanted: "list[Candidate]", out: Output) -> "OpenLoop":
+    from replay.code_version import code_version
+    from replay.whatif import open_loop
+
+    with out.progress("decide again") as advance:
+        return open_loop(source, source.pool, wanted, code_version=code_version(), on_progress=advance)
+
+
+def _outcomes(
+    source: "JournalSource", wanted: "list[Candidate]", seeds: tuple[int, ...], step_model: str | None, *,
+    sessions_wait: bool, out: Output,
+) -> "ClosedLoop":  # fmt: skip
+    from replay.costmodel import STEP_MODELS
+    from replay.recorded import NotModelled
+    from replay.whatif_closed import closed_loop
+
+    if step_model is not None and step_model not in STEP_MODELS:
+        what = f"no step model {step_model!r}{meant(step_model, list(STEP_MODELS))}"
+        raise ConfigError(what, where="--step-model", key="", allowed=", ".join(STEP_MODELS))
+    with out.progress("run again") as advance:
+        try:
+            return closed_loop(
+                source, source.pool, wanted, seeds=seeds, sessions_wait=sessions_wait,
+                step_model=STEP_MODELS[step_model] if step_model is not None else None,
+                on_progress=lambda _policy, done, _of: advance(done),
+            )  # fmt: skip
+        except NotModelled as error:
+            mend = "--step-model PROFILE" if "step" in str(error) else "a journal of a pool that served requests"
+            raise ConfigError(str(error), where=str(source.path), key="", allowed=mend) from error
