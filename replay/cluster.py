@@ -125,8 +125,8 @@ def simulate(
     """
     turns = Turns(arrivals, closed_loop=closed_loop, until_ns=until_ns)
     wanted = _Wanted(
-        control_ns=control_ns, retry_rejected=closed_loop if retry_rejected is None else retry_rejected, slo=slo, on_progress=on_progress,
-        on_message=on_message, tiers=tiers or {}, transfer_faults=transfer_faults, build=build,
+        control_ns=control_ns, retry_rejected=closed_loop if retry_rejected is None else retry_rejected, slo=slo,
+        on_progress=on_progress, on_message=on_message, tiers=tiers or {}, transfer_faults=transfer_faults, build=build,
     )  # fmt: skip
     cluster = _Cluster(turns, engines, PoolId(pool), holders, wanted)
     cluster.begin(settings or {}, faults)

@@ -2,24 +2,38 @@
 
 SLO met = TTFT and mean TPOT within what the request arrived with; for an embedding, the vectors within the TTFT
 limit. Every request that arrived in the window counts: rejected, expired, aborted and unfinished ones are missed, and
-their TTFT and TPOT are infinite in the percentiles (None). A request that was offered again (attempt 1) is one
-request. Goodput = SLO-met requests per second of the window, which is the time in which requests arrive.
+their TTFT and TPOT are infinite in the percentiles (None). So do those that were to come and were never sent, because
+an earlier turn had no answer (`replay.turns`). A request that was offered again (attempt 1) is one request, and its
+times count from then. Goodput = SLO-met requests per second of the window, which is the time in which requests arrive.
+
+Reused tokens stand by where they came from: the slower tiers and peers by what engines say of their slices, the device
+for the rest. Throughput that fluctuates is what engines computed, prompts and output; occupancy is the part of the KV
+blocks in use. Fluctuation = standard deviation / mean over 10 s steps of the middle 80 % of the window.
 """
 
 from collections.abc import Iterable, Sequence
+from statistics import fmean, pstdev
 from typing import Any
 
 import msgspec
 
 from events import codec
-from events.base import NS_PER_S, EngineId, Event, Recorded, RequestId, RequestKind
+from events.base import NS_PER_S, Recorded, RequestId, RequestKind
 from events.decisions import HolderLost, RequestAdmitted, RequestDeferred, RequestRejected, Would
-from events.engine import EngineMeasured
 from events.log.base import Message
 from events.request import FirstTokenSeen, RequestAborted, RequestArrived, RequestExpired, RequestFinished
+from replay.gauges import DEVICE, DRAM, PEER, SSD, Gauges
 from replay.workloads.base import Arrival
 
 WINDOW_MIN_NS = NS_PER_S
+STEP_NS = 10 * NS_PER_S
+"""Fluctuation is that of means over so long."""
+MIDDLE = (10, 90)
+"""Percent of the window between which it is measured: what fills up and what runs dry are left out."""
+STEPS_MIN = 3
+"""Fewer steps say nothing of a fluctuation."""
+NS_PER_HOUR = 3_600 * NS_PER_S
+MILLION = 1_000_000
 PROMPT_CLASSES: tuple[tuple[str, int], ...] = (("<4K", 4_096), ("4-16K", 16_384), ("16-32K", 32_768))
 """Prompt lengths that are told apart: name, and the first length that is no longer in it."""
 PROMPT_CLASS_LAST = ">=32K"
@@ -48,7 +62,12 @@ class Error(msgspec.Struct, kw_only=True):
 
 
 class Scores(msgspec.Struct, kw_only=True):
-    """What a run was worth. Times in ns; None = infinite (or nothing to measure). See the module for the words."""
+    """What a run was worth. Times in ns; None = infinite (or nothing to measure). See the module for the words.
+
+    `prompt_tokens` and `hit_tokens_by_tier` are those of finished requests; `tokens_per_s` are prompts and output of
+    what finished within the window; `slo_tokens` those of requests that met their SLO, to which `device_ns` (engines x
+    window) is held as hours per million. `migrations` and `prefetches` count orders, `quota_moves` moves of shares.
+    """
 
     requests: int = 0
     finished: int = 0
@@ -99,16 +118,26 @@ class Scores(msgspec.Struct, kw_only=True):
         return out
 
 
-class _Request:
-    """What the log says of one request."""
+class Life:
+    """What the log says of one request. `over_ns` is when it ended, or was last rejected; 0 = not yet."""
 
-    __slots__ = ("admitted", "admitted_ns", "arrived", "arrived_ns", "ended", "finished", "first_ns", "retried")
+    __slots__ = (
+        "admitted",
+        "admitted_ns",
+        "arrived",
+        "arrived_ns",
+        "ended",
+        "finished",
+        "first_ns",
+        "over_ns",
+        "retried",
+    )
 
     def __init__(self, arrived: RequestArrived, arrived_ns: int) -> None:
         self.arrived, self.arrived_ns = arrived, arrived_ns
         self.admitted: RequestAdmitted | None = None
         self.finished: RequestFinished | None = None
-        self.admitted_ns = 0
+        self.admitted_ns = self.over_ns = 0
         self.first_ns: int | None = None
         self.ended = ""
         self.retried = False
@@ -125,95 +154,95 @@ class _Request:
 
 
 class Scorer:
-    """Takes records in one by one; `scores` at any time says how things stand."""
+    """Takes records in one by one; `scores` at any time says how things stand. `gauges` are the pool's, in steps of
+    `step_ns`; `begun_ns` is the time of the first record, and `slice_tokens` what prompts are sliced by."""
 
-    def __init__(self) -> None:
-        self._requests: dict[RequestId, _Request] = {}
-        self._preempted: dict[EngineId, tuple[int, int]] = {}
-        self._deferrals = 0
+    def __init__(self, *, step_ns: int = STEP_NS) -> None:
+        self.gauges = Gauges(step_ns)
+        self._lives: dict[RequestId, Life] = {}
+        self._deferrals = self.slice_tokens = 0
         self._would: dict[str, int] = {}
-        self._now_ns = 0
+        self.begun_ns = self._now_ns = 0
+
+    @property
+    def lives(self) -> list[Life]:
+        """All requests, in the order in which they arrived."""
+        return list(self._lives.values())
 
     def take(self, recorded: Recorded) -> None:
         """Take one record in, in log order."""
         self._now_ns = max(self._now_ns, recorded.ts_ns)
+        self.begun_ns = self.begun_ns or recorded.ts_ns
         match recorded.event:
             case RequestArrived() as event:
                 self._arrived(event, recorded.ts_ns)
-            case EngineMeasured() as event:
-                total, last = self._preempted.get(event.engine_id, (0, 0))
-                grown = event.preemptions_total - last
-                # A total that went back counts from an engine that started anew.
-                total += grown if grown >= 0 else event.preemptions_total
-                self._preempted[event.engine_id] = (total, event.preemptions_total)
+            case RequestAdmitted() | FirstTokenSeen() | RequestFinished() as event:
+                self._served(event, recorded.ts_ns)
+            case RequestRejected() | RequestAborted() as event:
+                self._end(event.request_id, event.reason.value, recorded.ts_ns)
+            case RequestExpired() as event:
+                self._end(event.request_id, EXPIRED, recorded.ts_ns)
             case HolderLost() as event:
                 for request_id in event.requests:
-                    self._end(request_id, HOLDER_LOST)
+                    self._end(request_id, HOLDER_LOST, recorded.ts_ns)
             case RequestDeferred():
                 self._deferrals += 1
             case event:
-                self._of_request(event, recorded.ts_ns)
+                self.gauges.take(event, recorded.ts_ns)
 
     def _arrived(self, event: RequestArrived, ts_ns: int) -> None:
-        known = self._requests.get(event.request_id)
+        known = self._lives.get(event.request_id)
         if known is None:
-            self._requests[event.request_id] = _Request(event, ts_ns)
+            self._lives[event.request_id] = Life(event, ts_ns)
+            if event.slices:
+                self.slice_tokens = event.slice_tokens
         elif event.attempt:
-            known.retried, known.ended, known.arrived = True, "", event
+            known.retried, known.ended, known.arrived, known.over_ns = True, "", event, 0
 
-    def _of_request(self, event: Event, ts_ns: int) -> None:
+    def _served(self, event: RequestAdmitted | FirstTokenSeen | RequestFinished, ts_ns: int) -> None:
+        known = self._lives.get(event.request_id)
         match event:
             case RequestAdmitted():
-                known = self._requests.get(event.request_id)
                 if known is not None:
                     known.admitted, known.admitted_ns = event, ts_ns
                 if event.would is not None and event.would is not Would.ADMIT:
                     self._would[event.would.value] = self._would.get(event.would.value, 0) + 1
             case FirstTokenSeen():
-                known = self._requests.get(event.request_id)
                 if known is not None:
                     known.first_ns = ts_ns
             case RequestFinished():
-                known = self._requests.get(event.request_id)
                 if known is not None:
-                    known.finished = event
-            case RequestRejected() | RequestAborted():
-                self._end(event.request_id, event.reason.value)
-            case RequestExpired():
-                self._end(event.request_id, EXPIRED)
-            case _:
-                pass
+                    known.finished, known.over_ns = event, ts_ns
 
-    def _end(self, request_id: RequestId, why: str) -> None:
-        known = self._requests.get(request_id)
+    def _end(self, request_id: RequestId, why: str, ts_ns: int) -> None:
+        known = self._lives.get(request_id)
         if known is not None and known.finished is None:
-            known.ended = why
+            known.ended, known.over_ns = why, ts_ns
 
     def scores(self, *, unsent: Sequence[Arrival] = (), window_ns: int = 0) -> Scores:
         """The scores of all that arrived so far, and of those who were to come, and never did."""
-        requests = list(self._requests.values())
-        out = Scores(requests=len(requests) + len(unsent), deferrals=self._deferrals)
-        out.unsent, out.would = len(unsent), dict(sorted(self._would.items()))
-        if not requests:
+        lives = self.lives
+        out = Scores(requests=len(lives) + len(unsent), unsent=len(unsent), deferrals=self._deferrals)
+        out.would = dict(sorted(self._would.items()))
+        if not lives:
             return out
-        done = [one.finished for one in requests if one.finished is not None]
-        out.finished, out.retried = len(done), sum(one.retried for one in requests)
-        out.unfinished = sum(not one.ended and one.finished is None for one in requests)
-        out.slo_met = sum(one.met() for one in requests)
+        done = [one.finished for one in lives if one.finished is not None]
+        out.finished, out.retried = len(done), sum(one.retried for one in lives)
+        out.unfinished = sum(not one.ended and one.finished is None for one in lives)
+        out.slo_met = sum(one.met() for one in lives)
         out.slo_attainment = out.slo_met / out.requests
-        out.window_ns = window_ns or max(WINDOW_MIN_NS, requests[-1].arrived_ns - requests[0].arrived_ns)
+        out.window_ns = window_ns or max(WINDOW_MIN_NS, lives[-1].arrived_ns - lives[0].arrived_ns)
         out.offered_per_s = out.requests * NS_PER_S / out.window_ns
         out.goodput_per_s = out.slo_met * NS_PER_S / out.window_ns
-        busy_ns = max(WINDOW_MIN_NS, self._now_ns - requests[0].arrived_ns)
+        busy_ns = max(WINDOW_MIN_NS, self._now_ns - lives[0].arrived_ns)
         out.output_tokens_per_s = sum(one.output_tokens for one in done) * NS_PER_S / busy_ns
-        measured = sum(total for total, _ in self._preempted.values())
-        out.preemptions = max(measured, sum(one.preemptions for one in done))
-        prompt_tokens = sum(one.prompt_tokens for one in done)
-        out.cached_token_share = sum(one.cached_tokens for one in done) / prompt_tokens if prompt_tokens else 0.0
-        _count_ends(out, requests)
-        _percentiles(out, requests, unsent)
-        _parts(out, requests, unsent)
-        _errors(out, requests)
+        out.preemptions = max(self.gauges.preemptions, sum(one.preemptions for one in done))
+        _count_ends(out, lives)
+        _percentiles(out, lives, unsent)
+        _parts(out, lives, unsent)
+        _errors(out, lives)
+        _memory(out, self.gauges, done, slice_tokens=self.slice_tokens)
+        _throughput(out, lives, self.gauges, start_ns=self.begun_ns if window_ns else lives[0].arrived_ns)
         return out
 
 
@@ -227,16 +256,16 @@ def score(messages: Iterable[Message], *, unsent: Sequence[Arrival] = (), window
     return scorer.scores(unsent=unsent, window_ns=window_ns)
 
 
-def _count_ends(out: Scores, requests: Sequence[_Request]) -> None:
-    for one in requests:
+def _count_ends(out: Scores, lives: Sequence[Life]) -> None:
+    for one in lives:
         if one.ended:
             where = out.rejected if one.ended.startswith("rejected") else out.aborted
             where[one.ended] = where.get(one.ended, 0) + 1
     out.rejected, out.aborted = dict(sorted(out.rejected.items())), dict(sorted(out.aborted.items()))
 
 
-def _percentiles(out: Scores, requests: Sequence[_Request], unsent: Sequence[Arrival]) -> None:
-    llm = [one for one in requests if one.arrived.kind is RequestKind.LLM]
+def _percentiles(out: Scores, lives: Sequence[Life], unsent: Sequence[Arrival]) -> None:
+    llm = [one for one in lives if one.arrived.kind is RequestKind.LLM]
     never = [None for one in unsent if one.kind is RequestKind.LLM]
     ttft = [*(one.ttft_ns() for one in llm), *never]
     # One output token has no time between tokens.
@@ -244,6 +273,48 @@ def _percentiles(out: Scores, requests: Sequence[_Request], unsent: Sequence[Arr
             if one.finished is None or one.finished.output_tokens > 1] + never  # fmt: skip
     out.ttft_p50_ns, out.ttft_p99_ns = percentile(ttft, 50), percentile(ttft, 99)
     out.tpot_p50_ns, out.tpot_p99_ns = percentile(tpot, 50), percentile(tpot, 99)
+
+
+def _memory(out: Scores, gauges: Gauges, done: Sequence[RequestFinished], *, slice_tokens: int) -> None:
+    """What was reused, and what was moved."""
+    out.prompt_tokens = sum(one.prompt_tokens for one in done)
+    cached = sum(one.cached_tokens for one in done)
+    out.cached_token_share = cached / out.prompt_tokens if out.prompt_tokens else 0.0
+    hits = gauges.hits()
+    slower = {where: hits[where] * slice_tokens for where in (DRAM, SSD, PEER)}
+    out.hit_tokens_by_tier = {DEVICE: max(0, cached - sum(slower.values())), **slower}
+    out.evictions, out.quota_moves = gauges.evictions, gauges.quota_moves
+    out.migrations, out.migrations_failed = gauges.migrations, gauges.migrations_failed
+    out.prefetches = gauges.prefetches
+
+
+def _throughput(out: Scores, lives: Sequence[Life], gauges: Gauges, *, start_ns: int) -> None:
+    """What was done in the window, which begins at `start_ns`, how evenly, and on how many devices."""
+    end_ns = start_ns + out.window_ns
+    amounts = [
+        (one.finished.prompt_tokens + one.finished.output_tokens, one.over_ns <= end_ns, one.met())
+        for one in lives if one.finished is not None
+    ]  # fmt: skip
+    out.tokens_per_s = sum(tokens for tokens, within, _ in amounts if within) * NS_PER_S / out.window_ns
+    out.slo_tokens = sum(tokens for tokens, _, met in amounts if met)
+    out.device_ns = gauges.engines * out.window_ns
+    if out.slo_tokens:
+        out.device_hours_per_million = out.device_ns / NS_PER_HOUR * MILLION / out.slo_tokens
+    seen = [step for step in gauges.between(start_ns, end_ns + gauges.every_ns) if step.engines]
+    if seen:
+        out.occupancy_mean_ppm = round(sum(step.occupancy_ppm() for step in seen) / len(seen))
+        out.occupancy_max_ppm = max(share.used_max for step in seen for share in step.engines.values())
+    low, high = (start_ns + out.window_ns * percent // 100 for percent in MIDDLE)
+    middle = list(gauges.between(low, high))
+    out.throughput_fluctuation = fluctuation([float(step.tokens) for step in middle])
+    out.occupancy_fluctuation = fluctuation([step.occupancy_ppm() for step in middle])
+
+
+def fluctuation(values: Sequence[float]) -> float | None:
+    """Standard deviation / mean; None where there is too little to tell, or nothing at all."""
+    if len(values) < STEPS_MIN or not any(values):
+        return None
+    return pstdev(values) / fmean(values)
 
 
 def percentile(values: Sequence[int | None], percent: int) -> int | None:
@@ -259,10 +330,10 @@ def prompt_class(prompt_tokens: int) -> str:
     return next((name for name, end in PROMPT_CLASSES if prompt_tokens < end), PROMPT_CLASS_LAST)
 
 
-def _parts(out: Scores, requests: Sequence[_Request], unsent: Sequence[Arrival]) -> None:
+def _parts(out: Scores, lives: Sequence[Life], unsent: Sequence[Arrival]) -> None:
     """By kind, by tenant, and by prompt length (answers only: an embedding job's length is that of many inputs)."""
     out.prompts = {name: Part() for name in (*(name for name, _ in PROMPT_CLASSES), PROMPT_CLASS_LAST)}
-    counted: list[tuple[RequestArrived | Arrival, bool]] = [(one.arrived, one.met()) for one in requests]
+    counted: list[tuple[RequestArrived | Arrival, bool]] = [(one.arrived, one.met()) for one in lives]
     counted += [(one, False) for one in unsent]
     for arrived, met in counted:
         _count(out.kinds.setdefault(arrived.kind.value, Part()), met=met)
@@ -285,9 +356,9 @@ def jain(shares: Sequence[float]) -> float:
     return sum(shares) ** 2 / (len(shares) * squares) if squares else 1.0
 
 
-def _errors(out: Scores, requests: Sequence[_Request]) -> None:
+def _errors(out: Scores, lives: Sequence[Life]) -> None:
     tokens, times = list[tuple[int, int]](), list[tuple[int, int]]()
-    for one in requests:
+    for one in lives:
         admitted, finished = one.admitted, one.finished
         if admitted is None or finished is None or one.arrived.kind is not RequestKind.LLM:
             continue
