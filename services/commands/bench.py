@@ -19,7 +19,10 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 TRACE_BESIDE = Path("../shared/traces/mooncake/conversation_trace.t0-1800000ms.jsonl.gz")
 """Where the conversation trace is looked for when none is named."""
 TUNING = "tuning"
-SUBCOMMANDS: dict[str, str] = {"predictors": "services.commands.bench_predictors"}
+SUBCOMMANDS: dict[str, str] = {
+    "calibrate": "services.commands.bench_calibrate",
+    "predictors": "services.commands.bench_predictors",
+}
 """Subcommands with a module of their own, whose attribute `command` they are."""
 QUICK_LOADS = (1.0, 1.2, 1.5)
 QUICK_CHUNKS = (1_024, 2_048)

@@ -6,7 +6,6 @@ can be done by the light engine here or by vLLM's scheduler in its own environme
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from hashlib import sha256
 
 import msgspec
@@ -21,8 +20,9 @@ from replay.bench.memory.workloads import WORKLOADS, Offer, arrivals, engines
 from replay.bench.offered import SLO
 from replay.cluster import Run, simulate
 from replay.engines.base import EngineBuilder
+from replay.engines.light import light_engine, sharing_light_engine
 from replay.engines.tiers import TierSizes
-from replay.series import series
+from replay.series import Series
 from replay.workloads.base import Arrival
 
 PPM = 1_000_000
@@ -51,11 +51,16 @@ def play(task: MemoryTask, build: EngineBuilder | None = None) -> RunResult:
     """Do it. `build` makes its engines; by default those of the task's kind, which have to be installed here."""
     began = time.monotonic()
     run = run_of(task, build)
+    drawn: tuple[Series, ...] = ()
+    if task.with_series:
+        from replay.series import series
+
+        drawn = series(run.messages)
     return RunResult(
         workload=task.offer.workload, system=task.system.name, engine=task.engine, load=task.load,
         scale=task.offer.scale, seed=task.offer.seed, batch_tokens=task.batch_tokens, seqs_max=task.seqs_max,
         engines=task.offer.engines, origin=Origin.MODELLED, scores=run.scores,
-        series=series(run.messages) if task.with_series else (), digest=run.digest,
+        series=drawn, digest=run.digest,
         wall_s=round(time.monotonic() - began, 3),
     )  # fmt: skip
 
@@ -68,7 +73,7 @@ def run_of(task: MemoryTask, build: EngineBuilder | None = None) -> Run:
     described, tiers = behind(task.system, described, offered)
     return simulate(
         offered, described, settings=settings_of(task.system), slo=SLO, tiers=tiers,
-        closed_loop=workload.closed_loop, retry_rejected=workload.closed_loop, until_ns=task.offer.seconds * NS_PER_S,
+        closed_loop=workload.closed_loop, until_ns=task.offer.seconds * NS_PER_S,
         build=build if build is not None else builder(task.engine, task.system),
     )  # fmt: skip
 
@@ -107,9 +112,9 @@ def builder(engine: EngineModel, system: System) -> EngineBuilder:
 
             return sharing_light_engine() if system.shared_kv else light_engine
         case EngineModel.VLLM_SCHEDULER:
-            from replay.engines.vllm_scheduler import vllm_engine
+            from replay.engines.vllm_scheduler import sharing_vllm_engine, vllm_engine
 
-            return partial(vllm_engine, shared=True) if system.shared_kv else vllm_engine
+            return sharing_vllm_engine() if system.shared_kv else vllm_engine
         case EngineModel.LIVE:
             raise ValueError("a live engine is at an address: see --target")
 
