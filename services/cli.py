@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("services.commands.config", "Show or check the settings."),
 }
 """Name -> the module whose attribute `command` it is, and one line of help."""
-_SERVER = ("aiohttp", "httptools", "jinja2", "starlette", "tokenizers", "uvicorn")
+_SERVER = ("aiohttp", "httptools", "starlette", "tokenizers", "uvicorn")
 EXTRAS: dict[str, str] = {**dict.fromkeys(_SERVER, "server"), "matplotlib": "charts"}
 """Module that not every installation has -> the extra that brings it."""
 
