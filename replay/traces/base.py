@@ -8,12 +8,16 @@ from typing import BinaryIO, ClassVar, cast
 
 import msgspec
 
+from events.base import NS_PER_MS
 from replay.workloads.base import Arrival
 from replay.workloads.sessions import Session
 
 LINE_BYTES_MAX = 1 << 20
 PROGRESS_EVERY = 256
 SPEED_MIN, SPEED_MAX = 0.001, 10_000
+ANSWER_NS_PER_TOKEN = 22 * NS_PER_MS
+"""What an answer took, per token, where a trace does not say: the mean over all recorded coding-agent requests whose
+time is known (`replay.traces.weka`)."""
 
 OnProgress = Callable[[int, int], None]
 """Called now and then with the bytes read and the bytes in all, of the file as it is stored."""

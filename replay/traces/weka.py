@@ -6,7 +6,8 @@ their session, and nothing is matched across sessions. An entry of type `subagen
 its begin. When a session began is not recorded: `replay.workloads.sessions.started` draws it.
 
 A turn waits for what ended last before it: the turn before it, or a subagent that was done by then. It then thinks as
-long as was recorded. A subagent begins after the turn before it, which called for it.
+long as was recorded. A subagent begins after the turn before it, which called for it. Of 7 % of the answers the time is
+not recorded, and taken from their length.
 
 Example: turns at 0 s and 15 s, the first took 3.9 s, the second thought 11 s: it comes 11 s after the answer to the
 first, however long that takes here.
@@ -23,7 +24,7 @@ import msgspec
 
 from events.base import NS_PER_S
 from kvstore.fingerprint import SLICE_TOKENS
-from replay.traces.base import OnProgress, Trace, TraceError, lines_of
+from replay.traces.base import ANSWER_NS_PER_TOKEN, OnProgress, Trace, TraceError, lines_of
 from replay.workloads.base import Arrival
 from replay.workloads.sessions import Session
 
@@ -35,8 +36,6 @@ HASH_BITS = 32
 SLACK_S = 5.0
 """Recorded times are rounded to whole seconds: what disagrees by more is in other units, or wrong."""
 JUDGED_MIN = 3
-ANSWER_S_PER_TOKEN = 0.022
-"""What an answer took whose time is not recorded (7 % of them): the mean of those whose time is."""
 _FIELDS = "id, block_size, requests of {t, in, out, hash_ids}"
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=366 * 86_400)]
@@ -196,7 +195,7 @@ class _Thread:
             think_s = turn.think_time
         else:
             think_s = max(0.0, at_s - before.end_s)
-        took_s = turn.out * ANSWER_S_PER_TOKEN if turn.api_time is None else turn.api_time
+        took_s = turn.out * ANSWER_NS_PER_TOKEN / NS_PER_S if turn.api_time is None else turn.api_time
         if turn.api_time is not None:
             self._known_end_s = at_s + turn.api_time
         self.last = _Placed(turn=turn, at_s=at_s, end_s=at_s + took_s, before=before, think_s=think_s)

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from events import codec
-from events.base import NS_PER_MS, NS_PER_S, HolderId, PoolId, RequestKind
+from events.base import NS_PER_MS, NS_PER_S, EngineId, HolderId, PoolId, RequestKind
 from events.log.base import Message
-from events.request import RequestArrived
+from events.request import RequestArrived, RequestFinished
 from replay.costmodel import registered
 from replay.workloads.base import Arrival
-from replay.workloads.facts import arrivals_of, arrivals_to_messages
+from replay.workloads.facts import arrivals_of, arrivals_to_messages, row_of, rows_of, rows_to_messages
 from replay.workloads.mixed import EMBEDDING_MODEL, LLM_MODEL, MIXED_DEFAULT, Mixed, engines, mixed
 from replay.workloads.slo import SLO_DEFAULT, Slo
 
@@ -121,6 +121,38 @@ def test_a_log_without_traced_outputs_is_read_by_its_caps() -> None:
     (arrival,) = arrivals_of([Message(1, message.subject, body, {})])
     assert isinstance(arrived, RequestArrived)
     assert arrival.output_tokens == max(1, arrived.tokens_max)
+
+
+def test_a_row_says_what_memory_its_request_is_expected_to_hold() -> None:
+    llm = Arrival(at_ns=0, request_id="a", prompt_tokens=1_000, output_tokens=24)
+    job = Arrival(at_ns=0, request_id="b", kind=RequestKind.EMBEDDING, prompt_tokens=9_000, output_tokens=0, inputs=90)
+    held, passing = row_of(llm, ENGINE).traced, row_of(job, ENGINE).traced
+    assert (held.kv_cache_tokens, held.embedding_workspace_bytes) == (1_024, 0)
+    assert held.kv_cache_bytes == 1_024 * ENGINE.block_bytes // ENGINE.block_tokens
+    step = ENGINE.capability.batch_tokens_max
+    assert (passing.kv_cache_bytes, passing.kv_cache_tokens) == (0, 0)
+    assert passing.embedding_workspace_bytes == step * ENGINE.block_bytes // ENGINE.block_tokens, "a step's worth"
+
+
+def test_a_recorded_log_is_a_trace_with_the_answers_and_the_slo_that_it_had() -> None:
+    (message,) = arrivals_to_messages(mixed(1)[:1], ENGINE, pool=POOL)
+    arrived = codec.decode(1, message.subject, message.body)[0].event
+    assert isinstance(arrived, RequestArrived)
+    seen = msgspec.structs.replace(arrived, holder=HolderId("gw-1"), slo_ttft_ns=7, slo_tpot_ns=8)
+    done = RequestFinished(
+        request_id=seen.request_id, engine_id=EngineId("e1"), prompt_tokens=9, output_tokens=77, kv_cache_tokens=86,
+        ttft_ns=1, e2e_ns=2,
+    )  # fmt: skip
+    body = codec.encode(owner="gw-1", ts_ns=50 * NS_PER_S, said=[codec.Said(event=seen), codec.Said(event=done)])
+    log = [Message(1, message.subject, body, {})]
+    (arrival,) = arrivals_of(log)
+    assert (arrival.at_ns, arrival.output_tokens) == (0, 77)
+    assert arrival.slo is not None
+    assert (arrival.slo.ttft_ns(100_000, ENGINE), arrival.slo.tpot_ns) == (7, 8)
+    rewritten = list(rows_to_messages(rows_of(log), pool=POOL))
+    assert arrivals_of(rewritten) == [arrival], "written as a trace it says the same"
+    assert b"gw-1" not in rewritten[0].body
+    assert rows_of(rewritten)[0].traced.kv_cache_tokens == 86
 
 
 def test_the_slo_is_a_second_or_twice_the_unloaded_time() -> None:
