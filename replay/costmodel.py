@@ -6,8 +6,10 @@ Step times come from public kernel and layer tables, fitted to the form of `even
   sampler or scheduler time is in them, prefill on top of a cached context and mixed-batch attention were not
   measured, so a real engine is slower. Error on held-out steps: 2 % mean, 5 % at the 95th percentile.
 - layers (RTX PRO 6000, RTX 4090; vLLM 0.19 per-layer times of LLMServingSim): kernel time as well, measured in mixed
-  batches. Error on held-out steps: 8 to 10 % mean, 33 to 37 % at the 95th percentile; steps that only decode are
-  predicted too slow by 33 to 50 % on average, because a mixed step pays about twice as much per context token there.
+  batches. Error on held-out steps: 8 to 10 % mean, 33 to 37 % at the 95th percentile. A mixed step pays about twice as
+  much per context token there, so steps that only decode have a fit of their own: 1 % mean, 3 % at the 95th percentile.
+  On top of either comes HOST_FS a step. These are the ones that measured runs of vLLM stand beside
+  (`replay.calibration`).
 
 KV left = `gpu_memory_utilization` of the device memory less the weights (bf16); activations are not taken off.
 """
@@ -26,8 +28,11 @@ LLAMA_8B_PARAMS = 8_030_000_000
 QWEN3_32B_PARAMS = 32_760_000_000
 LLAMA_8B_KV = KVCacheSchema(layers=32, kv_heads=8, head_dim=128)
 QWEN3_32B_KV = KVCacheSchema(layers=64, kv_heads=8, head_dim=128)
+HOST_FS = 10**12
+"""What a step takes beside its kernels (launches, sampling, the scheduler): 1 ms, on the boards with layer tables. From
+the seconds of the measured RTX PRO 6000 run in which 128 sequences did nothing but decode; see docs/calibration.md."""
 _COMPOSED = "aiconfigurator kernel tables @095f58a5, composed, kernel time only"
-_LAYERS = "LLMServingSim layer tables @5daddb2, vllm 0.19, kernel time only"
+_LAYERS = "LLMServingSim layer tables @5daddb2, vllm 0.19, kernel time, and 1 ms a step for the host"
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +51,10 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
 
 def _llama_8b(step: StepModel, hbm_bytes: int) -> Profile:
     return Profile(step=step, kv=LLAMA_8B_KV, weight_bytes=LLAMA_8B_PARAMS * BF16_BYTES, hbm_bytes=hbm_bytes)
+
+
+def _hosted(step: StepModel) -> StepModel:
+    return msgspec.structs.replace(step, base_fs=step.base_fs + HOST_FS, decode_base_fs=step.decode_base_fs + HOST_FS)
 
 
 PROFILES: dict[str, Profile] = {
@@ -73,27 +82,30 @@ PROFILES: dict[str, Profile] = {
         hbm_bytes=80_000_000_000,
     ),
     "llama-3.1-8b_rtxpro6000": _llama_8b(
-        StepModel(
+        _hosted(StepModel(
             base_fs=12_344_044_886_685, above_fs=32_947_143_609, below_fs=10_226_006_055, knee_tokens=192,
             qk_fs=2_461_547, context_fs=167_520_101, seq_fs=10_413_678_127,
-            source=f"llama-3.1-8b bf16 RTX PRO 6000: {_LAYERS}",
-        ),
+            decode_base_fs=11_165_675_572_245, decode_context_fs=87_233_151,
+            decode_seq_fs=19_375_100_667, source=f"llama-3.1-8b bf16 RTX PRO 6000: {_LAYERS}",
+        )),
         hbm_bytes=96_000_000_000,
     ),
     "llama-3.1-8b_rtx4090": _llama_8b(
-        StepModel(
+        _hosted(StepModel(
             base_fs=18_635_687_395_936, above_fs=85_496_070_997, below_fs=19_199_343_802, knee_tokens=160,
             qk_fs=4_780_848, context_fs=306_461_359, seq_fs=36_065_885_468,
-            source=f"llama-3.1-8b bf16 RTX 4090: {_LAYERS}",
-        ),
+            decode_base_fs=16_948_600_590_792, decode_context_fs=139_239_850,
+            decode_seq_fs=42_082_181_978, source=f"llama-3.1-8b bf16 RTX 4090: {_LAYERS}",
+        )),
         hbm_bytes=24_000_000_000,
     ),
     "qwen3-32b_rtxpro6000": Profile(
-        step=StepModel(
+        step=_hosted(StepModel(
             base_fs=47_708_446_775_782, above_fs=154_603_339_709, below_fs=81_128_665_100, knee_tokens=256,
             qk_fs=8_709_938, context_fs=566_757_660, seq_fs=47_418_847_202,
-            source=f"qwen3-32b bf16 RTX PRO 6000: {_LAYERS}",
-        ),
+            decode_base_fs=45_868_823_568_640, decode_context_fs=173_695_553,
+            decode_seq_fs=81_232_894_782, source=f"qwen3-32b bf16 RTX PRO 6000: {_LAYERS}",
+        )),
         kv=QWEN3_32B_KV, weight_bytes=QWEN3_32B_PARAMS * BF16_BYTES, hbm_bytes=96_000_000_000,
     ),
 }  # fmt: skip

@@ -1,0 +1,119 @@
+"""`tidegate bench calibrate`: simulated engines held against measured runs of vLLM."""
+
+import os
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from services.commands.options import with_output
+from services.runtime.config_sources import ConfigError
+from services.runtime.output import Exit, Output, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from replay.bench.memory.report import Calibration
+
+RUNS_BESIDE = Path("../shared/profiles/llmservingsim/bench_RTXPRO6000_Llama-3.1-8B")
+"""Where the measured run is looked for when none is named."""
+PYTHON_BESIDE = Path(".venv-engine/bin/python")
+"""The interpreter that has vLLM, beside the checkout."""
+VLLM_S_MAX = 600
+"""How long vLLM's scheduler may take over the runs."""
+LIGHT, SCHEDULER = "light", "vllm_scheduler"
+
+
+@click.command("calibrate")
+@click.option("--runs", type=click.Path(path_type=Path, file_okay=False),
+              help="Folder of the measured run; else one beside the checkout, else what was found last.")  # fmt: skip
+@click.option("--engine", "engines", type=click.Choice([LIGHT, SCHEDULER]), multiple=True,
+              help="Which simulated engines (default: both, where vLLM is installed).")  # fmt: skip
+@click.option("--engine-python", type=click.Path(path_type=Path, dir_okay=False),
+              help="An interpreter that has vLLM (default: .venv-engine/bin/python).")  # fmt: skip
+@click.option("--out", "made", type=click.Path(path_type=Path, dir_okay=False), help="Write what was found there.")
+@click.option("--strict", is_flag=True, help="Exit code 1 when a goal is not met.")
+@with_output
+def command(
+    runs: Path | None, engines: tuple[str, ...], engine_python: Path | None, made: Path | None, strict: bool,
+    out: Output,
+) -> int:  # fmt: skip
+    """TTFT, TPOT and throughput of simulated engines beside those of a real server with the same requests.
+
+    Goals: medians within 10 %, p99 within 20 %, throughput within 5 %. See docs/calibration.md.
+    """
+    from replay.calibration import calibrations
+
+    if runs is None and RUNS_BESIDE.is_dir():
+        runs = RUNS_BESIDE
+    if runs is None:
+        out.remark("no measured run was given, and none lies beside the checkout: this is what was found last")
+        found = list(calibrations())
+    else:
+        found = _found(runs, engines, engine_python, out)
+    if made is not None:
+        made.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+    out.result([_plain(one) for one in found], lambda console: _show(found, console))
+    return Exit.NO if strict and not all(one.calibrated for one in found) else Exit.FINE
+
+
+def _found(runs: Path, engines: tuple[str, ...], python: Path | None, out: Output) -> "list[Calibration]":
+    from replay.bench.memory.report import EngineModel
+    from replay.calibration import found_for
+
+    found: list[Calibration] = []
+    if not engines or LIGHT in engines:
+        try:
+            found += found_for(runs, EngineModel.LIGHT)
+        except (OSError, ValueError, KeyError, msgspec.DecodeError) as error:
+            raise ConfigError(
+                f"that is no measured run: {error}", where="--runs", key="",
+                allowed="a folder with requests.jsonl, timeseries.csv and meta.json of LLMServingSim's bench",
+            ) from None  # fmt: skip
+    if not engines or SCHEDULER in engines:
+        interpreter = python or PYTHON_BESIDE
+        if interpreter.is_file():
+            found += _by_scheduler(runs, interpreter)
+        elif engines or python is not None:
+            raise ConfigError(f"{interpreter} is not there", where="--engine-python", key="", allowed="an interpreter")
+        else:
+            out.remark(f"without {PYTHON_BESIDE} (vLLM) only the light engine model is held against the runs")
+    return found
+
+
+def _by_scheduler(runs: Path, python: Path) -> "list[Calibration]":
+    from replay.bench.memory.report import Calibration
+
+    argv = [str(python), "-m", "replay.calibration", str(runs), SCHEDULER]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(argv, capture_output=True, timeout=VLLM_S_MAX, check=False, env=env)  # noqa: S603
+    if done.returncode:
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ConfigError(
+            f"vLLM's scheduler did not run there: {last}", where="--engine-python", key="",
+            allowed="an interpreter with vLLM 0.32 and msgspec",
+        )  # fmt: skip
+    return msgspec.json.decode(done.stdout, type=list[Calibration])
+
+
+def _plain(one: "Calibration") -> dict[str, object]:
+    checked = [{**msgspec.to_builtins(item), "off": item.off} for item in one.checked]
+    return {**msgspec.to_builtins(one), "checked": checked, "calibrated": one.calibrated}
+
+
+def _show(found: "list[Calibration]", console: "Console") -> None:
+    for number, one in enumerate(found):
+        if number:
+            console.print()
+        console.print(f"{one.model}\n  against {one.against}; {one.requests} requests")
+        rows = [
+            (item.name, f"{item.measured:,.1f}", f"{item.modelled:,.1f}", item.unit,
+             f"{100 * (item.modelled / item.measured - 1):+.1f} %", f"{100 * item.off_max:.0f} %",
+             "within" if item.off <= item.off_max else "NOT within")
+            for item in one.checked
+        ]  # fmt: skip
+        console.print(table(("quantity", "measured", "modelled", "unit", "off", "may be", ""), rows))
+        console.print(one.note)
+        console.print("calibrated" if one.calibrated else "uncalibrated: a goal is not reached")
