@@ -6,20 +6,12 @@ import pytest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
-from events.base import RequestId
 from events.engine import EngineRegistered
 from replay.engines.tiers import TierSizes
 from replay.engines.vllm_prompts import Hasher, Prompts
 from replay.engines.vllm_scheduler import VllmEngine
 from tests.replay.contract_engines import (
-    BLOCK_BYTES,
     EngineContract,
-    described,
-    drain,
-    ends,
-    llm,
-    offered,
-    serve,
     units,
 )
 

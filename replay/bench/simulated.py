@@ -1,0 +1,46 @@
+"""A simulation as one value, so that it can be done in another Python: where vLLM is (`replay.bench.far`)."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from events.base import EngineId
+from events.engine import EngineRegistered
+from replay.bench.far import far_players
+from replay.cluster import Run, simulate
+from replay.engines.tiers import TierSizes
+from replay.faults import Fault, TransferFaults
+from replay.workloads.base import Arrival
+from replay.workloads.slo import SLO_DEFAULT, Slo
+
+
+class Simulation(msgspec.Struct, frozen=True, kw_only=True):
+    """The arguments of `replay.cluster.simulate` that are values."""
+
+    arrivals: tuple[Arrival, ...]
+    engines: tuple[EngineRegistered, ...]
+    settings: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)
+    pool: str = "sim"
+    slo: Slo = SLO_DEFAULT
+    holders: int = 1
+    faults: tuple[Fault, ...] = ()
+    retry_rejected: bool | None = None
+    closed_loop: bool = False
+    until_ns: int = 0
+    tiers: dict[EngineId, TierSizes] = msgspec.field(default_factory=dict)
+    transfer_faults: TransferFaults | None = None
+
+
+def play_on_vllm(simulation: Simulation) -> Run:
+    """Run it on engines whose every choice is made by vLLM's scheduler. ImportError where there is no vLLM."""
+    from replay.engines.vllm_scheduler import vllm_engine
+
+    given = msgspec.structs.asdict(simulation)
+    return simulate(given.pop("arrivals"), given.pop("engines"), build=vllm_engine, **given)
+
+
+def play_far(python: Path, simulation: Simulation) -> Run:
+    """The same in a Python that has vLLM. Raises FarError where that fails."""
+    with far_players(python, 1, play_on_vllm) as play:
+        return play([simulation], lambda _number, _run: None)[0]
