@@ -151,7 +151,8 @@ class _Process:
     def _last_words(self) -> str:
         code = self._said.wait(END_TIMEOUT_S)
         self._errors.seek(0)
-        return self._errors.read().decode(errors="replace").strip() or f"it ended with {code}"
+        said = self._errors.read().decode(errors="replace").strip()
+        return f"it ended with {code}" + (f": {said}" if said else "")
 
 
 def serve(asked: IO[bytes], answers: IO[bytes]) -> None:
