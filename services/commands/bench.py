@@ -21,6 +21,7 @@ TRACE_BESIDE = Path("../shared/traces/mooncake/conversation_trace.t0-1800000ms.j
 TUNING = "tuning"
 SUBCOMMANDS: dict[str, str] = {
     "calibrate": "services.commands.bench_calibrate",
+    "compare": "services.commands.bench_compare",
     "predictors": "services.commands.bench_predictors",
 }
 """Subcommands with a module of their own, whose attribute `command` they are."""
