@@ -11,6 +11,8 @@ again: b and c are unsent.
 
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from events.base import RequestId
 from replay.workloads.base import Arrival
 
@@ -56,3 +58,18 @@ class Turns:
     def unsent(self) -> list[Arrival]:
         """Those of the window that were not sent until now, in order."""
         return [one for one in self.window if one.request_id not in self._sent]
+
+
+def hastened(arrivals: Sequence[Arrival], speed: float, *, closed_loop: bool) -> list[Arrival]:
+    """The same requests at `speed` times the load, in order of time. In a closed loop only the begins of sessions move:
+    how long turns take and how long sessions think stays as it is."""
+    begun: dict[str, tuple[int, int]] = {}
+    moved: list[Arrival] = []
+    for one in arrivals:
+        if closed_loop and one.after in begun:
+            was_ns, now_ns = begun[one.after]
+        else:
+            was_ns, now_ns = one.at_ns, int(one.at_ns / speed)
+        begun[one.request_id] = (was_ns, now_ns)
+        moved.append(replace(one, at_ns=now_ns + one.at_ns - was_ns))
+    return sorted(moved, key=lambda one: one.at_ns)

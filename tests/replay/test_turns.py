@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from events.base import RequestId
-from replay.turns import Turns
+from replay.turns import Turns, hastened
 from replay.workloads.base import Arrival
 
 
@@ -99,3 +99,16 @@ def test_the_set_is_fixed_whatever_is_answered(arrivals: list[Arrival], until: i
         assert after, "who waits for nobody is sent"
         too_late = after in sent and after in took and sent[after] + took[after] + by_name[name].think_ns >= until > 0
         assert after in unsent or after not in took or too_late
+
+
+def test_more_load_brings_sessions_sooner_and_leaves_their_pace() -> None:
+    arrivals = [
+        turn("a", at=100),
+        turn("d", at=104),
+        turn("b", at=110, after="a", think=5),
+        turn("c", at=120, after="b"),
+    ]
+    assert [(one.request_id, one.at_ns) for one in hastened(arrivals, 2, closed_loop=True)] == [
+        ("a", 50), ("d", 52), ("b", 60), ("c", 70)
+    ]  # fmt: skip
+    assert [one.at_ns for one in hastened(arrivals, 2, closed_loop=False)] == [50, 52, 55, 60]

@@ -1,15 +1,19 @@
-"""`tidegate replay simulate` with tiers: those that are asked for, configured, or that a log reports."""
+"""`tidegate replay simulate`: tiers, windows, faults, and what is left of a run that is stopped."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from events import codec
+from events.base import NS_PER_S
 from events.log.journal import read_journal
 from events.slice import Tier, TierMeasured
+from replay.belady import unique_bytes
+from replay.workloads.mixed import mixed
 from services import cli
-from services.runtime.output import Exit
+from services.runtime.output import Exit, Output
 
 GIB = 1 << 30
 SHORT = ("replay", "simulate", "--workload", "mixed", "--limit", "12", "--json")
@@ -52,6 +56,72 @@ def test_without_tiers_none_are_measured(capsys: pytest.CaptureFixture[str], tmp
     assert measured(tmp_path / "plain.jsonl") == {}
 
 
-def test_ssd_without_dram_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run([*SHORT, "--ssd-gib", "8"]) == Exit.BAD_INPUT
-    assert "--dram-gib" in capsys.readouterr().err
+def test_sizes_may_be_shares_of_what_all_prompts_would_take(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    made = tmp_path / "shares.jsonl"
+    run(capsys, *SHORT, "--dram-ppm", 1_000_000, "--ssd-ppm", 3_000_000, "--out", made)
+    sizes = {key: fact.bytes_max for key, fact in measured(made).items()}
+    unique = unique_bytes(mixed(1)[:12], token_bytes=131_072)
+    assert sizes["e1", Tier.DRAM] == unique // 2, "evenly over two engines"
+    assert sizes["e2", Tier.SSD] == unique * 3 // 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--ssd-gib", "8"), "--dram-gib"),
+        (("--ssd-ppm", "8"), "--dram-gib"),
+        (("--dram-gib", "1", "--dram-ppm", "1"), "not both"),
+        (("--workload", "mixde"), "no profile 'mixde'"),
+    ],
+)
+def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str) -> None:
+    assert cli.run(["replay", "simulate", "--workload", "mixed", *words]) == Exit.BAD_INPUT
+    assert said in capsys.readouterr().err
+
+
+def test_in_a_closed_loop_a_window_counts_the_same_requests_at_any_speed_of_the_engines(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ("replay", "simulate", "--workload", "coding_agents", "--limit", "60", "--until", "600", "--json")
+    closed = run(capsys, *words, "--closed-loop")
+    opened = run(capsys, *words)
+    assert closed["requests"] == opened["requests"]
+    assert closed["window_ns"] == opened["window_ns"] == 600 * NS_PER_S
+    assert opened["unsent"] == 0
+
+
+def test_faults_are_drawn_by_their_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    words = (*SHORT, "--dram-gib", "2", "--gateways", "2")
+    plain, first, again, other = (
+        run(capsys, *words, *faults)["digest"] for faults in ((), ("--faults", 0), ("--faults", 0), ("--faults", 5))
+    )
+    assert first == again
+    assert len({plain, first, other}) == 3
+
+
+def test_a_run_stopped_by_ctrl_c_leaves_a_journal_that_verify_accepts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pressed(done: int) -> None:
+        if done > 20:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Output, "progress", lambda _self, _what, _total: nullcontext(pressed))
+    made = tmp_path / "stopped.jsonl.zst"
+    words = ("replay", "simulate", "--workload", "mixed")
+    assert cli.run([*words, "--out", str(made)]) == Exit.INTERRUPTED
+    assert f"stopped: {made} holds what there was until then" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert run(capsys, "replay", "verify", made, "--json")["identical"]
+    part, whole = len(list(read_journal(made)[1])), run(capsys, *words, "--json")["messages"]
+    assert isinstance(whole, int)
+    assert 0 < part < whole
+
+
+def test_people_are_told_of_tiers_and_of_what_was_reused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["replay", "simulate", "--workload", "mixed", "--limit", "40", "--dram-gib", "2"]) == Exit.FINE
+    said = capsys.readouterr().out
+    assert "of prompt tokens" in said
+    assert [line.split()[:2] for line in said.splitlines() if line.startswith(("e1", "e2"))] == [
+        [engine, tier] for engine in ("e1", "e2") for tier in ("hbm", "dram")
+    ]
