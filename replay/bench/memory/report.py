@@ -114,7 +114,9 @@ class Knee(msgspec.Struct, frozen=True, kw_only=True):
 
 class WorkloadInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What was offered. `ideal_hit_share`: of prompt tokens, with unlimited shared KV. `closed_loop`: turns wait for
-    the answers before them. `drawn` says which part was generated ("" = none)."""
+    the answers before them. `drawn` says which part was generated ("" = none). `shipped_knee` is that of vLLM as
+    shipped. `hit_bounds`: shares of prompt tokens by name, such as what Belady's rule would have with one cache of all
+    engines' memory and tiers."""
 
     name: str
     source: str
@@ -126,6 +128,8 @@ class WorkloadInfo(msgspec.Struct, frozen=True, kw_only=True):
     ideal_hit_share: float
     drawn: str = ""
     knee: Knee | None = None
+    shipped_knee: Knee | None = None
+    hit_bounds: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 class Goal(msgspec.Struct, frozen=True, kw_only=True):

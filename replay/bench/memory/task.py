@@ -22,7 +22,7 @@ from replay.cluster import Run, simulate
 from replay.engines.base import EngineBuilder
 from replay.engines.light import light_engine, sharing_light_engine
 from replay.engines.tiers import TierSizes
-from replay.series import Series
+from replay.series import series
 from replay.workloads.base import Arrival
 
 PPM = 1_000_000
@@ -31,15 +31,14 @@ ENGINE_TOKENS_MAX = 1 << 31
 
 
 class MemoryTask(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a run needs. `batch_tokens` and `seqs_max` are what its engines run with, whatever its system says;
-    `load` is what the report calls it. With `with_series` the result has quantities over time."""
+    """All that a run needs. `batch_tokens` and `seqs_max` are what its engines run with, whatever its system says.
+    With `with_series` the result has quantities over time. Which load its scale is, who runs it knows."""
 
     offer: Offer
     system: System
     batch_tokens: int
     seqs_max: int
     engine: EngineModel = EngineModel.LIGHT
-    load: float = 0.0
     with_series: bool = False
 
     def digest(self) -> str:
@@ -51,16 +50,11 @@ def play(task: MemoryTask, build: EngineBuilder | None = None) -> RunResult:
     """Do it. `build` makes its engines; by default those of the task's kind, which have to be installed here."""
     began = time.monotonic()
     run = run_of(task, build)
-    drawn: tuple[Series, ...] = ()
-    if task.with_series:
-        from replay.series import series
-
-        drawn = series(run.messages)
     return RunResult(
-        workload=task.offer.workload, system=task.system.name, engine=task.engine, load=task.load,
+        workload=task.offer.workload, system=task.system.name, engine=task.engine, load=0.0,
         scale=task.offer.scale, seed=task.offer.seed, batch_tokens=task.batch_tokens, seqs_max=task.seqs_max,
         engines=task.offer.engines, origin=Origin.MODELLED, scores=run.scores,
-        series=drawn, digest=run.digest,
+        series=series(run.messages) if task.with_series else (), digest=run.digest,
         wall_s=round(time.monotonic() - began, 3),
     )  # fmt: skip
 
@@ -108,8 +102,6 @@ def builder(engine: EngineModel, system: System) -> EngineBuilder:
     """What makes the engines of a kind, for a system. ImportError where vLLM is not installed and would be needed."""
     match engine:
         case EngineModel.LIGHT:
-            from replay.engines.light import light_engine, sharing_light_engine
-
             return sharing_light_engine() if system.shared_kv else light_engine
         case EngineModel.VLLM_SCHEDULER:
             from replay.engines.vllm_scheduler import sharing_vllm_engine, vllm_engine

@@ -19,7 +19,7 @@ Without the trace's file its lengths are drawn by the generator of `mixed`, and 
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -32,9 +32,11 @@ from events.engine import EngineRegistered
 from replay.bench.offered import BATCH_NS, DRAWN_CONVERSATION, grown
 from replay.costmodel import PROFILES, registered
 from replay.traces.mooncake import read_mooncake
+from replay.traces.weka import weka_trace
 from replay.workloads.base import Arrival
 from replay.workloads.mixed import EMBEDDING_MODEL, LLM_MODEL, Mixed, mixed, waves
 from replay.workloads.mixed import ENGINES as MIXED_ENGINES
+from replay.workloads.sessions import Session, started
 
 PROFILE: Final = "llama-3-8b_h100"
 EMBEDDING_PARAMS: Final = 7_110_000_000
@@ -44,23 +46,27 @@ BASE_ENGINES: Final = 4
 """A trace's own pace is meant for so many engines."""
 CODING_SESSIONS_PER_S: Final = 1 / 150
 """Sessions begun per engine and second at scale 1."""
-CODING_UNIT: Final = 8
-"""Blocks of 64 tokens that are one unit of a coding prompt here: 512 tokens, as in the other traces."""
+CODING_UNIT_TOKENS: Final = 512
+"""Prefix units of coding prompts, as of the other traces (their blocks are of 64 tokens)."""
+RATIOS: Final = (0.0, 0.5, 2.0, 4.0)
+"""How many times the embedding waves of `mixed` its variants have: the sweep over the workload's ratio."""
 LAP_IDS: Final = 1 << 40
 """Prefix ids of one lap of a trace; traces and generators number theirs far below."""
 DRAWN_TRACE: Final = "lengths and times drawn (no trace file)"
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
-    """What is offered. `file` is looked for below the folder of traces; `scales` are those among which the knee is
-    looked for; `drawn` is what no trace has and is always drawn."""
+    """What is offered. `file` is looked for below the folder of traces; `guess` is a scale near the knee, where the
+    search for it begins; `embedding` times as many waves as there are; `drawn` is what no trace has and is always
+    drawn."""
 
     name: str
     title: str
-    scales: tuple[float, ...]
+    guess: float
     file: str = ""
     models: tuple[str, ...] = (LLM_MODEL,)
     closed_loop: bool = False
+    embedding: float = 1.0
     drawn: str = ""
 
 
@@ -76,40 +82,41 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _BOTH: Final = (LLM_MODEL, EMBEDDING_MODEL)
-_TRACE_SCALES: Final = (0.6, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8)
-_EMBEDDING_DRAWN: Final = "embedding jobs (no public trace has any)"
+_CONVERSATION: Final = "mooncake/conversation_trace*.jsonl.gz"
+_WAVES_DRAWN: Final = "embedding jobs (no public trace has any)"
+_BEGINS_DRAWN: Final = "when sessions begin (the trace has no absolute times)"
 
-WORKLOADS: dict[str, Workload] = {
-    one.name: one
-    for one in (
+_WINDOWED: Final = ("conversation", "conversation_embedding", "synthetic")
+_CODING: Final = ("coding", "coding_small")
+
+_EVERY: Final = (
+    Workload(name="conversation", title="Mooncake conversation", file=_CONVERSATION, guess=1.2),
+    Workload(
+        name="synthetic", title="Mooncake synthetic", file="mooncake/synthetic_trace*.jsonl.gz", guess=2.0,
+    ),
+    Workload(
+        name="coding", title="coding-agent sessions", file="weka_agentic/sessions_main*.jsonl.gz", guess=1.0,
+        closed_loop=True, drawn=_BEGINS_DRAWN,
+    ),
+    Workload(
+        name="coding_small", title="shorter coding-agent sessions", file="weka_agentic/sessions_small*.jsonl.gz",
+        guess=1.0, closed_loop=True, drawn=_BEGINS_DRAWN,
+    ),
+    Workload(name="mixed", title="mixed LLM and embedding", models=_BOTH, guess=0.7, drawn="everything"),
+    Workload(
+        name="conversation_embedding", title="Mooncake conversation with embedding waves", models=_BOTH,
+        file=_CONVERSATION, guess=1.1, drawn=_WAVES_DRAWN,
+    ),
+    *(
         Workload(
-            name="conversation", title="Mooncake conversation", file="mooncake/conversation_trace*.jsonl.gz",
-            scales=_TRACE_SCALES,
-        ),
-        Workload(
-            name="synthetic", title="Mooncake synthetic", file="mooncake/synthetic_trace*.jsonl.gz",
-            scales=(0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.4, 2.8, 3.2),
-        ),
-        Workload(
-            name="coding", title="coding-agent sessions", file="weka_agentic/sessions_main*.jsonl.gz",
-            scales=(0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0), closed_loop=True,
-            drawn="when sessions begin (the trace has no absolute times)",
-        ),
-        Workload(
-            name="coding_small", title="shorter coding-agent sessions", file="weka_agentic/sessions_small*.jsonl.gz",
-            scales=(0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0), closed_loop=True,
-            drawn="when sessions begin (the trace has no absolute times)",
-        ),
-        Workload(
-            name="mixed", title="mixed LLM and embedding", models=_BOTH,
-            scales=(0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4, 1.6), drawn="everything",
-        ),
-        Workload(
-            name="conversation_embedding", title="Mooncake conversation with embedding waves", models=_BOTH,
-            file="mooncake/conversation_trace*.jsonl.gz", scales=_TRACE_SCALES, drawn=_EMBEDDING_DRAWN,
-        ),
-    )
-}  # fmt: skip
+            name=f"mixed_embedding_x{times:g}", title=f"mixed, {times:g} times the embedding waves", models=_BOTH,
+            guess=0.7, drawn="everything", embedding=times,
+        )
+        for times in RATIOS
+    ),
+)  # fmt: skip
+
+WORKLOADS: dict[str, Workload] = {one.name: one for one in _EVERY}
 """By name."""
 
 DRAWN_SYNTHETIC: Final = msgspec.structs.replace(
@@ -147,7 +154,7 @@ def drawn_of(offer: Offer) -> str:
 
 def arrivals(offer: Offer) -> list[Arrival]:
     """What arrives, in order of time, all of it within the window."""
-    made = _MAKERS[offer.workload](offer)
+    made = _made(offer)
     made.sort(key=lambda one: one.at_ns)
     return [one for one in made if one.at_ns < offer.seconds * NS_PER_S]
 
@@ -167,6 +174,12 @@ def engines(workload: Workload, count: int, *, batch_tokens: int, seqs_max: int)
         msgspec.structs.replace(described, engine_id=EngineId(f"e{number}"), capability=capability)
         for number in range(1, count + 1)
     ]
+
+
+def _made(offer: Offer) -> list[Arrival]:
+    if offer.workload in _WINDOWED:
+        return _windowed(offer)
+    return _coding(offer) if offer.workload in _CODING else _mixed(offer)
 
 
 # Traces: a window at a pace.
@@ -220,7 +233,7 @@ def _lap_ns(whole: Sequence[Arrival]) -> int:
 
 def _laps(offer: Offer) -> int:
     """How often a trace is gone through in part; 1 for what is no window of a trace."""
-    if _MAKERS[offer.workload] is not _windowed:
+    if offer.workload not in _WINDOWED:
         return 1
     lap_ns = _lap_ns(_trace(offer.workload, offer.trace))
     return -(-int(offer.seconds * _pace(offer) * NS_PER_S) // lap_ns)
@@ -247,35 +260,25 @@ def _trace(workload: str, trace: str) -> list[Arrival]:
 
 
 def _mixed(offer: Offer) -> list[Arrival]:
-    return mixed(offer.seed, grown(Mixed(), offer.seconds, offer.scale * offer.engines / MIXED_ENGINES))
+    shape = grown(Mixed(), offer.seconds, offer.scale * offer.engines / MIXED_ENGINES)
+    waves_drawn = round(shape.waves * WORKLOADS[offer.workload].embedding)
+    return mixed(offer.seed, msgspec.structs.replace(shape, waves=waves_drawn))
 
 
 def _coding(offer: Offer) -> list[Arrival]:
-    from replay.workloads.sessions import started
-
     count = max(1, round(offer.scale * offer.engines * offer.seconds * CODING_SESSIONS_PER_S))
     sessions = _sessions(offer.trace)
     return started(sessions, seed=offer.seed, seconds=offer.seconds, count=count)
 
 
 @cache
-def _sessions(trace: str) -> list[tuple[Arrival, ...]]:
-    from replay.workloads.sessions import read_weka
-
+def _sessions(trace: str) -> list[Session]:
     if not trace:
         return _chained(mixed(0, DRAWN_CODING))
-    read = read_weka(Path(trace), context_tokens_max=CONTEXT_TOKENS_MAX)
-    return [tuple(_coarse(one) for one in session) for session in read]
+    return weka_trace(Path(trace), context_tokens_max=CONTEXT_TOKENS_MAX, unit_tokens=CODING_UNIT_TOKENS).sessions
 
 
-def _coarse(one: Arrival) -> Arrival:
-    """The same prompt in larger units. An id stands for all that comes before it, so the last of each unit names it."""
-    return msgspec.structs.replace(
-        one, prefix=one.prefix[CODING_UNIT - 1 :: CODING_UNIT], prefix_tokens=one.prefix_tokens * CODING_UNIT
-    )
-
-
-def _chained(arrived: Sequence[Arrival]) -> list[tuple[Arrival, ...]]:
+def _chained(arrived: Sequence[Arrival]) -> list[Session]:
     """Generated sessions as turns that wait for each other, thinking for what lay between them less the answer."""
     by_session: dict[str, list[Arrival]] = {}
     for one in arrived:
@@ -284,7 +287,7 @@ def _chained(arrived: Sequence[Arrival]) -> list[tuple[Arrival, ...]]:
     return [_turns(turns) for turns in by_session.values()]
 
 
-def _turns(turns: Sequence[Arrival]) -> tuple[Arrival, ...]:
+def _turns(turns: Sequence[Arrival]) -> Session:
     answer_ns = Mixed().answer_ms_per_token * (NS_PER_S // 1_000)
     begin_ns, made = turns[0].at_ns, list[Arrival]()
     for number, one in enumerate(turns):
@@ -301,9 +304,3 @@ def _turns(turns: Sequence[Arrival]) -> tuple[Arrival, ...]:
 
 def _at_ns(arrival: Arrival) -> int:
     return arrival.at_ns
-
-
-_MAKERS: Final[dict[str, Callable[[Offer], list[Arrival]]]] = {
-    "conversation": _windowed, "conversation_embedding": _windowed, "synthetic": _windowed, "mixed": _mixed,
-    "coding": _coding, "coding_small": _coding,
-}  # fmt: skip

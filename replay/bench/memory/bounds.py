@@ -1,0 +1,50 @@
+"""How much of a workload's prompts could have been cached: with unlimited KV, by Belady's rule, by LRU; see
+`replay.belady`. One cache of the size of all engines' memory and tiers, which holds nothing for requests that run."""
+
+from collections.abc import Iterable
+
+from events.base import PPM
+from policies.memory.kinds import EvictionKind
+from replay.belady import ideal_hits, kind_hits, unique_bytes
+from replay.bench.memory.report import Knee, WorkloadInfo
+from replay.bench.memory.workloads import WORKLOADS, Offer, arrivals, drawn_of, engines
+
+UNLIMITED_BYTES = 1 << 62
+
+
+def belady(dram_ppm: int) -> str:
+    """The name of the bound by Belady's rule with such a tier."""
+    return f"belady_dram_{dram_ppm}"
+
+
+def lru(dram_ppm: int) -> str:
+    """The name of what LRU has with such a tier, in one cache."""
+    return f"lru_dram_{dram_ppm}"
+
+
+def described(offer: Offer, knee: Knee | None, shipped_knee: Knee | None, tiers_ppm: Iterable[int]) -> WorkloadInfo:
+    """What an offer is, with the bounds for tiers of these parts of its unique KV bytes."""
+    workload, offered = WORKLOADS[offer.workload], arrivals(offer)
+    able = engines(workload, offer.engines, batch_tokens=1, seqs_max=1)
+    token_bytes = able[0].block_bytes // able[0].block_tokens
+    unique = unique_bytes(offered, token_bytes=token_bytes)
+    device = sum(one.kv_blocks * one.block_bytes for one in able)
+    bounds: dict[str, float] = {}
+    for ppm in tiers_ppm:
+        size = device + unique * ppm // PPM
+        best = ideal_hits(offered, capacity_bytes=size, token_bytes=token_bytes)
+        usual = kind_hits(offered, EvictionKind.LRU, capacity_bytes=size, token_bytes=token_bytes)
+        bounds[belady(ppm)], bounds[lru(ppm)] = best.share_ppm / PPM, usual.share_ppm / PPM
+    ideal = ideal_hits(offered, capacity_bytes=UNLIMITED_BYTES, token_bytes=token_bytes)
+    return WorkloadInfo(
+        name=offer.workload, source=workload.title if offer.trace or not workload.file else "drawn",
+        requests=len(offered), seconds=float(offer.seconds), engines=offer.engines, closed_loop=workload.closed_loop,
+        unique_kv_bytes=unique, ideal_hit_share=ideal.share_ppm / PPM, drawn=drawn_of(offer), knee=knee,
+        shipped_knee=shipped_knee, hit_bounds=bounds,
+    )  # fmt: skip
+
+
+def reach(info: WorkloadInfo, found: float, base: float, dram_ppm: int) -> float | None:
+    """How much of the way from a hit share to that of Belady's rule was gone; None where there is no way."""
+    best = info.hit_bounds.get(belady(dram_ppm))
+    return None if best is None or best <= base else (found - base) / (best - base)

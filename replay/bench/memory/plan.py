@@ -1,0 +1,195 @@
+"""What a suite of the memory benchmark runs, and about how long that takes.
+
+- smoke: is everything in its place? A look at three workloads on two engines, in less than a minute.
+- standard: the workloads and systems that the goals speak of, 30 virtual minutes on 8 light engines, and 5 virtual
+  minutes on 2 engines with vLLM's scheduler. One seed: half an hour on two cores.
+- full: all systems, workloads and judging seeds. Hours.
+
+Choices (the point of the grid, lru or arc) are made with tuning seeds, results are those of judging seeds.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from replay.bench.memory.report import EngineModel, System
+from replay.bench.memory.systems import (
+    ARC,
+    CAREFUL,
+    GRID_SEQS,
+    GRID_TOKENS,
+    LRU,
+    OURS,
+    OURS_UNLIMITED,
+    RIVAL,
+    SHIPPED,
+    SMALL,
+    SYSTEMS,
+    UNLIMITED,
+)
+from replay.bench.policies import LOADS, SEEDS, TUNING_SEEDS
+
+KNEE_LOAD: Final = 1.0
+MAIN: Final = (SHIPPED, CAREFUL, RIVAL, OURS, UNLIMITED)
+TWINS: Final = (CAREFUL + SMALL, OURS + SMALL)
+"""Those with the smaller tier, which are held against the bound at loads up to the knee."""
+
+
+class Stage(msgspec.Struct, frozen=True, kw_only=True):
+    """Engines of one kind, so many, for so many virtual seconds, and what runs on them. `twins` are systems that run
+    at loads up to the knee only."""
+
+    engine: EngineModel
+    engines: int
+    seconds: int
+    workloads: tuple[str, ...]
+    systems: tuple[str, ...]
+    loads: tuple[float, ...]
+    seeds: tuple[int, ...]
+    twins: tuple[str, ...] = ()
+
+    def loads_of(self, system: str) -> tuple[float, ...]:
+        """The loads at which a system runs."""
+        return tuple(load for load in self.loads if load <= KNEE_LOAD) if system in self.twins else self.loads
+
+
+class Tuning(msgspec.Struct, frozen=True, kw_only=True):
+    """The grid that baselines get the best of, and how it is gone through: on light engines, so many, for so many
+    virtual seconds, at these loads of a knee that is looked for the same way."""
+
+    tokens: tuple[int, ...] = GRID_TOKENS
+    seqs: tuple[int, ...] = GRID_SEQS
+    evictions: tuple[str, ...] = (LRU, ARC)
+    engines: int = 4
+    seconds: int = 300
+    loads: tuple[float, ...] = (1.0, 1.2)
+    seeds: tuple[int, ...] = TUNING_SEEDS[:1]
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What to run. `systems` by name are all that stages speak of; `traces` by workload ("" = drawn)."""
+
+    suite: str
+    stages: tuple[Stage, ...]
+    tuning: Tuning = Tuning()
+    systems: Mapping[str, System] = msgspec.field(default_factory=lambda: dict(SYSTEMS))
+    traces: Mapping[str, str] = msgspec.field(default_factory=dict)
+    knee_steps: tuple[int, ...] = ()
+    """Only these steps of the search for a knee (none = as far as it goes): a look, not a result."""
+    shipped_knee: bool = True
+    """Whether the knee of vLLM as shipped is looked for too: the load at which percentiles are compared with it."""
+
+    @property
+    def workloads(self) -> tuple[str, ...]:
+        """All of them, in order, once each."""
+        return tuple(dict.fromkeys(name for stage in self.stages for name in stage.workloads))
+
+    @property
+    def light(self) -> Stage:
+        """The first stage: the one whose knee all loads are multiples of."""
+        return self.stages[0]
+
+
+_WORKLOADS: Final = ("conversation", "synthetic", "coding", "mixed")
+
+SMOKE: Final = Plan(
+    suite="smoke",
+    stages=(
+        Stage(
+            engine=EngineModel.LIGHT, engines=2, seconds=90, workloads=("conversation", "coding_small", "mixed"),
+            systems=MAIN, loads=(1.0, 1.2), seeds=SEEDS[:1],
+        ),
+    ),
+    tuning=Tuning(tokens=(1_024, 2_048), seqs=(256,), evictions=(LRU,), engines=2, seconds=60, loads=(1.2,)),
+    knee_steps=(-2, 0, 2), shipped_knee=False,
+)  # fmt: skip
+STANDARD: Final = Plan(
+    suite="standard",
+    stages=(
+        Stage(
+            engine=EngineModel.LIGHT, engines=8, seconds=1_800, workloads=_WORKLOADS, systems=(*MAIN, *TWINS),
+            twins=TWINS, loads=LOADS, seeds=SEEDS[:1],
+        ),
+        Stage(
+            engine=EngineModel.VLLM_SCHEDULER, engines=2, seconds=300, workloads=("conversation", "mixed"),
+            systems=(SHIPPED, CAREFUL, RIVAL, OURS), loads=(1.0, 1.2), seeds=SEEDS[:1],
+        ),
+    ),
+)  # fmt: skip
+FULL: Final = Plan(
+    suite="full",
+    stages=(
+        Stage(
+            engine=EngineModel.LIGHT, engines=8, seconds=1_800, workloads=(*_WORKLOADS, "conversation_embedding"),
+            systems=(*(name for name in SYSTEMS if name not in ("careful_lru", "careful_arc")),), loads=LOADS,
+            seeds=SEEDS,
+        ),
+        Stage(
+            engine=EngineModel.VLLM_SCHEDULER, engines=2, seconds=300, workloads=_WORKLOADS,
+            systems=(*MAIN, OURS_UNLIMITED), loads=LOADS, seeds=SEEDS[:3],
+        ),
+    ),
+    tuning=Tuning(seeds=TUNING_SEEDS, engines=8, seconds=600),
+)  # fmt: skip
+SUITES: Final = {plan.suite: plan for plan in (SMOKE, STANDARD, FULL)}
+
+
+KNEE_RUNS: Final = 7
+"""Runs of a search for a knee, about: four, one or two more to see it fall, two beside the peak."""
+
+
+class Phase(msgspec.Struct, frozen=True, kw_only=True):
+    """About how much a part of a suite is: its runs, and the virtual seconds of all their engines together, each run
+    counted with its load (at 1.5 times the load there is 1.5 times as much to do)."""
+
+    name: str
+    engine: EngineModel
+    runs: int
+    engine_seconds: float
+
+
+def phases(plan: Plan) -> list[Phase]:
+    """The parts of a suite, in the order in which they run."""
+    tuning, first, workloads = plan.tuning, plan.light, len(plan.workloads)
+    steps = len(plan.knee_steps) or KNEE_RUNS
+    points = len(tuning.tokens) * len(tuning.seqs)
+    kinds = len(tuned_systems(plan)) + len(tuning.evictions) - 1  # The careful baseline is tried with each.
+    short = len(tuning.seeds) * workloads
+    small, large = tuning.engines * tuning.seconds, first.engines * first.seconds
+    searches = (2 if plan.shipped_knee else 1) * steps * workloads * len(first.seeds)
+    return [
+        _phase("knee, short", EngineModel.LIGHT, short * steps, (KNEE_LOAD,), small),
+        _phase("grid", EngineModel.LIGHT, short * points * kinds, tuning.loads, small),
+        _phase("knees", EngineModel.LIGHT, searches, (KNEE_LOAD,), large),
+        *(_stage_phase(stage) for stage in plan.stages),
+    ]  # fmt: skip
+
+
+def tuned_systems(plan: Plan) -> tuple[str, ...]:
+    """The baselines of a plan that are looked for the best point of the grid for. Twins, bounds and our own policy take
+    the point of another."""
+    named = dict.fromkeys(name for stage in plan.stages for name in stage.systems)
+    return tuple(
+        dict.fromkeys((CAREFUL, RIVAL, *(name for name in named if takes_point_of(plan.systems[name]) == name)))
+    )
+
+
+def takes_point_of(system: System) -> str:
+    """Whose point of the grid a system runs at: a twin at that of its original, a bound of the careful baseline at that
+    of the careful baseline, and all that is ours at the honest rival's."""
+    if system.preset == "default":
+        return RIVAL
+    if system.preset == SYSTEMS[CAREFUL].preset and (system.dram_ppm or system.unlimited_kv):
+        return CAREFUL
+    return system.name.removesuffix(SMALL)
+
+
+def _phase(name: str, engine: EngineModel, each: int, loads: Sequence[float], seconds: int) -> Phase:
+    return Phase(name=name, engine=engine, runs=each * len(loads), engine_seconds=each * sum(loads) * seconds)
+
+
+def _stage_phase(stage: Stage) -> Phase:
+    loads = [load for system in stage.systems for load in stage.loads_of(system)]
+    each = len(stage.workloads) * len(stage.seeds)
+    return _phase(f"{stage.engine.value} engines", stage.engine, each, loads, stage.engines * stage.seconds)

@@ -1,0 +1,93 @@
+"""A suite of the memory benchmark, from its plan to its report: choices first, then every system at every load.
+
+It can be stopped at any moment: what was done is in the store, and makes up the report.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+
+from msgspec.structs import replace
+
+from replay.bench.memory.bounds import described
+from replay.bench.memory.goals import goals, load_of
+from replay.bench.memory.plan import KNEE_LOAD, Plan, Stage
+from replay.bench.memory.report import Report, RunResult, System, WorkloadInfo
+from replay.bench.memory.rounds import Runs
+from replay.bench.memory.summary import cells
+from replay.bench.memory.systems import CAREFUL, DRAM_PPM, DRAM_SMALL_PPM, OURS, OURS_UNLIMITED, SHIPPED, UNLIMITED
+from replay.bench.memory.task import MemoryTask
+from replay.bench.memory.tuning import Tuned, point_of, tasks_of, tuned, with_eviction
+from replay.bench.memory.workloads import Offer
+from replay.code_version import code_version
+
+SERIES_LOADS = (1.0, 1.2)
+"""Loads at which a report has quantities over time, of the first seed."""
+AT_SHIPPED_KNEE = (SHIPPED, CAREFUL, OURS, UNLIMITED, OURS_UNLIMITED)
+"""Systems that are compared at the knee of vLLM as shipped, too."""
+
+Labelled = tuple[MemoryTask, float]
+"""A run, and the load that its scale is."""
+
+
+def run_suite(plan: Plan, runs: Runs, *, version: str) -> Report:
+    """Run it all, as far as there is somewhere to run it. On KeyboardInterrupt the report has what was done until
+    then. Raises KeyError for names that are not there, TraceError for a bad trace, ValueError for bad settings."""
+    began, found, stopped = time.monotonic(), dict[str, Tuned](), False
+    try:
+        found = tuned(plan, runs)
+        for stage in plan.stages:
+            if runs.can(stage.engine):
+                runs.all([task for task, _ in stage_tasks(plan, stage, found)])
+    except KeyboardInterrupt:
+        stopped = True
+    results = [] if not found else [
+        _labelled(result, load)
+        for stage in plan.stages
+        for task, load in stage_tasks(plan, stage, found)
+        if (result := runs.kept(task)) is not None
+    ]  # fmt: skip
+    infos = {name: _described(plan, name, one) for name, one in found.items()}
+    summed = cells(results)
+    return Report(
+        suite=plan.suite, made_at=datetime.now(UTC).isoformat(timespec="seconds"), version=version,
+        code_version=code_version(), seeds=plan.light.seeds, loads=plan.light.loads, systems=_systems(plan, results),
+        workloads=tuple(infos.values()), runs=tuple(results), cells=summed, goals=goals(summed, infos),
+        seconds=time.monotonic() - began, stopped_early=stopped,
+    )  # fmt: skip
+
+
+def stage_tasks(plan: Plan, stage: Stage, found: Mapping[str, Tuned]) -> Iterator[Labelled]:
+    """The runs of a stage."""
+    for workload in stage.workloads:
+        one = found[workload]
+        for name in stage.systems:
+            system = with_eviction(plan.systems[name], one.eviction)
+            for load in _loads(stage, name, one):
+                scale = round(load * one.knee.scale, 6)
+                for task in tasks_of(plan, stage, workload, system, point_of(system, one), scale):
+                    yield task, load
+
+
+def _loads(stage: Stage, name: str, one: Tuned) -> list[float]:
+    loads = list(stage.loads_of(name))
+    if one.shipped_knee is not None and name in AT_SHIPPED_KNEE:
+        loads.append(load_of(one.shipped_knee.scale, one.knee.scale))
+    return sorted(set(loads))
+
+
+def _labelled(result: RunResult, load: float) -> RunResult:
+    return replace(result, load=load, series=result.series if load in SERIES_LOADS else ())
+
+
+def _described(plan: Plan, workload: str, one: Tuned) -> WorkloadInfo:
+    stage = plan.light
+    offer = Offer(
+        workload=workload, seed=stage.seeds[0], scale=round(KNEE_LOAD * one.knee.scale, 6), seconds=stage.seconds,
+        engines=stage.engines, trace=plan.traces.get(workload, ""),
+    )  # fmt: skip
+    return described(offer, one.knee, one.shipped_knee, (DRAM_PPM, DRAM_SMALL_PPM))
+
+
+def _systems(plan: Plan, results: list[RunResult]) -> tuple[System, ...]:
+    return tuple(plan.systems[name] for name in dict.fromkeys(result.system for result in results))

@@ -1,0 +1,96 @@
+"""From runs to cells: a system at a load of a workload over all seeds, beside those that it is held against."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean, stdev
+
+from msgspec.structs import replace
+
+from replay.bench.memory.report import Cell, RunResult
+from replay.bench.memory.systems import CAREFUL, RIVAL, SHIPPED, UNLIMITED
+from replay.score import Part, Scores
+
+AGAINST = (SHIPPED, CAREFUL, RIVAL, UNLIMITED)
+"""Systems that a cell has its ratio of goodput to."""
+CLASS_REQUESTS_MIN = 50
+"""Prompt-length classes with fewer requests over all seeds say too little."""
+
+
+def cells(results: Iterable[RunResult]) -> tuple[Cell, ...]:
+    """One cell for each system, load, workload and kind of engine, in the order of their first runs."""
+    groups: dict[tuple[str, str, str, float], list[RunResult]] = {}
+    for one in results:
+        groups.setdefault((one.engine.value, one.workload, one.system, one.load), []).append(one)
+    made = [_cell(runs) for runs in groups.values()]
+    by_place = {(cell.engine.value, cell.workload, cell.system, cell.load): cell for cell in made}
+    return tuple(
+        replace(cell, ratios={
+            name: cell.goodput_per_s / other.goodput_per_s
+            for name in AGAINST
+            if (other := by_place.get((cell.engine.value, cell.workload, name, cell.load))) and other.goodput_per_s
+        })
+        for cell in made
+    )  # fmt: skip
+
+
+def _cell(runs: Sequence[RunResult]) -> Cell:
+    first, scores = runs[0], [one.scores for one in runs]
+    goodputs = [one.goodput_per_s for one in scores]
+    prompt_tokens = sum(one.prompt_tokens for one in scores) or 1
+    return Cell(
+        workload=first.workload, system=first.system, engine=first.engine, load=first.load, runs=len(runs),
+        offered_per_s=fmean(one.offered_per_s for one in scores),
+        goodput_per_s=fmean(goodputs), goodput_std=stdev(goodputs) if len(goodputs) > 1 else 0.0,
+        attainment=sum(one.slo_met for one in scores) / max(1, sum(one.requests for one in scores)),
+        ttft_p50_ns=_whole(scores, lambda one: one.ttft_p50_ns),
+        ttft_p99_ns=_whole(scores, lambda one: one.ttft_p99_ns),
+        tpot_p50_ns=_whole(scores, lambda one: one.tpot_p50_ns),
+        tpot_p99_ns=_whole(scores, lambda one: one.tpot_p99_ns),
+        hit_share=sum(one.cached_token_share * one.prompt_tokens for one in scores) / prompt_tokens,
+        hit_by_tier={
+            tier: sum(one.hit_tokens_by_tier.get(tier, 0) for one in scores) / prompt_tokens
+            for tier in dict.fromkeys(tier for one in scores for tier in one.hit_tokens_by_tier)
+        },
+        worst_class_share=worst_class(scores)[0],
+        throughput_tokens_per_s=fmean(one.tokens_per_s for one in scores),
+        throughput_fluctuation=_mean(one.throughput_fluctuation for one in scores),
+        occupancy_fluctuation=_mean(one.occupancy_fluctuation for one in scores),
+        device_hours_per_million=_mean(one.device_hours_per_million for one in scores),
+        jain=fmean(one.fairness_jain for one in scores),
+    )  # fmt: skip
+
+
+def worst_class(scores: Sequence[Scores]) -> tuple[float | None, str]:
+    """Of the prompt-length classes the one that is worst off: its attainment as a share of that of all LLM requests,
+    and its name. None where no class has enough requests, or nobody is in time."""
+    prompts = _pooled([one.prompts for one in scores])
+    met, requests = sum(part.slo_met for part in prompts.values()), sum(part.requests for part in prompts.values())
+    if not met:
+        return None, ""
+    shares = {
+        name: part.slo_met / part.requests / (met / requests)
+        for name, part in prompts.items() if part.requests >= CLASS_REQUESTS_MIN
+    }  # fmt: skip
+    worst = min(shares, key=lambda name: shares[name], default="")
+    return shares.get(worst), worst
+
+
+def _pooled(by_run: Sequence[Mapping[str, Part]]) -> dict[str, Part]:
+    pooled: dict[str, Part] = {}
+    for parts in by_run:
+        for name, part in parts.items():
+            known = pooled.setdefault(name, Part())
+            known.requests += part.requests
+            known.slo_met += part.slo_met
+    return pooled
+
+
+def _whole(scores: Sequence[Scores], of: Callable[[Scores], int | None]) -> int | None:
+    """The mean over runs; infinite (None) where one of them is."""
+    values = [of(one) for one in scores]
+    known = [value for value in values if value is not None]
+    return round(fmean(known)) if known and len(known) == len(values) else None
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

@@ -1,0 +1,138 @@
+"""What is found out before systems are compared: knees, the best point of the grid for each baseline, lru or arc.
+
+1. A first knee of the careful baseline as shipped (lru), on few engines and a short window.
+2. The grid: every baseline at every point, at loads of that knee, with tuning seeds. Each gets the point at which it
+   has the most goodput; the careful baseline also the tier eviction, which goes for all that have the same tier.
+3. The knee that loads are multiples of: the careful baseline at its best, on the engines, window and seeds on which
+   all are judged. And the knee of vLLM as shipped, at its best, the same way.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from replay.bench.memory.knees import knee_of, scale_at, wanted
+from replay.bench.memory.plan import Plan, Stage, takes_point_of, tuned_systems
+from replay.bench.memory.report import EngineModel, Knee, System
+from replay.bench.memory.rounds import Runs
+from replay.bench.memory.systems import CAREFUL, LRU, SHIPPED, SHIPPED_SEQS, SHIPPED_TOKENS
+from replay.bench.memory.task import MemoryTask
+from replay.bench.memory.workloads import WORKLOADS, Offer
+
+Point = tuple[int, int]
+"""`max_num_batched_tokens` and `max_num_seqs`."""
+SHIPPED_POINT: Final = (SHIPPED_TOKENS, SHIPPED_SEQS)
+
+
+class Tuned(msgspec.Struct, kw_only=True):
+    """What was found for one workload."""
+
+    knee: Knee
+    shipped_knee: Knee | None = None
+    eviction: str = LRU
+    points: dict[str, Point] = msgspec.field(default_factory=dict)
+    tried: dict[str, dict[str, float]] = msgspec.field(default_factory=dict)
+    """Goodput by system and point: what was chosen from."""
+
+
+def tuned(plan: Plan, runs: Runs) -> dict[str, Tuned]:
+    """All of it, by workload."""
+    tuning = plan.tuning
+    small = Stage(
+        engine=EngineModel.LIGHT, engines=tuning.engines, seconds=tuning.seconds, workloads=plan.workloads, systems=(),
+        loads=tuning.loads, seeds=tuning.seeds,
+    )  # fmt: skip
+    guesses = {name: WORKLOADS[name].guess for name in plan.workloads}
+    careful = with_eviction(plan.systems[CAREFUL], LRU)
+    first = searched(
+        runs, guesses, plan.knee_steps,
+        lambda name, scale: tasks_of(plan, small, name, careful, SHIPPED_POINT, scale),
+    )  # fmt: skip
+    found = {name: Tuned(knee=knee) for name, knee in first.items()}
+    _go_through_grid(plan, small, runs, found)
+    scales = {name: one.knee.scale for name, one in found.items()}
+    for name, knee in searched(runs, scales, plan.knee_steps, _at(plan, found, CAREFUL)).items():
+        found[name].knee = knee
+    if plan.shipped_knee:
+        for name, knee in searched(runs, scales, plan.knee_steps, _at(plan, found, SHIPPED)).items():
+            found[name].shipped_knee = knee
+    return found
+
+
+def tasks_of(plan: Plan, stage: Stage, workload: str, system: System, point: Point, scale: float) -> list[MemoryTask]:
+    """The runs of a system at a scale, one a seed; the first of them has series."""
+    return [
+        MemoryTask(
+            offer=Offer(
+                workload=workload, seed=seed, scale=scale, seconds=stage.seconds, engines=stage.engines,
+                trace=plan.traces.get(workload, ""),
+            ),
+            system=system, batch_tokens=point[0], seqs_max=point[1], engine=stage.engine,
+            with_series=number == 0,
+        )
+        for number, seed in enumerate(stage.seeds)
+    ]  # fmt: skip
+
+
+def with_eviction(system: System, eviction: str) -> System:
+    """The system with that eviction in its tiers, where they are vLLM's own and it does not say which."""
+    is_open = system.dram_ppm and system.preset != "default" and not system.tier_eviction
+    return replace(system, tier_eviction=eviction) if is_open else system
+
+
+def point_of(system: System, chosen: Tuned) -> Point:
+    """Where a system runs: what it says itself, else what was best for it or for the one that it takes it from."""
+    tokens, seqs = chosen.points.get(takes_point_of(system), SHIPPED_POINT)
+    return system.batch_tokens or tokens, system.seqs_max or seqs
+
+
+def searched(
+    runs: Runs, guesses: Mapping[str, float], steps: Sequence[int], tasks: Callable[[str, float], list[MemoryTask]]
+) -> dict[str, Knee]:
+    """The knees of some workloads, each searched from its guess, side by side. With `steps` only among those."""
+    found: dict[str, dict[int, float]] = {name: {} for name in guesses}
+    wave = [(name, step) for name in guesses for step in steps or wanted({})]
+    while wave:
+        goodputs = runs.goodputs([tasks(name, scale_at(guesses[name], step)) for name, step in wave])
+        for (name, step), goodput in zip(wave, goodputs, strict=True):
+            found[name][step] = goodput
+        wave = [] if steps else [(name, step) for name in guesses for step in wanted(found[name])]
+    return {name: knee_of(guess, found[name]) for name, guess in guesses.items()}
+
+
+def _at(plan: Plan, found: Mapping[str, Tuned], name: str) -> Callable[[str, float], list[MemoryTask]]:
+    def tasks(workload: str, scale: float) -> list[MemoryTask]:
+        system = with_eviction(plan.systems[name], found[workload].eviction)
+        return tasks_of(plan, plan.light, workload, system, point_of(system, found[workload]), scale)
+
+    return tasks
+
+
+def _go_through_grid(plan: Plan, small: Stage, runs: Runs, found: Mapping[str, Tuned]) -> None:
+    tuning = plan.tuning
+    points = list(product(tuning.tokens, tuning.seqs))
+    kinds = [
+        (name, eviction) for name in tuned_systems(plan)
+        for eviction in (tuning.evictions if name == CAREFUL else tuning.evictions[:1])
+    ]  # fmt: skip
+    places = [(workload, name, kind, point) for workload in found for name, kind in kinds for point in points]
+    goodputs = runs.goodputs([
+        [
+            task for load in tuning.loads
+            for task in tasks_of(
+                plan, small, workload, with_eviction(plan.systems[name], kind), point, load * found[workload].knee.scale
+            )
+        ]
+        for workload, name, kind, point in places
+    ])  # fmt: skip
+    best: dict[tuple[str, str], float] = {}
+    for (workload, name, kind, point), goodput in zip(places, goodputs, strict=True):
+        one = found[workload]
+        label = f"{name} {kind}" if name == CAREFUL else name
+        one.tried.setdefault(label, {})[f"{point[0]} x {point[1]}"] = goodput
+        if goodput > best.get((workload, name), -1.0):
+            best[workload, name], one.points[name] = goodput, point
+            one.eviction = kind if name == CAREFUL else one.eviction
