@@ -4,6 +4,7 @@ from functools import cache
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 import msgspec
@@ -19,18 +20,23 @@ _canonical = msgspec.json.Encoder(order="deterministic").encode
 @cache
 def code_version() -> str:
     """Package version, `+`, and 12 hex digits over every source file that a decision can depend on."""
+    try:
+        release = version(PACKAGE)
+    except PackageNotFoundError:  # Run from its sources without being installed.
+        release = "0"
+    return f"{release}+{sources_digest(events, policies)}"
+
+
+def sources_digest(*packages: ModuleType) -> str:
+    """12 hex digits over every source file of some packages."""
     digest = blake2b(digest_size=DIGEST_BYTES)
-    for package in (events, policies):
+    for package in packages:
         root = Path(str(package.__file__)).parent
         for path in sorted(root.rglob("*.py"), key=lambda file: file.relative_to(root).as_posix()):
             source = path.read_bytes()
             digest.update(f"{package.__name__}/{path.relative_to(root).as_posix()} {len(source)}\n".encode())
             digest.update(source)
-    try:
-        release = version(PACKAGE)
-    except PackageNotFoundError:  # Run from its sources without being installed.
-        release = "0"
-    return f"{release}+{digest.hexdigest()}"
+    return digest.hexdigest()
 
 
 def policy_digest(settings: dict[str, Any]) -> str:
