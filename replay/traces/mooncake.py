@@ -12,6 +12,7 @@ import msgspec
 
 from events.base import NS_PER_MS
 from replay.traces.base import OnProgress, TraceError, lines_of, microspeed
+from replay.traces.times import Times
 from replay.workloads.base import Arrival
 
 BLOCK_TOKENS = 512
@@ -46,15 +47,12 @@ def read_mooncake(
     """
     millionths = microspeed(speed, path)
     arrivals: list[Arrival] = []
-    start_ms = last_ms = -1
+    times, start_ms = Times(path, "timestamp"), -1
     for number, line in lines_of(path, of="a Mooncake", suffix=".jsonl", on_progress=on_progress):
         row = _row(path, number, line)
         if start_ms < 0:
             start_ms = row.timestamp
-        if row.timestamp < last_ms:
-            what = f"timestamp {row.timestamp} comes after {last_ms}"
-            raise TraceError(what, file=str(path), line=number, mend="sort the trace by timestamp")
-        last_ms = row.timestamp
+        times.check(number, row.timestamp)
         arrivals.append(
             Arrival(
                 at_ns=(row.timestamp - start_ms) * NS_PER_MS * 1_000_000 // millionths,
