@@ -155,14 +155,15 @@ class Life:
 
 class Scorer:
     """Takes records in one by one; `scores` at any time says how things stand. `gauges` are the pool's, in steps of
-    `step_ns`; `begun_ns` is the time of the first record, and `slice_tokens` what prompts are sliced by."""
+    `step_ns`; `begun_ns` is the time of the first record (-1 = there is none), and `slice_tokens` what prompts are
+    sliced by."""
 
     def __init__(self, *, step_ns: int = STEP_NS) -> None:
         self.gauges = Gauges(step_ns)
         self._lives: dict[RequestId, Life] = {}
         self._deferrals = self.slice_tokens = 0
         self._would: dict[str, int] = {}
-        self.begun_ns = self._now_ns = 0
+        self.begun_ns, self._now_ns = -1, 0
 
     @property
     def lives(self) -> list[Life]:
@@ -172,7 +173,8 @@ class Scorer:
     def take(self, recorded: Recorded) -> None:
         """Take one record in, in log order."""
         self._now_ns = max(self._now_ns, recorded.ts_ns)
-        self.begun_ns = self.begun_ns or recorded.ts_ns
+        if self.begun_ns < 0:
+            self.begun_ns = recorded.ts_ns
         match recorded.event:
             case RequestArrived() as event:
                 self._arrived(event, recorded.ts_ns)
