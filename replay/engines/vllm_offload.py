@@ -41,6 +41,13 @@ class VirtualWorker:
         """When the next job ends."""
         return self._to_come[0][0] if self._to_come else None
 
+    def waiting_bytes(self, now_fs: int) -> tuple[int, int]:
+        """What is still to go over each link: up to device memory, and down from it."""
+        return (
+            max(0, self._load_free_fs - now_fs) * self._bytes_per_s // FS_PER_S,
+            max(0, self._store_free_fs - now_fs) * self._bytes_per_s // FS_PER_S,
+        )
+
     def begin_step(self, metadata: Any, now_fs: int) -> int:
         """A step with these jobs begins; when it can compute."""
         flush = metadata.jobs_to_flush or ()

@@ -39,6 +39,7 @@ from replay.engines.vllm_commons import VllmCommons
 from replay.engines.vllm_offload import VirtualWorker
 from replay.engines.vllm_prompts import Hasher, Prompts
 from replay.engines.vllm_setup import STOCK, Plugged, scheduler_of
+from replay.engines.vllm_slices import VllmSlices
 from replay.faults import TransferFaults, fates
 
 TOKEN: Final = [2]
@@ -121,7 +122,10 @@ class VllmEngine:
         self._outcomes: list[Outcome] = []
         self._prompt_tokens = self._output_tokens = self._queries = self._hits = 0
         self._preemptions = self._evictions = 0
-        self._pool._emit_block_removed_events = self._count_evicted  # noqa: SLF001 - vLLM counts them for events only
+        self._pool._emit_block_removed_events = self._evicted  # noqa: SLF001 - vLLM tells them for KV events only
+        self._slices: VllmSlices | None = None
+        if tiers is not None and self._worker is not None:
+            self._slices = VllmSlices(registered, tiers, self._scheduler, self._worker, self._request_of)
 
     # What its owner calls.
 
@@ -170,9 +174,12 @@ class VllmEngine:
         """vLLM's own classes take nothing from peers."""
         return False
 
-    def slice_facts(self, *, measure: bool) -> list[Event]:  # noqa: ARG002
-        """vLLM's own classes report no slices."""
-        return []
+    def slice_facts(self, *, measure: bool) -> list[Event]:
+        """What changed in its memory, as of the last `run_until`: with `measure` all of it and what was measured.
+        Nothing without tiers."""
+        if self._slices is None:
+            return []
+        return self._slices.facts(self._now_ns * FS_PER_NS, measure=measure)
 
     def ssd(self) -> TierCache | None:
         """It has none."""
@@ -277,7 +284,7 @@ class VllmEngine:
             begin_fs = self._worker.begin_step(output.kv_connector_metadata, begin_fs)
         self._preemptions += len(output.preempted_req_ids or ())
         for new in output.scheduled_new_reqs:
-            self._count_hits(self._parts[new.req_id].request)
+            self._entered(self._parts[new.req_id])
         step = _Step(output)
         step.end_fs = begin_fs + self._takes_fs(step)
         if step.names or self._flight:
@@ -415,13 +422,22 @@ class VllmEngine:
         jobs = (job for job in self._jobs.values() if job.request.kind is RequestKind.EMBEDDING)
         return sum(len(one.req_to_blocks.get(name, ())) for job in jobs for name in job.names for one in managers)
 
-    def _count_hits(self, request: Any) -> None:
+    def _entered(self, part: _Part) -> None:
         """A request enters its first step."""
-        self._queries += request.num_prompt_tokens
-        self._hits += request.prefill_stats.num_cached_tokens
+        stats = part.request.prefill_stats
+        self._queries += part.prompt_tokens
+        self._hits += stats.num_cached_tokens
+        if self._slices is not None:
+            self._slices.entered(part.job.request, stats)
 
-    def _count_evicted(self, hashes: Any) -> None:
+    def _evicted(self, hashes: list[bytes]) -> None:
         self._evictions += len(hashes)
+        if self._slices is not None:
+            self._slices.evicted(hashes)
+
+    def _request_of(self, name: str) -> SimRequest | None:
+        part = self._parts.get(name)
+        return part.job.request if part is not None else None
 
 
 def vllm_engine(
