@@ -5,7 +5,7 @@ Colours are names of the page's (`var(--s0)`), which has them for light, dark an
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from io import StringIO
 from itertools import pairwise
@@ -40,6 +40,7 @@ _SYSTEM_COLOURS, _TIER_COLOURS = 8, 4
 _MARKERS: Final = "osD^vPX*"
 _DASHES: Final = ((), (1, 1.2), (4, 1.5), (6, 1.5, 1, 1.5))
 _DASH_BOUND: Final = (9, 3)
+_LEVEL_DASHES: Final = ((2, 2), (6, 2), (1, 3))
 _WIDTH_OURS, _WIDTH_LINE, _WIDTH_BOUND = 2.8, 1.6, 1.0
 _STAND_INS: Final = {name: f"#fe{number:02x}ef" for number, name in enumerate(LIGHT)}
 """What a colour is called while matplotlib draws: nothing else comes out as one of these."""
@@ -47,6 +48,8 @@ _UNIT_IN: Final = 1 / 72
 """A unit of the SVG in inches, so that sizes below are about pixels of the page."""
 _WIDTH, _HEIGHT, _BAR_HEIGHT, _BARS_BESIDE = 580, 300, 22, 90
 _SWATCH: Final = (44, 14)
+_TICK_ROOM: Final = 0.06
+"""The part of an axis that the name of a load takes."""
 _NEVER_ABOVE: Final = 2.5
 """How far above the highest number of a picture `never` stands (a factor: its axis is logarithmic)."""
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
@@ -129,13 +132,23 @@ def _draw_lines(axes: "Axes", panel: Panel, look: Mapping[str, Style]) -> None:
         axes.set_xticks(range(len(panel.x_names)), panel.x_names)
         axes.margins(x=0.08)
     elif not panel.is_over_time:
-        axes.set_xticks(sorted({x for line in panel.lines for x, _ in line.points}))
+        axes.set_xticks(_apart({x for line in panel.lines for x, _ in line.points}))
         axes.xaxis.set_major_formatter("{x:g}")
     axes.set(xlabel=panel.x_label, ylabel=panel.y_label)
     if not panel.is_log:
         axes.set_ylim(bottom=0)
     elif numbers and min(numbers) > 0:
         _scale_log(axes, panel, never)
+
+
+def _apart(values: Collection[float]) -> list[float]:
+    """Those of the values whose names have room beside one another on an axis; round ones first."""
+    room = _TICK_ROOM * (max(values, default=0.0) - min(values, default=0.0))
+    kept: list[float] = []
+    for value in sorted(values, key=lambda value: (len(f"{value:g}"), value)):
+        if all(abs(value - other) >= room for other in kept):
+            kept.append(value)
+    return sorted(kept)
 
 
 def _draw_line(axes: "Axes", line: Line, style: Style, never: float) -> None:
@@ -179,15 +192,15 @@ def _draw_stack(axes: "Axes", stack: Stack) -> None:
         # Paper shows between parts, so that they are told apart without colours too.
         axes.barh(places, sizes, left=left, color=colour, label=name, edgecolor=_STAND_INS["paper"], linewidth=1)
         left = [before + size for before, size in zip(left, sizes, strict=True)]
-    if stack.level is not None:
-        name, value = stack.level
-        axes.axvline(value, color=_STAND_INS["ink"], linewidth=1, linestyle=(0, (2, 2)), label=name)
+    for number, (name, value) in enumerate(stack.levels):
+        dash = (0, _LEVEL_DASHES[number % len(_LEVEL_DASHES)])
+        axes.axvline(value, color=_STAND_INS["ink"], linewidth=1.2, linestyle=dash, label=name)
     axes.set_yticks(places, stack.names)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set(xlabel=stack.x_label)
     axes.set_xlim(left=0)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(stack.parts) + 1, frameon=False, borderaxespad=0)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, borderaxespad=0)
 
 
 def _drawn(draw: Any, width: float, height: float, salt: str, title: str = "") -> str:

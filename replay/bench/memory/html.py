@@ -11,7 +11,18 @@ from markupsafe import Markup
 from replay.bench.memory import charts, said
 from replay.bench.memory.charts import DARK, LIGHT, Style
 from replay.bench.memory.panels import Panel, Section, Stack, memory_of, origin_of, sections
-from replay.bench.memory.report import Calibration, Cell, EngineModel, Goal, Origin, Report, System, WorkloadInfo
+from replay.bench.memory.report import (
+    Calibration,
+    Cell,
+    EngineModel,
+    Goal,
+    Knee,
+    Origin,
+    Report,
+    RunResult,
+    System,
+    WorkloadInfo,
+)
 
 TEMPLATE: Final = "report.html.jinja"
 ENGINE_TITLES: Final = {
@@ -19,12 +30,13 @@ ENGINE_TITLES: Final = {
     EngineModel.LIVE: "live engines",
 }  # fmt: skip
 CELL_COLUMNS: Final = (
-    "system", "goodput/s", "±", "SLO met", "TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99",
-    "hits", "tokens/s", "tokens/s ±", "memory in use ±", "worst class", "Jain",
-    "device h / M tokens",
+    "SLO met", "TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", "hits", "tokens/s", "tokens/s swing", "memory swing",
+    "worst class", "Jain", "device h / M tokens",
 )  # fmt: skip
+"""After the goodput, and its ratios to others'."""
 WORKLOAD_COLUMNS: Final = (
-    "workload", "source", "window", "requests", "engines", "unique KV", "ideal hits", "knee", "drawn",
+    "workload", "source", "window", "requests", "engines", "unique KV", "ideal hits", "knee",
+    "of vLLM as shipped", "drawn",
 )  # fmt: skip
 
 
@@ -97,7 +109,7 @@ def page(report: Report) -> str:
         report=report, facts=_facts(report), charts=drawn, goals=_goals(report), light=_variables(LIGHT),
         dark=_variables(DARK), parts=_parts(report, look, drawn=drawn),
         calibrations=[_calibration(one) for one in report.calibrations],
-        systems=[_system(one) for one in report.systems], workload_columns=WORKLOAD_COLUMNS,
+        systems=[_system(one, report.runs) for one in report.systems], workload_columns=WORKLOAD_COLUMNS,
         workloads=[_workload(one) for one in report.workloads],
     )  # fmt: skip
 
@@ -140,7 +152,10 @@ def _part(part_id: str, section: Section, report: Report, look: Mapping[str, Sty
             Figure(panel=panel, svg=Markup(charts.chart(panel, look, name)) if drawn else "")  # noqa: S704
             for panel in section.panels
         ),
-        columns=(*CELL_COLUMNS, *(f"x {titles.get(name, name)}" for name in _held_against(section))),
+        columns=(
+            "system", "goodput/s", "±", *(f"x {titles.get(name, name)}" for name in _held_against(section)),
+            *CELL_COLUMNS,
+        ),
         at_loads=tuple(_at_loads(section, titles)),
     )  # fmt: skip
 
@@ -170,11 +185,12 @@ def _at_loads(section: Section, titles: Mapping[str, str]) -> list[AtLoad]:
 def _row(cell: Cell, titles: Mapping[str, str], others: Sequence[str]) -> tuple[str, ...]:
     return (
         titles.get(cell.system, cell.system), said.number(cell.goodput_per_s), said.number(cell.goodput_std),
+        *(said.number(cell.ratios.get(name)) for name in others),
         said.share(cell.attainment), said.span(cell.ttft_p50_ns), said.span(cell.ttft_p99_ns),
         said.span(cell.tpot_p50_ns), said.span(cell.tpot_p99_ns), said.share(cell.hit_share),
         said.number(cell.throughput_tokens_per_s, 0), said.share(cell.throughput_fluctuation),
         said.share(cell.occupancy_fluctuation), said.number(cell.worst_class_share), said.number(cell.jain, 3),
-        said.number(cell.device_hours_per_million, 3), *(said.number(cell.ratios.get(name)) for name in others),
+        said.number(cell.device_hours_per_million, 3),
     )  # fmt: skip
 
 
@@ -228,26 +244,30 @@ def _calibration(one: Calibration) -> dict[str, object]:
     return {**msgspec.structs.asdict(one), "calibrated": one.calibrated, "rows": rows}
 
 
-def _system(one: System) -> tuple[str, ...]:
+def _system(one: System, runs: Sequence[RunResult]) -> tuple[str, ...]:
     settings = "; ".join(f"{actor}: {values}" for actor, values in one.settings.items())
-    budget = f"{one.batch_tokens:,} tokens a step" if one.batch_tokens else "the best chunk budget of the grid"
-    seqs = f"{one.seqs_max} sequences" if one.seqs_max else "the best limit of sequences"
+    points: dict[str, list[str]] = {}
+    for run in runs:
+        if run.system == one.name:
+            points.setdefault(f"{run.batch_tokens:,} x {run.seqs_max}", []).append(run.workload)
+    ran = "; ".join(f"{point} ({', '.join(dict.fromkeys(where))})" for point, where in points.items())
     evicts = f", evicted by {one.tier_eviction}" if one.tier_eviction else ""
     shared = ", shared by all engines" if one.shared_kv else ""
     preset = f"{one.preset}, {settings}" if settings else one.preset
-    return (one.name, one.title, preset, memory_of(one) + evicts + shared, f"{budget}, {seqs}", one.source)
+    return (one.name, one.title, preset, memory_of(one) + evicts + shared, ran or said.NOTHING, one.source)
 
 
 def _workload(one: WorkloadInfo) -> tuple[str, ...]:
     return (
         one.name, one.source, said.seconds(one.seconds), f"{one.requests:,}", str(one.engines),
-        said.gib(one.unique_kv_bytes), said.share(one.ideal_hit_share), _knee(one), one.drawn or "nothing",
+        said.gib(one.unique_kv_bytes), said.share(one.ideal_hit_share), _knee(one.knee), _knee(one.shipped_knee),
+        one.drawn or "nothing",
     )  # fmt: skip
 
 
-def _knee(one: WorkloadInfo) -> str:
-    if one.knee is None:
+def _knee(knee: Knee | None) -> str:
+    if knee is None:
         return said.NOTHING
-    tried = ", ".join(f"{at:g}: {goodput:.2f}" for at, goodput in zip(one.knee.scales, one.knee.goodputs, strict=False))
-    edge = ", at the edge of what was tried" if one.knee.at_edge else ""
-    return f"{one.knee.scale:g}{edge} ({tried})" if tried else f"{one.knee.scale:g}{edge}"
+    tried = ", ".join(f"{at:g}: {goodput:.2f}" for at, goodput in zip(knee.scales, knee.goodputs, strict=False))
+    edge = ", at the edge of what was tried" if knee.at_edge else ""
+    return f"{knee.scale:g}{edge} ({tried})" if tried else f"{knee.scale:g}{edge}"

@@ -59,7 +59,7 @@ class Panel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stack(msgspec.Struct, frozen=True, kw_only=True):
-    """One picture of stacked bars: a bar for each name, with parts of these sizes; `level` is a line across all."""
+    """One picture of stacked bars: a bar for each name, with parts of these sizes; `levels` are lines across all."""
 
     key: str
     title: str
@@ -67,7 +67,7 @@ class Stack(msgspec.Struct, frozen=True, kw_only=True):
     names: tuple[str, ...]
     parts: tuple[tuple[str, tuple[float, ...]], ...]
     table: Table
-    level: tuple[str, float] | None = None
+    levels: tuple[tuple[str, float], ...] = ()
     note: str = ""
 
 
@@ -282,14 +282,26 @@ def _hits(seen: _Seen, load: float) -> Stack:
             of_ideal,
         )
         rows.append(row)
+    bounds = (
+        {"ideal": ideal, **{_bound(name): hits for name, hits in seen.workload.hit_bounds.items()}} if ideal else {}
+    )
+    for name, hits in bounds.items():
+        rows.append((name, *(said.NOTHING for _ in tiers), said.share(hits), said.share(hits / ideal)))
+    main = main_memory(seen.systems)
     return Stack(
         key="hits", title=f"Prompt tokens found cached, by tier, load {load:g}",
         x_label="share of prompt tokens, %", names=tuple(titles[cell.system] for cell in shown),
         parts=tuple((tier, tuple(of(cell, tier) * 100 for cell in shown)) for tier in tiers),
-        level=("ideal", ideal * 100) if ideal else None,
+        levels=tuple((name, hits * 100) for name, hits in bounds.items() if name.endswith(("ideal", main))),
         table=Table(columns=("system", *tiers, "together", "of the ideal"), rows=tuple(rows)),
-        note="Ideal: everything that any engine has computed is there for all, for ever.",
+        note="Ideal: all that any engine has computed is there for all, for ever. Belady, lru: one cache of all of it.",
     )  # fmt: skip
+
+
+def _bound(name: str) -> str:
+    """A bound of hits as people say it: of `belady_dram_100000`, that it is Belady's with a DRAM tier of 10 %."""
+    rule, _, size = name.partition("_dram_")
+    return f"{rule}, DRAM {said.ppm(int(size))}" if size.isdecimal() else name.replace("_", " ")
 
 
 def _pooled(runs: Iterable[RunResult]) -> dict[str, Part]:

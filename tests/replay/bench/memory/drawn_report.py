@@ -159,6 +159,7 @@ def _workload(name: str) -> WorkloadInfo:
     return WorkloadInfo(
         name=name, source="a generator of the tests", requests=1_200, seconds=WINDOW_S, engines=4, closed_loop=False,
         unique_kv_bytes=300 * 1024**3, ideal_hit_share=0.46, drawn="everything",
+        hit_bounds={"belady_dram_100000": 0.44, "lru_dram_100000": 0.38, "belady_dram_50000": 0.41},
         knee=Knee(scale=1.0, goodput_per_s=KNEE_PER_S, at_edge=False, scales=(0.8, 1.0, 1.2), goodputs=(3.1, 3.6, 3.2)),
     )  # fmt: skip
 

@@ -109,6 +109,16 @@ def test_every_table_of_results_says_where_its_numbers_come_from(page: str) -> N
     assert [one.text for one in tree(live).findall(".//table[@class='cells']//span")] == ["observed"]
 
 
+def test_hits_stand_beside_the_bounds(page: str) -> None:
+    [figure] = [one for one in tree(page).findall(".//figure") if "found cached" in " ".join(one.itertext())]
+    rows = [[" ".join(cell.itertext()) for cell in row] for row in figure.findall(".//tbody/tr")]
+    assert ["ideal", "-", "-", "46.0 %", "100.0 %"] in rows
+    assert ["belady, DRAM 5 %", "-", "-", "41.0 %", "89.1 %"] in rows
+    drawn = [text.text for text in figure.findall(".//svg//text")]
+    assert {"ideal", "belady, DRAM 10 %", "lru, DRAM 10 %"} <= set(drawn)
+    assert "belady, DRAM 5 %" not in drawn
+
+
 def test_two_pages_of_one_report_are_the_same_bytes(page: str, report: Report) -> None:
     assert html.page(report) == page
 
