@@ -23,6 +23,7 @@ SUBCOMMANDS: dict[str, str] = {
     "calibrate": "services.commands.bench_calibrate",
     "compare": "services.commands.bench_compare",
     "predictors": "services.commands.bench_predictors",
+    "run": "services.commands.bench_run",
 }
 """Subcommands with a module of their own, whose attribute `command` they are."""
 QUICK_LOADS = (1.0, 1.2, 1.5)
@@ -101,7 +102,7 @@ def _plan(trace: Path | None, *, quick: bool, jobs: int | None) -> "Plan":
     from replay.bench.policies import SEEDS, Plan, variants
 
     plan = Plan(
-        presets=tuple(variants()), trace=str(trace.absolute()) if trace is not None else "", jobs=jobs or _cores()
+        presets=tuple(variants()), trace=str(trace.absolute()) if trace is not None else "", jobs=jobs or cores()
     )
     if not quick:
         return plan
@@ -119,19 +120,19 @@ def _narrowed(
 
     changes: dict[str, object] = {}
     if seeds is not None:
-        changes["seeds"] = _seeds(seeds)
+        changes["seeds"] = seeds_of(seeds)
     if loads is not None:
-        changes["loads"] = tuple(_number("--loads", text) for text in loads.split(","))
+        changes["loads"] = loads_of(loads)
     if presets is not None:
-        changes["presets"] = tuple(_known("--presets", name, list(variants())) for name in presets.split(","))
+        changes["presets"] = chosen("--presets", presets, list(variants()))
     if workloads is not None:
         names = [workload.value for workload in Workload]
-        chosen: list[Workload] = [Workload(_known("--workloads", name, names)) for name in workloads.split(",")]
-        changes["workloads"] = tuple(chosen)
+        changes["workloads"] = tuple(Workload(name) for name in chosen("--workloads", workloads, names))
     return msgspec.structs.replace(plan, **changes)
 
 
-def _seeds(text: str) -> tuple[int, ...]:
+def seeds_of(text: str) -> tuple[int, ...]:
+    """The seeds that an option names. Raises ConfigError."""
     from replay.bench.policies import SEEDS, TUNING_SEEDS
 
     if text == TUNING:
@@ -149,21 +150,31 @@ def _seeds(text: str) -> tuple[int, ...]:
     return SEEDS[:count]
 
 
-def _number(where: str, text: str) -> float:
+def loads_of(text: str) -> tuple[float, ...]:
+    """The loads that an option names. Raises ConfigError."""
+    return tuple(_load(part) for part in text.split(","))
+
+
+def _load(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0 < value < 100:
-        raise ConfigError(f"{text!r} is no load", where=where, key="", allowed="numbers above 0 and below 100")
+        raise ConfigError(f"{text!r} is no load", where="--loads", key="", allowed="numbers above 0 and below 100")
     return value
 
 
-def _known(where: str, name: str, known: list[str]) -> str:
-    if name not in known:
-        raise ConfigError(f"there is no {name!r}{meant(name, known)}", where=where, key="", allowed=", ".join(known))
-    return name
+def chosen(where: str, text: str, known: list[str]) -> tuple[str, ...]:
+    """The names in an option, all of them known. Raises ConfigError."""
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in known:
+            what = f"there is no {name!r}{meant(name, known)}"
+            raise ConfigError(what, where=where, key="", allowed=", ".join(known))
+    return names
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -166,6 +166,11 @@ def phases(plan: Plan) -> list[Phase]:
     ]  # fmt: skip
 
 
+def runs_of(plan: Plan) -> int:
+    """About how many runs a plan is: how many a search for a knee takes is known when it is over."""
+    return sum(phase.runs for phase in phases(plan))
+
+
 def tuned_systems(plan: Plan) -> tuple[str, ...]:
     """The baselines of a plan that are looked for the best point of the grid for. Twins, bounds and our own policy take
     the point of another."""

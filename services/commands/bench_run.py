@@ -1,0 +1,174 @@
+"""`tidegate bench run`: the memory benchmark in virtual time."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+from msgspec.structs import replace
+
+from services.commands.bench import chosen, cores, loads_of, seeds_of
+from services.commands.bench_compare import parse_fail_on, regressions_of, show_regressions
+from services.commands.options import with_output
+from services.runtime.output import Exit, Output
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from replay.bench.memory.plan import Plan, Stage
+    from replay.bench.memory.report import Report
+    from replay.bench.memory.rounds import Players
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+TRACES_BESIDE = Path("../shared/traces")
+"""Where traces are looked for when no folder is named."""
+SUITES = ("smoke", "standard", "full")
+SWEEPS = ("ratio", "quota", "eviction", "admission", "routing", "tiers")
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command line said."""
+
+    mode: str
+    suite: str
+    sweep: str | None
+    systems: str | None
+    workloads: str | None
+    loads: str | None
+    seeds: str | None
+    seconds: int | None
+    traces: Path | None
+    engine_python: Path | None
+    light_only: bool
+    jobs: int | None
+    folder: Path | None
+    against: Path | None
+    fail_on: str
+    strict: bool
+
+
+@click.command("run")
+@click.option("--mode", type=click.Choice(["memory"]), default="memory", show_default=True, help="What is measured.")
+@click.option("--suite", type=click.Choice(SUITES), default="smoke", show_default=True,
+              help="smoke: under a minute; standard: half an hour; full: hours, it says how many.")  # fmt: skip
+@click.option("--sweep", type=click.Choice(SWEEPS),
+              help="Our policy with one thing changed at a time, instead of all systems.")  # fmt: skip
+@click.option("--systems", help="Only these, such as as_shipped,careful,tidegate.")
+@click.option("--workloads", help="Only these, such as conversation,coding.")
+@click.option("--loads", help="Multiples of the careful baseline's knee, such as 0.8,1.2.")
+@click.option("--seeds", help="So many of the judging seeds, a list (1,2,3), or 'tuning'.")
+@click.option("--seconds", type=click.IntRange(min=30), help="Virtual seconds of each run on light engines.")
+@click.option("--traces", type=FOLDER, help="Folder of public traces (default: one beside the checkout, else drawn).")
+@click.option("--engine-python", type=FILE, help="An interpreter that has vLLM (default: .venv-engine/bin/python).")
+@click.option("--light-only", is_flag=True, help="Leave out the part on vLLM's scheduler.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Runs at a time (default: one a core).")
+@click.option("--out", "folder", type=FOLDER,
+              help="Keep runs and report there: JSON, CSV, a page. What is there is not run again.")  # fmt: skip
+@click.option("--against", type=click.Path(exists=True, path_type=Path), help="A report that is the baseline.")
+@click.option("--fail-on", default="drift,lost-win", show_default=True, help="With --against: exit code 1 on these.")
+@click.option("--strict", is_flag=True, help="Exit code 1 when a goal is not met.")
+@with_output
+def command(out: Output, **said: Any) -> int:
+    """Hold the default policy against vLLM as shipped, a careful baseline, an honest rival, and bounds.
+
+    All run on the same arrivals, engines and step times, in virtual time. Goals come last, met or not, with the bound
+    that stops what is not. See docs/benchmarks.md for what the figures mean and what they do not.
+    """
+    wanted = Wanted(**said)
+    plan = planned(wanted)
+    kinds, _ = parse_fail_on(wanted.fail_on)
+    report = _run(wanted, plan, out)
+    if wanted.folder is not None:
+        from replay.bench.memory.files import write_report
+
+        write_report(report, wanted.folder)
+    lost = []
+    if wanted.against is not None:
+        from replay.bench.memory.files import read_report
+
+        lost = regressions_of(read_report(wanted.against), report, kinds)
+
+    def show(console: "Console") -> None:
+        from services.commands.bench_run_text import show as show_report
+
+        show_report(report, console)
+        if wanted.against is not None:
+            show_regressions(lost, console)
+
+    out.result({"report": report, "regressions": lost}, show)
+    if report.stopped_early:
+        return Exit.INTERRUPTED
+    missed = wanted.strict and any(goal.met is False for goal in report.goals)
+    return Exit.NO if missed or lost else Exit.FINE
+
+
+def planned(wanted: Wanted) -> "Plan":
+    """The suite, narrowed to what was asked for. Raises ConfigError for names and numbers that are not there."""
+    from replay.bench.memory.plan import SUITES as PLANS
+    from replay.bench.memory.sweeps import Sweep, swept
+    from replay.bench.memory.workloads import WORKLOADS, trace_of
+
+    plan = PLANS[wanted.suite]
+    if wanted.sweep is not None:
+        plan = swept(plan, Sweep(wanted.sweep))
+    stages = [_narrowed(stage, wanted, plan) for stage in plan.stages]
+    folder = wanted.traces or (TRACES_BESIDE if TRACES_BESIDE.is_dir() else None)
+    traces = {name: trace_of(workload, folder) for name, workload in WORKLOADS.items()}
+    if wanted.light_only:
+        stages = stages[:1]
+    return replace(plan, stages=tuple(stages), traces=traces)
+
+
+def _narrowed(stage: "Stage", wanted: Wanted, plan: "Plan") -> "Stage":
+    from replay.bench.memory.report import EngineModel
+    from replay.bench.memory.workloads import WORKLOADS
+
+    changes: dict[str, object] = {}
+    if wanted.systems is not None:
+        changes["systems"] = chosen("--systems", wanted.systems, list(plan.systems))
+    if wanted.workloads is not None:
+        changes["workloads"] = chosen("--workloads", wanted.workloads, list(WORKLOADS))
+    if wanted.loads is not None:
+        changes["loads"] = loads_of(wanted.loads)
+    if wanted.seeds is not None:
+        changes["seeds"] = seeds_of(wanted.seeds)
+    if wanted.seconds is not None and stage.engine is EngineModel.LIGHT:
+        changes["seconds"] = wanted.seconds
+    return replace(stage, **changes)
+
+
+def _run(wanted: Wanted, plan: "Plan", out: Output) -> "Report":
+    from replay.bench.memory.plan import runs_of
+    from replay.bench.memory.rounds import Runs
+    from replay.bench.memory.store import Store
+    from replay.bench.memory.suite import run_suite
+    from replay.calibration import calibrations, uncalibrated
+    from replay.code_version import code_version
+
+    jobs = wanted.jobs or cores()
+    with _players(plan, wanted, jobs, out) as players, out.progress("runs", runs_of(plan)) as advance:
+        report = run_suite(plan, Runs(Store(wanted.folder), players, advance), version=code_version().partition("+")[0])
+    found = calibrations()
+    return replace(report, calibrations=found, uncalibrated=uncalibrated(found))
+
+
+@contextmanager
+def _players(plan: "Plan", wanted: Wanted, jobs: int, out: Output) -> "Iterator[Players]":
+    """Somewhere to run what the plan has. Without vLLM's environment one line says that its part is left out."""
+    from replay.bench.far import engine_python, far_players
+    from replay.bench.memory.report import EngineModel
+    from replay.bench.memory.task import play
+    from replay.bench.runs import players
+
+    with ExitStack() as stack:
+        found = {EngineModel.LIGHT: stack.enter_context(players(jobs, play))}
+        if any(stage.engine is EngineModel.VLLM_SCHEDULER for stage in plan.stages):
+            python = engine_python(wanted.engine_python)
+            if python is None:
+                out.remark("vLLM's environment is not there: its part is left out (make test-engine builds it)")
+            else:
+                found[EngineModel.VLLM_SCHEDULER] = stack.enter_context(far_players(python, jobs, play))
+        yield found
