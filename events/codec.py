@@ -25,7 +25,7 @@ EVENTS: tuple[type[Event], ...] = (
     slice.SlicesStored, slice.SlicesRemoved, slice.SlicesCleared, slice.SlicesPinned,
     slice.SlicesHit, slice.TierMeasured, slice.TransferFinished, slice.ChoiceMade,
     control.Ticked, control.PolicyConfigured, control.ActorStarted, control.EventQuarantined,
-    control.IngestRefused,
+    control.ShadowCompared, control.IngestRefused,
     quota.TenantQuotaAsked, quota.ShareBoundsAsked,
     decisions.RequestAdmitted, decisions.RequestDeferred, decisions.RequestRejected, decisions.HolderLost,
     decisions.WakeAsked, decisions.RequestPreempted, decisions.MiscoverageNoticed, decisions.SharesSet,

@@ -44,6 +44,42 @@ class EventQuarantined(Event, frozen=True, kw_only=True, tag="event_quarantined.
     error: str
 
 
+class ShadowChange(msgspec.Struct, frozen=True, array_like=True):
+    """Where another rule would have fired: [code as recorded, code as tried, how often]."""
+
+    recorded: str
+    tried: str
+    count: int
+
+
+class ShadowCompared(Event, frozen=True, kw_only=True, tag="shadow_compared.v1"):
+    """What a second policy, which nobody goes by, would have said beside one actor from record `since_seq` to `to_seq`.
+
+    `shadow` names this start of it, `policy` what is tried; `settings` are what it would write as the actor's. What a
+    step says of one subject is a word: `words` = `same` + other `amounts` + other `outcomes` + those still other in the
+    same way (`standing`) + other `wakes`. `changes` are the most frequent ones, `first` is the cause of the first other
+    outcome. `failed`: its policy broke, and nothing behind that is compared. `ended`: this is its last word.
+    """
+
+    shadow: str
+    policy: str
+    actor: str
+    settings: dict[str, Any]
+    code_version: str
+    since_seq: int
+    to_seq: int
+    words: int = 0
+    same: int = 0
+    amounts: int = 0
+    outcomes: int = 0
+    standing: int = 0
+    wakes: int = 0
+    changes: tuple[ShadowChange, ...] = ()
+    first: str = ""
+    failed: str = ""
+    ended: bool = False
+
+
 class IngestRefused(Event, frozen=True, kw_only=True, tag="ingest_refused.v1"):
     """Messages that the ingest did not let into the log since it last said so, by reason."""
 

@@ -33,6 +33,16 @@ def decisions_of(pool: PoolId, actor: str) -> str:
     return f"tg.{VERSION}.{pool}.decision.{actor}.>"
 
 
+def shadow_decision(pool: PoolId, actor: str, kind: str) -> str:
+    """Where a shadow says what it would have decided: beside the log, so that nobody carries it out."""
+    return f"tg.shadow.{pool}.decision.{actor}.{kind}"
+
+
+def shadow_difference(pool: PoolId, actor: str) -> str:
+    """Where a shadow says what it would have decided otherwise."""
+    return f"tg.shadow.{pool}.difference.{actor}"
+
+
 def log_of(pool: PoolId) -> str:
     """All that a pool's stream holds."""
     return f"tg.{VERSION}.{pool}.>"

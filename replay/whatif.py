@@ -11,18 +11,18 @@ always among them, as the control: under the same code and settings it has no di
 are those that were recorded, too.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from events import codec
-from events.base import Cause, Event, LogDamaged, Recorded
+from events.base import Cause, LogDamaged, Recorded
 from policies.catalog import ACTORS
 from policies.decider import Decider
+from replay.beside import Beside, broke
 from replay.chain import chain_of
-from replay.differences import Difference, Differences, Tally, TenantBook
+from replay.differences import Difference, Differences, TenantBook
 from replay.replayer import ActorReplay, Foreseen, Recall, Source, foresee
 from replay.tried import CONTROL, Candidate, tried
 
@@ -87,7 +87,7 @@ def open_loop(
         if on_progress is not None and found.messages % PROGRESS_EVERY == 0:
             on_progress(found.messages)
     for number, one in enumerate(wanted):
-        actors = [runs[actor][number].tally.found for actor in running]
+        actors = [runs[actor][number].found for actor in running]
         first = _first(actors, source)
         found.tried.append(Tried(policy=one.name, settings=dict(one.settings), actors=actors, first=first))
     found.not_run = [actor for actor in deciders if actor not in running]
@@ -101,29 +101,26 @@ class _Run:
     def __init__(
         self, decider: Decider[Any], of: Candidate, source: Source, foreseen: Foreseen, tenants: TenantBook
     ) -> None:  # fmt: skip
-        self.tally = Tally(decider.name, tenants)
-        self._decider = tried(decider, of)
-        self._replay = ActorReplay(dataclasses.replace(self._decider, decide=self._decide), source, foreseen)
-        self._recorded: Recorded | None = None
-        self._said: list[Recorded] = []
+        self._beside = Beside(tried(decider, of), tenants)
+        self._replay = ActorReplay(self._beside.decider, source, foreseen)
+
+    @property
+    def found(self) -> Differences:
+        """What differs so far."""
+        return self._beside.tally.found
 
     def take(self, recorded: Recorded, said: list[Recorded]) -> None:
         """Take one record in, and what the log says that was decided because of it."""
-        if self.tally.found.failed:
+        if self.found.failed:
             return
-        self._recorded, self._said = recorded, said
+        self._beside.expect(recorded, said)
         try:
             self._replay.take(recorded)
         except LogDamaged:
             raise
         except Exception as error:
             # A policy that breaks on a record of a log is the answer, not an accident: see `verify`.
-            self.tally.found.failed = f"record {recorded.at}: {type(error).__name__}: {error}"
-
-    def _decide(self, state: Any, event: Event, now_ns: int) -> list[Event]:
-        assert self._recorded is not None, "a decision is made because of a record"
-        self.tally.compare(self._recorded, self._said, self._decider.decide(state, event, now_ns))
-        return [one.event for one in self._said]
+            self.found.failed = broke(recorded, error)
 
 
 def _first(actors: Sequence[Differences], source: Source) -> Difference | None:

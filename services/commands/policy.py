@@ -8,6 +8,7 @@ import msgspec
 
 from events.base import PoolId
 from services.commands.options import Settings, with_output, with_settings
+from services.commands.shadow import promote, shadow
 from services.runtime.output import Exit, Output, table
 
 if TYPE_CHECKING:
@@ -26,11 +27,15 @@ class Effect(msgspec.Struct, frozen=True, kw_only=True):
 
 @click.group()
 def command() -> None:
-    """Settings of policies: show them, change them live, or take a preset.
+    """Settings of policies: show them, change them live, take a preset, or try others beside them first.
 
     A change is a fact in the log; it holds from there on, also after a restart, unless the configuration that the actor
     is started with names the same key.
     """
+
+
+command.add_command(shadow)
+command.add_command(promote)
 
 
 @command.command()

@@ -13,7 +13,7 @@ from services.runtime.config import Config, ConfigError
 HOST: Final = "127.0.0.1"
 PORT_OFFSET: Final = {
     "clock": 0, "admission": 1, "sensor": 2, "projector": 3, "auditor": 4, "ingest": 5, "quota": 6, "eviction": 7,
-    "desk": 8, "migration": 9, "prefetch": 10,
+    "desk": 8, "migration": 9, "prefetch": 10, "shadow": 11,
 }  # fmt: skip
 """Worker -> its port above `metrics_port`."""
 

@@ -15,7 +15,7 @@ import msgspec
 
 from events import codec, subjects
 from events.base import NS_PER_S, PPM, EngineId, Event, Recorded, SliceId, TenantId
-from events.control import ActorStarted, PolicyConfigured, Ticked
+from events.control import ActorStarted, PolicyConfigured, ShadowCompared, Ticked
 from events.decisions import ShareReason, SharesSet, TenantQuotaSet
 from events.engine import EngineRegistered, EngineRemoved
 from events.log.jetstream import JetStreamLog
@@ -25,6 +25,7 @@ from policies.catalog import ACTORS, PRESETS
 from policies.decider import Decider
 from policies.pins import PINS_MAX
 from policies.quota_state import BOUNDS_MAX, TENANTS_MAX
+from replay.code_version import code_version
 from services.runtime.config_sources import meant
 from services.runtime.facts import FactWriter
 from services.runtime.pool_clock import PoolClock
@@ -49,6 +50,15 @@ class ActorPolicy(msgspec.Struct, kw_only=True):
     owner: str = ""
     settings: dict[str, Any]
     changed: list[str] = msgspec.field(default_factory=list)
+
+
+class Promoted(msgspec.Struct, frozen=True, kw_only=True):
+    """A shadow's settings are its actors' now: they stand in message `seq`, because of these reports."""
+
+    seq: int
+    policy: str
+    shadow: str
+    reports: list[ShadowCompared]
 
 
 class EngineShares(msgspec.Struct, kw_only=True):
@@ -98,6 +108,28 @@ class Orders:
         """Every actor's settings as the preset has them, and its defaults where the preset is silent, in one message;
         where that stands. Raises Refused, LogError."""
         return await self._write(preset_facts(name))
+
+    async def promote(self, *, words_min: int) -> Promoted:
+        """Write what the pool's newest shadow tried as its actors' settings, in one message, each with the shadow's
+        last report as its cause. Refused where it compared less than `words_min`, or broke, or an actor runs other code
+        than the one that judges the settings. Raises Refused, LogError."""
+        reports = await self._shadow_reports()
+        told = [one.event for one in reports if isinstance(one.event, ShadowCompared)]
+        words = sum(one.words for one in told)
+        if words < words_min:
+            raise Refused(f"the shadow compared {words} words until now (allowed: from {words_min} on; see --least)")
+        states, _ = await self._configured()
+        for one in told:
+            if one.failed:
+                raise Refused(f"{one.policy} breaks {one.actor} at {one.failed}")
+            await self._check_code(one.actor)
+            try:
+                _decider(one.actor).configure(states[one.actor], one.settings)
+            except ValueError as error:
+                raise Refused(str(error)) from error
+        facts = [PolicyConfigured(actor=one.actor, settings=one.settings) for one in told]
+        seq = await self._write(facts, causes=[str(one.at) for one in reports])
+        return Promoted(seq=seq, policy=told[0].policy, shadow=told[0].shadow, reports=told)
 
     async def quotas(self) -> Quotas:
         """How things stand. Raises LogError."""
@@ -181,12 +213,34 @@ class Orders:
         tick = await self.log.last(subjects.fact(self.log.pool, "clock", Ticked.event_kind()))
         return codec.decode(tick.seq, tick.subject, tick.body)[-1].ts_ns if tick is not None else None
 
-    async def _write(self, facts: Sequence[Event]) -> int:
+    async def _shadow_reports(self) -> list[Recorded]:
+        """The last report of the newest shadow about each actor. Raises Refused when there is none."""
+        kind = subjects.fact(self.log.pool, "shadow", ">")
+        newest = await self.log.last(kind)
+        if newest is None:
+            raise Refused("no shadow was ever run here: tidegate policy shadow start --policy NAME")
+        owner = codec.decode(newest.seq, newest.subject, newest.body)[-1].owner
+        last: dict[str, Recorded] = {}
+        for recorded in await _records(self.log, [kind]):
+            if isinstance(recorded.event, ShadowCompared) and recorded.owner == owner:
+                last[recorded.event.actor] = recorded
+        return list(last.values())
+
+    async def _check_code(self, actor: str) -> None:
+        """Raises Refused where the actor runs another version of the code than this."""
+        started = await self.log.last(subjects.decision(self.log.pool, actor, ActorStarted.event_kind()))
+        for recorded in codec.decode(started.seq, started.subject, started.body) if started is not None else ():
+            if isinstance(recorded.event, ActorStarted) and recorded.event.code_version not in ("", code_version()):
+                raise Refused(f"{actor} runs code {recorded.event.code_version}, and this is {code_version()}")
+
+    async def _write(self, facts: Sequence[Event], *, causes: Sequence[str] = ()) -> int:
         """All of them in one message, at the pool's time; its sequence."""
         tick_ns = await self._tick_ns()
         if tick_ns is not None:
             self._clock.follow(tick_ns)
-        stored = [self._writer.store(fact) for fact in facts]
+        stored = [
+            self._writer.store(fact, cause) for fact, cause in zip(facts, causes or [""] * len(facts), strict=True)
+        ]
         places = await asyncio.gather(*stored)
         return places[-1].seq
 

@@ -8,10 +8,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from events.base import PPM
-from services.runtime.view_rows import DeviceRow, EngineRow, PredictorRow, ShareRow, TenantRow, View
+from services.runtime.view_rows import DeviceRow, EngineRow, PredictorRow, ShadowRow, ShareRow, TenantRow, View
 from services.runtime.views import OTHERS, SLACK_BUCKETS_S, Views
 
 OUTCOMES: Final = ("finished", "rejected", "aborted")
+VERDICTS: Final = ("same", "amounts", "outcomes", "standing", "wakes")
 TENANTS_MAX: Final = 64
 """Tenants that metrics tell apart: those that hold or may hold memory, first come first."""
 
@@ -48,6 +49,10 @@ class ViewsCollector(Collector):
         yield _family(
             GaugeMetricFamily, "tidegate_device_memory_bytes", "Memory of a device, and whose it is.",
             ("device", "whose"), _device_memory(tables[View.DEVICES]),
+        )  # fmt: skip
+        yield _family(
+            GaugeMetricFamily, "tidegate_shadow_words", "What the newest shadow said, by how it compares.",
+            ("actor", "verdict"), _shadows(tables[View.SHADOWS]),
         )  # fmt: skip
         yield _slack(self._views.slack)
 
@@ -176,6 +181,12 @@ def _device_memory(devices: dict[str, DeviceRow]) -> Labelled:
     for name, row in devices.items():
         for whose in () if row.unseen else ("total", "used", "llm", "embedding", "shared"):
             yield (name, whose), getattr(row, f"bytes_{whose}" if whose in ("total", "used") else f"{whose}_bytes")
+
+
+def _shadows(shadows: dict[str, ShadowRow]) -> Labelled:
+    for actor, row in shadows.items():
+        for verdict in VERDICTS:
+            yield (actor, verdict), getattr(row, verdict)
 
 
 def _slack(slack: dict[str, list[int]]) -> Metric:

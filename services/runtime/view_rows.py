@@ -18,6 +18,7 @@ class View(StrEnum):
     SHARES = "shares"
     PREDICTORS = "predictors"
     DEVICES = "devices"
+    SHADOWS = "shadows"
     COUNTERS = "counters"
 
 
@@ -179,3 +180,19 @@ class DeviceRow(msgspec.Struct, kw_only=True):
     shared_bytes: int = 0
     busy_ppm: int = 0
     unseen: str = ""
+
+
+class ShadowRow(msgspec.Struct, kw_only=True):
+    """What a second policy would have said beside an actor, as its newest shadow said last: see `ShadowCompared`."""
+
+    policy: str
+    since_seq: int
+    to_seq: int
+    words: int
+    same: int
+    amounts: int
+    outcomes: int
+    standing: int
+    wakes: int
+    failed: str
+    ended: bool

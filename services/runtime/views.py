@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from events.base import NS_PER_S, PPM, Event, Recorded, RequestKind
-from events.control import ActorStarted, IngestRefused, PolicyConfigured, Ticked
+from events.control import ActorStarted, IngestRefused, PolicyConfigured, ShadowCompared, Ticked
 from events.decisions import (
     HolderLost,
     MiscoverageNoticed,
@@ -49,6 +49,7 @@ from services.runtime.view_rows import (
     PredictorRow,
     Promise,
     RequestRow,
+    ShadowRow,
     ShareRow,
     Stage,
     TenantRow,
@@ -321,6 +322,8 @@ class Views:
                 predictor.alarm, predictor.target_ppm = not event.cleared, event.target_ppm
                 predictor.alarms += not event.cleared
                 predictor.coverage_ppm_late = event.coverage_ppm
+            case ShadowCompared():
+                self._put(View.SHADOWS, event.actor, _shadow(event))
             case ActorStarted(settings=settings) | PolicyConfigured(actor="admission", settings=settings):
                 self._predictor = str(settings.get("output_predictor", self._predictor))
             case _:
@@ -381,6 +384,14 @@ class Views:
 
     def _change(self, view: View, field: str) -> None:
         self.changed[view, field] = None
+
+
+def _shadow(event: ShadowCompared) -> ShadowRow:
+    return ShadowRow(
+        policy=event.policy, since_seq=event.since_seq, to_seq=event.to_seq, words=event.words, same=event.same,
+        amounts=event.amounts, outcomes=event.outcomes, standing=event.standing, wakes=event.wakes,
+        failed=event.failed, ended=event.ended,
+    )  # fmt: skip
 
 
 def _word_of(event: Event) -> str:

@@ -1,10 +1,11 @@
 """The views fold a log; what they hold is right after any log, and the same however it is cut into batches."""
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from events.base import EngineId, Event, HolderId, ModelId, Recorded, RequestId
-from events.control import IngestRefused, Ticked
+from events.control import IngestRefused, ShadowCompared, Ticked
 from events.decisions import DeferReason, HolderLost, RejectReason, RequestAdmitted, RequestDeferred, RequestRejected
 from events.engine import (
     EngineHealthChanged,
@@ -131,6 +132,21 @@ def test_free_text_never_becomes_a_counter() -> None:
         IngestRefused(client="c", reason="malformed", count=3), Ticked(n=1),
     ).tables[View.COUNTERS]  # fmt: skip
     assert counters == {"engine_health_changed": 1, "ingest_refused.malformed": 3}
+
+
+def test_the_newest_report_of_a_shadow_is_what_stands() -> None:
+    told = ShadowCompared(
+        shadow="s", policy="adaptive", actor="admission", settings={}, code_version="", since_seq=1, to_seq=9, words=7,
+        same=4, amounts=1, outcomes=2,
+    )  # fmt: skip
+    views = after(msgspec.structs.replace(told, words=0), told)
+    row = views.tables[View.SHADOWS]["admission"]
+    assert (row.policy, row.to_seq, row.words, row.outcomes) == ("adaptive", 9, 7, 2)
+    registry = CollectorRegistry()
+    registry.register(ViewsCollector(views))
+    text = generate_latest(registry).decode()
+    assert 'tidegate_shadow_words{actor="admission",verdict="outcomes"} 2.0' in text
+    assert 'tidegate_shadow_words{actor="admission",verdict="standing"} 0.0' in text
 
 
 def test_metrics_tell_the_views() -> None:
