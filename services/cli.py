@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "worker": ("services.commands.worker", "One or more workers by name, in this process."),
     "watch": ("services.commands.watch", "Follow the committed log, one line per event."),
     "replay": ("services.commands.replay", "Export, verify, import and simulate logs."),
+    "trace": ("services.commands.trace", "Recorded requests: import, look at, take a part, hide names."),
     "workload": ("services.commands.workload", "Profiles of traffic: show, draw, fit one to a trace."),
     "bench": ("services.commands.bench", "Measure policies and predictors, in virtual time and on traces."),
     "explain": ("services.commands.explain", "Why a request or a decision went as it did, and what would change it."),

@@ -145,6 +145,7 @@ class _Reader:
         self._start = time if self._start is None else self._start
         kind = self._kind(row)
         embedding = kind is RequestKind.EMBEDDING
+        prompt = self._count(row, "prompt_tokens", least=1)
         output = self._count(row, "output_tokens", least=0, default=0 if embedding else None)
         request_id = self._request_id(row)
         after = self._name(row, "after", "")
@@ -157,7 +158,7 @@ class _Reader:
             kind=kind,
             tenant=self._name(row, "tenant", self._tenant),
             model=self._name(row, "model", self._model),
-            prompt_tokens=self._count(row, "prompt_tokens", least=1),
+            prompt_tokens=prompt,
             output_tokens=0 if embedding else max(1, output),
             tokens_max=self._count(row, "tokens_max", least=0, default=0),
             prefix=self._prefix(row),

@@ -144,22 +144,10 @@ def _no_collector() -> Iterator[None]:
 @command.command("import")
 @click.argument("path", type=JOURNAL, metavar="FILE")
 @click.option("--pool", help="Into this pool's stream, which must be empty; the journal's own pool if not given.")
-@click.option("--format", "form", type=click.Choice(["journal", "mooncake"]), default="journal", show_default=True,
-              help="What FILE is: a journal (into a stream) or a request trace (into a journal).")  # fmt: skip
-@click.option("--out", "made", type=JOURNAL, help="The journal to make of a trace.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only so many requests of a trace.")
 @with_settings
 @with_output
-def import_(
-    path: Path, pool: str | None, form: str, made: Path | None, limit: int | None, settings: Settings, out: Output
-) -> int:
-    """Bring a journal back into a stream, or make a journal of a request trace."""
-    if form != "journal":
-        if made is None:
-            raise click.UsageError(f"--format {form} makes a journal: name it with --out")
-        return _import_trace(path, made, limit=limit, pool=pool, settings=settings, out=out)
-    if made is not None or limit is not None:
-        raise click.UsageError("--out and --limit are for traces: a journal is imported whole, into a stream")
+def import_(path: Path, pool: str | None, settings: Settings, out: Output) -> int:
+    """Bring a journal back into a stream. (`tidegate trace import` makes journals of request traces.)"""
     from services import journals
     from services.runtime.aio import run
 
@@ -171,30 +159,4 @@ def import_(
             f"the digest names the pool: in the journal (pool {done.journal_pool}) it is {done.journal_digest}"
         )
     out.result(done, lambda console: console.print("\n".join(lines)))
-    return Exit.FINE
-
-
-def _import_trace(
-    path: Path, made: Path, *, limit: int | None, pool: str | None, settings: Settings, out: Output
-) -> int:
-    from events import subjects
-    from events.log.journal import JournalWriter
-    from replay.costmodel import registered
-    from replay.traces.mooncake import read_mooncake
-    from replay.workloads.facts import arrivals_to_messages
-    from services.journals import Exported
-
-    config = settings.load()
-    name = subjects.token(pool or config.pool, what="pool")
-    with out.progress(f"read {path.name}") as advance:
-        arrivals = read_mooncake(path, limit=limit or 0, on_progress=lambda done, _size: advance(done))
-    # SLO limits follow from the unloaded engine that the trace is meant for: the default profile.
-    engine = registered("trace", sorted({arrival.model for arrival in arrivals}))
-    with JournalWriter(made, PoolId(name)) as writer, out.progress(f"write {made.name}", len(arrivals)) as advance:
-        for message in arrivals_to_messages(arrivals, engine, pool=PoolId(name)):
-            writer.write(message)
-            advance(message.seq)
-    done = Exported(pool=name, journal=str(made), messages=writer.seq, digest=writer.digest.hex())
-    text = f"{len(arrivals)} requests of {path.name} are now {made}, digest {done.digest}"
-    out.result(done, lambda console: console.print(text))
     return Exit.FINE

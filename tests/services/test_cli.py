@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from events.log.base import Message
-from events.log.journal import JournalWriter, read_journal
+from events.log.journal import JournalWriter
 from replay.code_version import code_version
 from services import cli
 from services.runtime.output import Exit
@@ -179,30 +179,6 @@ def test_what_is_no_journal_is_bad_input(capsys: pytest.CaptureFixture[str], tmp
     assert len(err.splitlines()) == 1
 
 
-def test_a_trace_becomes_a_journal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    trace = tmp_path / "trace.jsonl"
-    rows = [{"timestamp": n, "input_length": 700, "output_length": 5, "hash_ids": [1, n]} for n in range(20)]
-    trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made = tmp_path / "trace.journal.jsonl"
-    code, done = answered(
-        capsys, "replay", "import", trace, "--format", "mooncake", "--out", made, "--limit", "12", "--pool", "p"
-    )
-    assert (code, done["messages"], done["pool"]) == (Exit.FINE, 12, "p")
-    header, messages = read_journal(made)
-    assert header.pool == "p"
-    assert len(list(messages)) == 12
-    code, report = answered(capsys, "replay", "verify", made)
-    assert (code, report["digest"], report["events"], report["decisions"]) == (Exit.FINE, done["digest"], 24, 0)
-
-
-def test_a_bad_trace_is_bad_input_with_its_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    trace = tmp_path / "trace.jsonl"
-    trace.write_text('{"timestamp": 0, "input_length": 0, "output_length": 5, "hash_ids": []}\n')
-    code, _, err = called(capsys, "replay", "import", trace, "--format", "mooncake", "--out", tmp_path / "j.jsonl")
-    assert code == Exit.BAD_INPUT
-    assert "trace.jsonl:1:" in err
-
-
 NO_SERVER = [
     ("watch",),
     ("replay", "verify", "--pool", "p"),
@@ -228,8 +204,8 @@ USAGE = [
     ((), "Usage"),
     (("nono",), "No such command"),
     (("replay", "verify"), "name a journal, or a pool"),
-    (("replay", "import", "x", "--format", "mooncake"), "--out"),
-    (("replay", "import", "x", "--limit", "3"), "are for traces"),
+    (("trace", "import", "x", "--format", "mooncake"), "--out"),
+    (("trace", "import", "x", "--out", "j.jsonl"), "--format"),
     (("config", "show", "--preset", "laptp"), "did you mean 'laptop'?"),
     (("config", "show", "--preset", "laptop", "--config", "x.toml"), "give one"),
     (("config", "check", "--set", "gateway.prot=1"), "did you mean 'port'?"),
@@ -290,10 +266,15 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_command_answers_in_json_when_asked(name: str) -> None:
     command = cli.cli.get_command(click.Context(cli.cli), name)
     assert command is not None
-    leaves = command.commands.values() if isinstance(command, click.Group) else [command]
-    for leaf in leaves:
+    for leaf in _leaves(command):
         assert "--json" in [option for parameter in leaf.params for option in parameter.opts], leaf.name
         assert leaf.help, leaf.name
+
+
+def _leaves(command: click.Command) -> list[click.Command]:
+    if not isinstance(command, click.Group):
+        return [command]
+    return [leaf for inner in command.commands.values() for leaf in _leaves(inner)]
 
 
 def test_colours_follow_no_color(tmp_path: Path, day: list[Message]) -> None:

@@ -1,0 +1,56 @@
+"""Options of commands that read traces: what the file is, and what its reader is told."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FORMATS = ("journal", "azure", "mooncake", "weka", "lmcache", "jsonl", "csv")
+
+
+def with_reading(command: F) -> F:
+    """Give the command the options of readers, and a `reading: Reading`."""
+
+    @click.option("--map", "mapped", multiple=True, metavar="FIELD=COLUMN",
+                  help="jsonl, csv: the column that a field is in, where it has another name.")  # fmt: skip
+    @click.option("--time-unit", type=click.Choice(["s", "ms", "us", "ns"]), default="s", show_default=True,
+                  help="jsonl, csv: the unit of all times.")  # fmt: skip
+    @click.option("--prefix-tokens", type=click.IntRange(min=1), default=512, show_default=True,
+                  help="jsonl, csv: tokens that one id of a prefix stands for.")  # fmt: skip
+    @click.option("--unit-tokens", type=click.IntRange(min=1), default=256, show_default=True,
+                  help="weka, lmcache: tokens per id of a prefix.")  # fmt: skip
+    @click.option("--context-tokens", type=click.IntRange(min=1), default=131_072, show_default=True,
+                  help="weka: prompts that fill it are left out.")  # fmt: skip
+    @click.option("--tenant", default="default", show_default=True, help="For rows that name none.")
+    @click.option("--model", default="llama-3-8b", show_default=True, help="For rows that name none.")
+    @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many rows (weka: sessions).")
+    @click.option("--seed", type=int, default=1, show_default=True, help="weka: draws when sessions begin.")
+    @click.option("--begins-over", type=click.IntRange(min=1), default=3_600, show_default=True, metavar="SECONDS",
+                  help="weka: sessions begin evenly over so long.")  # fmt: skip
+    @functools.wraps(command)
+    def with_all(
+        *args: Any, mapped: tuple[str, ...], time_unit: str, prefix_tokens: int, unit_tokens: int, context_tokens: int,
+        tenant: str, model: str, limit: int | None, seed: int, begins_over: int, **named: Any,
+    ) -> Any:  # fmt: skip
+        from replay.traces.formats import Reading
+        from replay.traces.table import Columns
+
+        columns = Columns(of=_mapping(mapped), time_unit=time_unit, prefix_tokens=prefix_tokens)
+        reading = Reading(
+            limit=limit or 0, tenant=tenant, model=model, context_tokens_max=context_tokens, unit_tokens=unit_tokens,
+            columns=columns, seed=seed, begins_over_s=begins_over,
+        )  # fmt: skip
+        return command(*args, reading=reading, **named)
+
+    return with_all  # type: ignore[return-value]
+
+
+def _mapping(mapped: tuple[str, ...]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in mapped]
+    for text, (field, sign, column) in zip(mapped, pairs, strict=True):
+        if not (field and sign and column):
+            raise click.UsageError(f"--map {text}: say it as FIELD=COLUMN")
+    return {field.strip(): column.strip() for field, _, column in pairs}
