@@ -38,7 +38,7 @@ PUBLIC: tuple[Public, ...] = (
     Public(
         "arXiv summarization", "",
         "github.com/microsoft/vidur, data/processed_traces", "MIT",
-        "pairs of lengths without times: for `tidegate workload fit` give them times first.",
+        "pairs of lengths, no times.",
     ),
     Public(
         "ServeGen", "",

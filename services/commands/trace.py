@@ -1,7 +1,8 @@
 """`tidegate trace`: recorded requests as journals of facts: import them, look at them, take a part, hide names."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,16 @@ import msgspec
 from events.base import NS_PER_S
 from services.commands.options import with_output
 from services.commands.trace_options import FORMATS, with_reading
-from services.runtime.output import Exit, Output
+from services.runtime.output import Advance, Exit, Output
 
 if TYPE_CHECKING:
+    from events.log.base import Message
     from replay.traces.formats import Reading
     from replay.workloads.facts import TraceRow
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 POOL = "trace"
+PROGRESS_EVERY = 256
 
 
 class Written(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +72,7 @@ def import_(
     _refuse_overwriting(made, force)
     if profile and profile not in PROFILES:
         raise click.UsageError(f"there is no profile {profile!r}: one of {', '.join(PROFILES)}")
-    with out.progress(f"read {path.name}", path.stat().st_size if path.is_file() else None) as advance:
+    with _reading(path, out) as advance:
         trace = read_trace(path, form, reading=reading, on_progress=lambda done, _size: advance(done))
     models = sorted({arrival.model for arrival in trace.arrivals})
     engine = registered("trace", models, profile=profile or PROFILE_DEFAULT)
@@ -103,13 +106,14 @@ def info(path: Path | None, form: str, profile: str, reading: "Reading", out: Ou
         raise click.UsageError(f"there is no profile {profile!r}: one of {', '.join(PROFILES)}")
     chosen = profile or PROFILE_DEFAULT
     left_out = 0
-    with out.progress(f"read {path.name}", path.stat().st_size if path.is_file() else None) as advance:
-        if form == JOURNAL:
-            rows: Sequence[TraceRow] = _rows(path)[: reading.limit or None]
-        else:
+    if form == JOURNAL:
+        with out.progress(f"read {path.name}") as advance:
+            rows = _rows(path, advance)[: reading.limit or None]
+    else:
+        with _reading(path, out) as advance:
             trace = read_trace(path, form, reading=reading, on_progress=lambda done, _size: advance(done))
-            engine = registered("trace", sorted({one.model for one in trace.arrivals}), profile=chosen)
-            rows, left_out = [row_of(arrival, engine) for arrival in trace.arrivals], trace.left_out
+        engine = registered("trace", sorted({one.model for one in trace.arrivals}), profile=chosen)
+        rows, left_out = [row_of(arrival, engine) for arrival in trace.arrivals], trace.left_out
     told = describe(rows, token_bytes=PROFILES[chosen].kv.token_bytes())
     value = {"file": str(path), "format": form, "profile": chosen, "left_out": left_out, **msgspec.to_builtins(told)}
     out.result(value, lambda console: show_description(told, path.name, chosen, left_out, console))
@@ -130,8 +134,8 @@ def sample(path: Path, made: Path, force: bool, share: float | None, count: int 
     if (share is None) == (count is None):
         raise click.UsageError("say how much: --share or --count")
     _refuse_overwriting(made, force)
-    with out.progress(f"read {path.name}"):
-        rows = _rows(path)
+    with out.progress(f"read {path.name}") as advance:
+        rows = _rows(path, advance)
     chosen = sampled(rows, seed=seed, share=share or 1.0, count=count or 0)
     done = _write(chosen, len(chosen), made, pool=_pool(path), out=out)
     return _said(done, f"of {len(rows)} in {path.name}", len(chosen), out)
@@ -152,18 +156,30 @@ def anonymise(path: Path, made: Path, force: bool, key_file: Path | None, shift:
 
     _refuse_overwriting(made, force)
     key = _key(key_file)
-    with out.progress(f"read {path.name}"):
-        rows = _rows(path)
+    with out.progress(f"read {path.name}") as advance:
+        rows = _rows(path, advance)
     hidden = anonymised(rows, key=key, shift_ns=round(shift * NS_PER_S))
     done = _write(hidden, len(rows), made, pool=POOL, out=out)
     return _said(done, "without names", len(rows), out)
 
 
-def _rows(path: Path) -> "list[TraceRow]":
+def _reading(path: Path, out: Output) -> AbstractContextManager[Advance]:
+    """A progress bar over the bytes of a file."""
+    return out.progress(f"read {path.name}", path.stat().st_size if path.is_file() else None)
+
+
+def _rows(path: Path, advance: Advance) -> "list[TraceRow]":
+    """The requests in a journal; `advance` hears how many records were read."""
     from events.log.journal import read_journal
     from replay.workloads.facts import rows_of
 
-    rows = rows_of(read_journal(path)[1])
+    def heard(messages: "Iterator[Message]") -> "Iterator[Message]":
+        for message in messages:
+            if message.seq % PROGRESS_EVERY == 0:
+                advance(message.seq)
+            yield message
+
+    rows = rows_of(heard(read_journal(path)[1]))
     if not rows:
         from replay.traces.base import TraceError
 

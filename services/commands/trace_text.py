@@ -42,7 +42,7 @@ def show_description(told: Description, name: str, profile: str, left_out: int, 
         ("kinds", _counts(told.kinds)),
         ("tenants", _counts(told.tenants)),
         ("models", _counts(told.models)),
-        ("sessions", f"{told.sessions:,}, {told.waiting:,} requests wait for an answer"),
+        ("sessions", f"{told.sessions:,}; {told.waiting:,} requests wait for an answer" if told.sessions else "none"),
         ("ideal prefix hits", f"{told.ideal_hit_share:.1%} of prompt tokens{_units(told)}"),
         ("unique KV", f"{told.unique_kv_bytes / GIB:,.1f} GiB ({told.unique_kv_tokens:,} tokens)"),
     ]
