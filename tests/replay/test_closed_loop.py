@@ -1,5 +1,8 @@
 """The house in a closed loop: turns wait for answers, what is rejected comes back once, and nobody is forgotten."""
 
+import os
+import subprocess
+import sys
 from collections import defaultdict
 from typing import Any
 
@@ -159,3 +162,31 @@ def test_a_closed_loop_reuses_what_its_earlier_turns_left() -> None:
     share = sum(scores.hit_tokens_by_tier.values()) * PPM // scores.prompt_tokens
     assert share == scores.cached_token_share * PPM // 1
     assert share > 500_000
+
+
+SCRIPT = """
+from msgspec.structs import replace
+from events.base import NS_PER_S
+from replay.cluster import simulate
+from replay.engines.tiers import TierSizes
+from replay.faults import TransferFaults, draw_faults
+from tests.replay.test_closed_loop import UNTIL_NS, pool, sessions
+engines = [replace(one, capability=replace(one.capability, reports_slices=True)) for one in pool(2)]
+print(simulate(
+    sessions(30), engines, closed_loop=True, until_ns=UNTIL_NS, holders=2,
+    faults=draw_faults(4, span_ns=10 * NS_PER_S), transfer_faults=TransferFaults(seed=4, failing_ppm=50_000),
+    tiers={one.engine_id: TierSizes(dram_bytes=1 << 32, ssd_bytes=1 << 34) for one in engines},
+).digest)
+"""
+
+
+def test_a_closed_loop_with_tiers_and_faults_is_the_same_in_fresh_processes_under_two_hash_seeds() -> None:
+    digests = [
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT], env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": "."},
+            check=True, capture_output=True, text=True,
+        ).stdout.strip()
+        for seed in ("1", "2")
+    ]  # fmt: skip
+    assert digests[0] == digests[1]
+    assert len(digests[0]) == 32
