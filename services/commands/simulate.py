@@ -8,6 +8,7 @@ import click
 
 from events.base import NS_PER_S
 from services.commands.options import Settings, with_output, with_settings
+from services.commands.trace_options import FORMATS
 from services.runtime.config_sources import ConfigError
 from services.runtime.output import Exit, Output
 
@@ -22,11 +23,17 @@ FAILING_PPM, STALLING_PPM = 10_000, 10_000
 
 @click.command()
 @click.argument("path", type=FILE, required=False, metavar="[FILE]")
-@click.option("--format", "form", type=click.Choice(["journal", "mooncake"]), default="journal", show_default=True,
-              help="What FILE is; `tidegate trace import` makes journals of other traces.")  # fmt: skip
+@click.option("--format", "form", type=click.Choice(FORMATS), default="journal", show_default=True,
+              help="What FILE is; `tidegate trace import` has more to say on how it is read.")  # fmt: skip
 @click.option("--workload", metavar="NAME",
               help="Instead of a file: mixed, or a profile (`tidegate workload list`, or a YAML file).")  # fmt: skip
-@click.option("--seed", type=int, default=1, show_default=True, help="Seed of the workload.")
+@click.option(
+    "--seed",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Seed of the workload, and of when sessions begin whose trace does not say.",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many requests.")
 @click.option("--speed", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
               help="So many times the offered load; in a closed loop sessions begin so much denser.")  # fmt: skip

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Sizes = dict[EngineId, TierSizes]
 
 GIB = 1 << 30
+JOURNAL = "journal"
 MIXED = "mixed"
 
 
@@ -37,10 +38,10 @@ def arrivals(
         from replay.workloads.profile import load
 
         return draw(load(workload), seed=seed), [], {}
-    if form == "mooncake":
-        from replay.traces.mooncake import read_mooncake
+    if form != JOURNAL:
+        from replay.traces.formats import Reading, read_trace
 
-        return read_mooncake(path), [], {}
+        return read_trace(path, form, reading=Reading(seed=seed)).arrivals, [], {}
     from replay.journal_source import JournalSource
     from replay.workloads.facts import arrivals_of
 
