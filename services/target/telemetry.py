@@ -1,0 +1,111 @@
+"""What a live target says of itself while it is under load: engines' /metrics, and the log of a gateway of ours."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, NamedTuple
+
+import aiohttp
+
+from events.base import EngineId, PoolId
+from events.engine import EngineKind, EngineMeasured, EngineRegistered
+from events.log.base import Log, Message
+from services.engines import vllm_metrics
+from services.runtime.config import Config, NatsConfig
+from services.runtime.servers import open_log
+from services.target.options import TargetOptions
+
+EVERY_S: Final = 1.0
+ASK_S_MAX: Final = 5.0
+_VLLM: Final = "vllm:"
+
+
+class Told(NamedTuple):
+    """What an engine said, and when (monotonic clock)."""
+
+    at_ns: int
+    event: EngineMeasured | EngineRegistered
+
+
+class Watch:
+    """Asks engines at `urls` for their metrics, each second. `missed` counts questions without an answer."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, urls: Sequence[str], *, clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        self._session, self._urls, self._clock = session, list(urls), clock
+        self._known: dict[str, EngineId] = {}
+        self.told: list[Told] = []
+        self.missed = 0
+
+    @property
+    def engines(self) -> int:
+        """How many answered as engines do."""
+        return len(self._known)
+
+    async def look(self) -> None:
+        """Ask each once. Whoever never spoke as a vLLM does is not asked again."""
+        texts = await asyncio.gather(*(self._ask(url) for url in self._urls))
+        at_ns = self._clock()
+        for url, text in zip(list(self._urls), texts, strict=True):
+            if text is None:
+                self.missed += 1
+            elif _VLLM not in text:
+                self._urls.remove(url)
+            else:
+                self._take(url, text, at_ns)
+
+    async def run(self) -> None:
+        """Ask until cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(EVERY_S)
+
+    def _take(self, url: str, text: str, at_ns: int) -> None:
+        engine_id = self._known.get(url)
+        if engine_id is None:
+            engine_id = self._known[url] = EngineId(f"target-{len(self._known) + 1}")
+            cache = vllm_metrics.cache_config(text)
+            registered = EngineRegistered(
+                engine_id=engine_id, kind=EngineKind.VLLM, models=(), kv_blocks=cache.kv_blocks,
+                block_tokens=cache.block_tokens, block_bytes=0,
+            )  # fmt: skip
+            self.told.append(Told(at_ns, registered))
+        self.told.append(Told(at_ns, vllm_metrics.measured(engine_id, text)))
+
+    async def _ask(self, url: str) -> str | None:
+        timeout = aiohttp.ClientTimeout(total=ASK_S_MAX)
+        try:
+            async with self._session.get(url, timeout=timeout) as response:
+                return await response.text(errors="replace") if response.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError):
+            return None
+
+
+class Record:
+    """What stands in a pool's log from `begin` on."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._after = 0
+
+    async def begin(self) -> None:
+        """What was said before is not of this run. Raises LogError."""
+        last = await self._log.last()
+        self._after = last.seq if last is not None else 0
+
+    async def messages(self) -> list[Message]:
+        """All since then. Raises LogError."""
+        return [message async for batch in self._log.read(after=self._after) for message in batch]
+
+
+@asynccontextmanager
+async def log_of(options: TargetOptions) -> AsyncIterator[Log | None]:
+    """The log that the options name; None where they name none. Raises LogError, also where the pool has none there."""
+    if not options.log_url:
+        yield None
+        return
+    config = Config(pool=options.pool, nats=NatsConfig(url=options.log_url, creds=options.creds))
+    async with open_log(config, PoolId(options.pool)) as log:
+        yield log
