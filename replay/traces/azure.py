@@ -10,11 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from events.base import NS_PER_S
-from replay.traces.base import OnProgress, TraceError, lines_of, microspeed
+from replay.traces.base import TOKENS_MAX, OnProgress, TraceError, lines_of, microspeed
 from replay.workloads.base import Arrival
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
-TOKENS_MAX = 10_000_000
 _HEADER = ",".join(COLUMNS)
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)?", re.ASCII)
 

@@ -4,7 +4,7 @@ import gzip
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, ClassVar, cast
+from typing import BinaryIO, ClassVar, TypeVar, cast
 
 import msgspec
 
@@ -19,6 +19,10 @@ ANSWER_NS_PER_TOKEN = 22 * NS_PER_MS
 """What an answer took, per token, where a trace does not say: the mean over all recorded coding-agent requests whose
 time is known (`replay.traces.weka`)."""
 
+TOKENS_MAX = 10_000_000
+"""No prompt and no answer is longer."""
+
+Row = TypeVar("Row")
 OnProgress = Callable[[int, int], None]
 """Called now and then with the bytes read and the bytes in all, of the file as it is stored."""
 
@@ -26,15 +30,18 @@ OnProgress = Callable[[int, int], None]
 class Trace(msgspec.Struct, frozen=True, kw_only=True):
     """What a file held: requests at times of their own (`arrivals`), or sessions whose begins are yet to be drawn.
 
-    `left_out` counts requests that no engine of the stated context would have taken. `estimated`: lengths were guessed
-    from text, not counted by a tokenizer.
+    `left_out` counts requests that no engine of the stated context would have taken.
     """
 
     form: str
     arrivals: list[Arrival] = msgspec.field(default_factory=list)
     sessions: list[Session] = msgspec.field(default_factory=list)
     left_out: int = 0
-    estimated: bool = False
+
+    @property
+    def estimated(self) -> bool:
+        """Whether lengths were guessed from text, not counted by a tokenizer."""
+        return any(arrival.estimated for arrival in self.arrivals)
 
 
 class TraceError(Exception):
@@ -87,6 +94,17 @@ def lines_of(
         what = error.strerror or str(error)
         mend = f"give the path of a trace ({suffix} or {suffix}.gz)"
         raise TraceError(what, file=str(path), line=0, mend=mend) from error
+
+
+def decoded(decode: Callable[[bytes], Row], line: bytes, *, path: Path, number: int, fields: str) -> Row:
+    """A line as what it has to be; `fields` says what that is. Raises TraceError."""
+    try:
+        return decode(line)
+    except msgspec.ValidationError as error:
+        raise TraceError(str(error), file=str(path), line=number, mend=f"a row has {fields}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        mend = f"each line is one JSON object with {fields}"
+        raise TraceError(f"not JSON ({error})", file=str(path), line=number, mend=mend) from error
 
 
 def _unpacked(path: Path, stored: BinaryIO) -> BinaryIO:

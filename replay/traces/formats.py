@@ -1,13 +1,15 @@
 """The formats of traces by name, and the one way to read any of them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
+from events.log.base import Message
 from kvstore.fingerprint import SLICE_TOKENS
 from replay.journal_source import JournalSource
 from replay.traces.azure import read_azure
-from replay.traces.base import OnProgress, Trace, TraceError
+from replay.traces.base import PROGRESS_EVERY, OnProgress, Trace, TraceError
 from replay.traces.lmcache import lmcache_trace
 from replay.traces.mooncake import read_mooncake
 from replay.traces.table import Columns, read_table
@@ -54,14 +56,15 @@ READING_DEFAULT = Reading()
 def read_trace(
     path: Path, form: str = JOURNAL, *, reading: Reading = READING_DEFAULT, on_progress: OnProgress | None = None
 ) -> Trace:
-    """What is in a file, with `arrivals` in order of time whatever its format.
+    """What is in a file, with `arrivals` in order of time whatever its format. `on_progress` hears bytes read and bytes
+    in all, of a journal records and 0.
 
     Raises TraceError for what is no such trace, and what reading a journal raises (NotAJournal, JournalDamaged).
     """
     limit, tenant, model = reading.limit, reading.tenant, reading.model
     match form:
         case "journal":
-            arrivals = arrivals_of(JournalSource(path))
+            arrivals = arrivals_of(heard(JournalSource(path), on_progress))
             return Trace(form=form, arrivals=arrivals[:limit] if limit else arrivals)
         case "azure":
             rows = read_azure(path, limit=limit, tenant=tenant, model=model, on_progress=on_progress)
@@ -83,6 +86,14 @@ def read_trace(
         case _:
             mend = f"one of {', '.join(FORMATS)}"
             raise TraceError(f"no format is called {form!r}", file=str(path), line=0, mend=mend)
+
+
+def heard(source: JournalSource, on_progress: OnProgress | None) -> Iterator[Message]:
+    """The messages of a journal; progress is how many there were, of a total that nobody knows."""
+    for message in source:
+        if on_progress is not None and message.seq % PROGRESS_EVERY == 0:
+            on_progress(message.seq, 0)
+        yield message
 
 
 def _begun(path: Path, reading: Reading, on_progress: OnProgress | None) -> Trace:

@@ -15,7 +15,7 @@ from typing import Annotated
 import msgspec
 
 from kvstore.fingerprint import SLICE_TOKENS
-from replay.traces.base import ANSWER_NS_PER_TOKEN, OnProgress, Trace, TraceError, lines_of
+from replay.traces.base import ANSWER_NS_PER_TOKEN, OnProgress, Trace, TraceError, decoded, lines_of
 from replay.traces.text import tokens_of, units_of
 from replay.workloads.base import Arrival
 from replay.workloads.sessions import chained
@@ -62,7 +62,7 @@ def lmcache_trace(
         for _, number, row in rows
     ]
     took_ns = [one.output_tokens * ANSWER_NS_PER_TOKEN for one in arrivals]
-    return Trace(form="lmcache", arrivals=chained(arrivals, took_ns), estimated=True)
+    return Trace(form="lmcache", arrivals=chained(arrivals, took_ns))
 
 
 def _arrival(row: Row, number: int, *, start_us: int, unit_tokens: int, tenant: str, model: str) -> Arrival:
@@ -76,13 +76,7 @@ def _arrival(row: Row, number: int, *, start_us: int, unit_tokens: int, tenant: 
 
 
 def _row(path: Path, number: int, text: bytes) -> Row:
-    try:
-        row = _decode(text)
-    except msgspec.ValidationError as error:
-        raise TraceError(str(error), file=str(path), line=number, mend=f"a row has {_FIELDS}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        mend = f"each line is one JSON object with {_FIELDS}"
-        raise TraceError(f"not JSON ({error})", file=str(path), line=number, mend=mend) from error
+    row = decoded(_decode, text, path=path, number=number, fields=_FIELDS)
     if not EPOCH_US_MIN <= row.timestamp < EPOCH_US_MAX:
         what = f"timestamp {row.timestamp} is not in microseconds since 1970"
         raise TraceError(what, file=str(path), line=number, mend="give all times in microseconds")

@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 
 from events.base import NS_PER_MS
-from replay.traces.base import OnProgress, TraceError, lines_of, microspeed
+from replay.traces.base import TOKENS_MAX, OnProgress, TraceError, decoded, lines_of, microspeed
 from replay.traces.times import Times
 from replay.workloads.base import Arrival
 
@@ -23,8 +23,8 @@ class Row(msgspec.Struct, frozen=True):
     """One request as it stands in the trace."""
 
     timestamp: Annotated[int, msgspec.Meta(ge=0)]
-    input_length: Annotated[int, msgspec.Meta(ge=1)]
-    output_length: Annotated[int, msgspec.Meta(ge=0)]
+    input_length: Annotated[int, msgspec.Meta(ge=1, le=TOKENS_MAX)]
+    output_length: Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
     hash_ids: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
 
 
@@ -73,13 +73,7 @@ def read_mooncake(
 
 
 def _row(path: Path, number: int, line: bytes) -> Row:
-    try:
-        row = _decode(line)
-    except msgspec.ValidationError as error:
-        raise TraceError(str(error), file=str(path), line=number, mend=f"a row has {_FIELDS}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        mend = f"each line is one JSON object with {_FIELDS}"
-        raise TraceError(f"not JSON ({error})", file=str(path), line=number, mend=mend) from error
+    row = decoded(_decode, line, path=path, number=number, fields=_FIELDS)
     blocks = -(-row.input_length // BLOCK_TOKENS)
     if len(row.hash_ids) > blocks:
         what = f"{len(row.hash_ids)} hash_ids for {row.input_length} tokens"

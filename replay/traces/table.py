@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from events.base import RequestKind
-from replay.traces.base import OnProgress, Trace, TraceError, lines_of
+from replay.traces.base import TOKENS_MAX, OnProgress, Trace, TraceError, decoded, lines_of
 from replay.traces.times import Times
 from replay.workloads.base import Arrival
 from replay.workloads.sessions import chained
@@ -34,7 +34,6 @@ OPTIONAL = (
 )  # fmt: skip
 FIELDS = REQUIRED + OPTIONAL
 UNITS_NS: dict[str, int] = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
-TOKENS_MAX = 10_000_000
 TIME_MAX = 10**20
 INPUTS_MAX = 100_000
 PRIORITY_MAX = 1_000_000
@@ -97,11 +96,7 @@ def _check(path: Path, columns: Columns) -> None:
 def _json_rows(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, Row]]:
     decode = msgspec.json.Decoder(dict[str, Any]).decode
     for number, text in lines:
-        try:
-            yield number, decode(text)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            what = f"not a JSON object ({error})"
-            raise TraceError(what, file=str(path), line=number, mend="each line is one JSON object") from error
+        yield number, decoded(decode, text, path=path, number=number, fields=", ".join(REQUIRED))
 
 
 def _csv_rows(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, Row]]:

@@ -24,7 +24,7 @@ import msgspec
 
 from events.base import NS_PER_S
 from kvstore.fingerprint import SLICE_TOKENS
-from replay.traces.base import ANSWER_NS_PER_TOKEN, OnProgress, Trace, TraceError, lines_of
+from replay.traces.base import ANSWER_NS_PER_TOKEN, TOKENS_MAX, OnProgress, Trace, TraceError, decoded, lines_of
 from replay.workloads.base import Arrival
 from replay.workloads.sessions import Session
 
@@ -39,7 +39,7 @@ JUDGED_MIN = 3
 _FIELDS = "id, block_size, requests of {t, in, out, hash_ids}"
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=366 * 86_400)]
-Tokens = Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
+Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,13 +138,7 @@ class _Units:
 
 
 def _line(path: Path, number: int, text: bytes) -> Line:
-    try:
-        line = _decode(text)
-    except msgspec.ValidationError as error:
-        raise TraceError(str(error), file=str(path), line=number, mend=f"a session has {_FIELDS}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        mend = f"each line is one JSON object with {_FIELDS}"
-        raise TraceError(f"not JSON ({error})", file=str(path), line=number, mend=mend) from error
+    line = decoded(_decode, text, path=path, number=number, fields=_FIELDS)
     if line.block_size != BLOCK_TOKENS:
         what = f"block_size is {line.block_size}"
         raise TraceError(what, file=str(path), line=number, mend=f"ids of {BLOCK_TOKENS}-token blocks are read")

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +11,16 @@ import msgspec
 from events.base import NS_PER_S
 from services.commands.options import with_output
 from services.commands.trace_options import FORMATS, with_reading
-from services.runtime.output import Advance, Exit, Output
+from services.runtime.output import Exit, Output
 
 if TYPE_CHECKING:
-    from events.log.base import Message
+    from replay.traces.base import Trace
     from replay.traces.formats import Reading
     from replay.workloads.facts import TraceRow
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 POOL = "trace"
-PROGRESS_EVERY = 256
+PROFILE = "llama-3-8b_h100"
 
 
 class Written(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,10 +48,10 @@ def _with_made(command: Any) -> Any:
 
 @command.command("import")
 @click.argument("path", type=FILE, metavar="FILE")
-@click.option("--format", "form", type=click.Choice(FORMATS[1:]), required=True, help="What FILE is.")
+@click.option("--format", "form", type=click.Choice(FORMATS), required=True, help="What FILE is.")
 @_with_made
 @click.option("--pool", default=POOL, show_default=True, help="The pool that the journal names.")
-@click.option("--profile", default="", metavar="NAME",
+@click.option("--profile", default=PROFILE, show_default=True, metavar="NAME",
               help="Model and device whose KV and step times expected memory and SLOs follow from.")  # fmt: skip
 @with_reading
 @with_output
@@ -65,18 +64,9 @@ def import_(
     what was written until then.
     """
     from events.subjects import token
-    from replay.costmodel import PROFILE_DEFAULT, PROFILES, registered
-    from replay.traces.formats import read_trace
-    from replay.workloads.facts import row_of
 
     _refuse_overwriting(made, force)
-    if profile and profile not in PROFILES:
-        raise click.UsageError(f"there is no profile {profile!r}: one of {', '.join(PROFILES)}")
-    with _reading(path, out) as advance:
-        trace = read_trace(path, form, reading=reading, on_progress=lambda done, _size: advance(done))
-    models = sorted({arrival.model for arrival in trace.arrivals})
-    engine = registered("trace", models, profile=profile or PROFILE_DEFAULT)
-    rows = (row_of(arrival, engine) for arrival in trace.arrivals)
+    trace, rows = _read(path, form, profile, reading, out)
     done = _write(rows, len(trace.arrivals), made, pool=token(pool, what="pool"), out=out)
     done = msgspec.structs.replace(done, left_out=trace.left_out, estimated=trace.estimated)
     return _said(done, f"of {path.name}", len(trace.arrivals), out)
@@ -86,7 +76,8 @@ def import_(
 @click.argument("path", type=FILE, required=False, metavar="[FILE]")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="journal", show_default=True,
               help="What FILE is.")  # fmt: skip
-@click.option("--profile", default="", metavar="NAME", help="Model and device whose KV bytes are counted in.")
+@click.option("--profile", default=PROFILE, show_default=True, metavar="NAME",
+              help="Model and device whose KV is counted.")  # fmt: skip
 @with_reading
 @with_output
 def info(path: Path | None, form: str, profile: str, reading: "Reading", out: Output) -> int:
@@ -97,26 +88,14 @@ def info(path: Path | None, form: str, profile: str, reading: "Reading", out: Ou
         known = sources()
         out.result(known, lambda console: show_sources(known, console))
         return Exit.FINE
-    from replay.costmodel import PROFILE_DEFAULT, PROFILES, registered
+    from replay.costmodel import PROFILES
     from replay.traces.describe import describe
-    from replay.traces.formats import JOURNAL, read_trace
-    from replay.workloads.facts import row_of
 
-    if profile and profile not in PROFILES:
-        raise click.UsageError(f"there is no profile {profile!r}: one of {', '.join(PROFILES)}")
-    chosen = profile or PROFILE_DEFAULT
-    left_out = 0
-    if form == JOURNAL:
-        with out.progress(f"read {path.name}") as advance:
-            rows = _rows(path, advance)[: reading.limit or None]
-    else:
-        with _reading(path, out) as advance:
-            trace = read_trace(path, form, reading=reading, on_progress=lambda done, _size: advance(done))
-        engine = registered("trace", sorted({one.model for one in trace.arrivals}), profile=chosen)
-        rows, left_out = [row_of(arrival, engine) for arrival in trace.arrivals], trace.left_out
-    told = describe(rows, token_bytes=PROFILES[chosen].kv.token_bytes())
-    value = {"file": str(path), "format": form, "profile": chosen, "left_out": left_out, **msgspec.to_builtins(told)}
-    out.result(value, lambda console: show_description(told, path.name, chosen, left_out, console))
+    trace, rows = _read(path, form, profile, reading, out)
+    told = describe(list(rows), token_bytes=PROFILES[profile].kv.token_bytes())
+    read = {"file": str(path), "format": form, "profile": profile, "left_out": trace.left_out}
+    value = {**read, **msgspec.to_builtins(told)}
+    out.result(value, lambda console: show_description(told, path.name, profile, trace.left_out, console))
     return Exit.FINE
 
 
@@ -134,8 +113,7 @@ def sample(path: Path, made: Path, force: bool, share: float | None, count: int 
     if (share is None) == (count is None):
         raise click.UsageError("say how much: --share or --count")
     _refuse_overwriting(made, force)
-    with out.progress(f"read {path.name}") as advance:
-        rows = _rows(path, advance)
+    rows = _rows(path, out)
     chosen = sampled(rows, seed=seed, share=share or 1.0, count=count or 0)
     done = _write(chosen, len(chosen), made, pool=_pool(path), out=out)
     return _said(done, f"of {len(rows)} in {path.name}", len(chosen), out)
@@ -156,36 +134,41 @@ def anonymise(path: Path, made: Path, force: bool, key_file: Path | None, shift:
 
     _refuse_overwriting(made, force)
     key = _key(key_file)
-    with out.progress(f"read {path.name}") as advance:
-        rows = _rows(path, advance)
+    rows = _rows(path, out)
     hidden = anonymised(rows, key=key, shift_ns=round(shift * NS_PER_S))
     done = _write(hidden, len(rows), made, pool=POOL, out=out)
     return _said(done, "without names", len(rows), out)
 
 
-def _reading(path: Path, out: Output) -> AbstractContextManager[Advance]:
-    """A progress bar over the bytes of a file."""
-    return out.progress(f"read {path.name}", path.stat().st_size if path.is_file() else None)
+def _read(path: Path, form: str, profile: str, reading: "Reading", out: Output) -> "tuple[Trace, Iterator[TraceRow]]":
+    """What is in the file, and its rows with what they are expected to hold on an engine of that profile."""
+    from replay.costmodel import PROFILES, registered
+    from replay.traces.base import TraceError
+    from replay.traces.formats import JOURNAL, read_trace
+    from replay.workloads.facts import row_of
+
+    if profile not in PROFILES:
+        raise click.UsageError(f"there is no profile {profile!r}: one of {', '.join(PROFILES)}")
+    size = path.stat().st_size if path.is_file() and form != JOURNAL else None
+    with out.progress(f"read {path.name}", size) as advance:
+        trace = read_trace(path, form, reading=reading, on_progress=lambda done, _size: advance(done))
+    if not trace.arrivals:
+        raise TraceError("no request arrives in it", file=str(path), line=0, mend="see `tidegate trace info`")
+    engine = registered("trace", sorted({arrival.model for arrival in trace.arrivals}), profile=profile)
+    return trace, (row_of(arrival, engine) for arrival in trace.arrivals)
 
 
-def _rows(path: Path, advance: Advance) -> "list[TraceRow]":
-    """The requests in a journal; `advance` hears how many records were read."""
-    from events.log.journal import read_journal
+def _rows(path: Path, out: Output) -> "list[TraceRow]":
+    """The requests in a journal. Raises TraceError where there are none."""
+    from replay.journal_source import JournalSource
+    from replay.traces.base import TraceError
+    from replay.traces.formats import heard
     from replay.workloads.facts import rows_of
 
-    def heard(messages: "Iterator[Message]") -> "Iterator[Message]":
-        for message in messages:
-            if message.seq % PROGRESS_EVERY == 0:
-                advance(message.seq)
-            yield message
-
-    rows = rows_of(heard(read_journal(path)[1]))
+    with out.progress(f"read {path.name}") as advance:
+        rows = rows_of(heard(JournalSource(path), lambda done, _size: advance(done)))
     if not rows:
-        from replay.traces.base import TraceError
-
-        raise TraceError(
-            "no request arrives in this journal", file=str(path), line=0, mend="see `tidegate trace import`"
-        )
+        raise TraceError("no request arrives in it", file=str(path), line=0, mend="see `tidegate trace info`")
     return rows
 
 

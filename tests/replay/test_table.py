@@ -75,9 +75,10 @@ STEADY = [ROW | {"time": second} for second in range(1, 61)]
     ("content", "line", "says"),
     [
         ("\n", 0, "no rows"),
-        ("nonsense\n", 1, "not a JSON object"),
-        ("[1]\n", 1, "not a JSON object"),
-        (json.dumps(ROW) + '\n{"time": NaN, "prompt_tokens": 1, "output_tokens": 1}\n', 2, "not a JSON object"),
+        ("nonsense\n", 1, "not JSON"),
+        ("[1]\n", 1, "Expected `object`"),
+        ('{"time": ' + "[" * 200_000, 1, "not JSON"),
+        (json.dumps(ROW) + '\n{"time": NaN, "prompt_tokens": 1, "output_tokens": 1}\n', 2, "not JSON"),
         ([ROW, {"time": 3, "prompt_tokens": 5}], 2, "no 'output_tokens'.*--map output_tokens=COLUMN"),
         ([ROW | {"time": -1}], 1, "time is -1: give a time of at least 0, in s"),
         ([ROW | {"time": "nan"}], 1, "time is 'nan'"),

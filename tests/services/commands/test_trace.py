@@ -11,9 +11,13 @@ from typing import Any
 import pytest
 
 from events.log.journal import read_journal
+from replay.costmodel import PROFILE_DEFAULT
+from replay.traces.formats import FORMATS
 from replay.traces.own import THREE_TENANTS
 from replay.workloads.facts import arrivals_of, rows_of
 from services import cli
+from services.commands.trace import PROFILE
+from services.commands.trace_options import FORMATS as OFFERED
 from services.runtime.output import Exit, Output
 
 MOONCAKE = [{"timestamp": n * 500, "input_length": 700, "output_length": 5, "hash_ids": [1, n]} for n in range(20)]
@@ -95,6 +99,25 @@ def test_sessions_and_think_times_come_through_to_the_closed_loop(
     assert [one.think_ns for one in waiting] == [8 * 10**9] * 5
     run = answered(capsys, "replay", "simulate", made, "--closed-loop")
     assert (run["requests"], run["unsent"]) == (10, 0)
+
+
+def test_a_recorded_log_becomes_a_trace_with_the_same_requests(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    night, made = tmp_path / "night.jsonl.zst", tmp_path / "made.jsonl"
+    run = answered(capsys, "replay", "simulate", "--workload", "mixed", "--limit", 30, "--out", night)
+    done = answered(capsys, "trace", "import", night, "--format", "journal", "--out", made)
+    assert done["requests"] == run["requests"] == 30
+    recorded, imported = (rows_of(read_journal(path)[1]) for path in (night, made))
+    assert [row.at_ns for row in imported] == [row.at_ns for row in recorded]
+    assert [row.traced.output_tokens for row in imported] == [row.traced.output_tokens for row in recorded]
+    assert [row.arrived.slo_ttft_ns for row in imported] == [row.arrived.slo_ttft_ns for row in recorded]
+    assert all(row.traced.kv_cache_bytes or row.traced.embedding_workspace_bytes for row in imported)
+
+
+def test_what_is_offered_is_what_there_is() -> None:
+    assert list(OFFERED) == list(FORMATS)
+    assert PROFILE == PROFILE_DEFAULT
 
 
 def test_expected_memory_is_that_of_the_profile(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
