@@ -31,7 +31,6 @@ from events.slice import TierMeasured
 from policies.catalog import ACTORS
 from replay.engines.tiers import TierSizes, sizes_of
 from replay.replayer import Source
-from replay.score import percentile
 from replay.workloads.base import Arrival
 from replay.workloads.facts import arrivals_of
 
@@ -50,7 +49,7 @@ class Lengths(msgspec.Struct, frozen=True, kw_only=True):
 
 class World(msgspec.Struct, kw_only=True):
     """A log's world. `settings` by actor are those in force at the last arrival, `changed` how often they changed after
-    the first; actors that never ran are off. `control_ns` is the median way from a decision to its engine (None: nobody
+    the first; actors that never ran are off. `control_ns` is the mean way from a decision to its engine (None: nobody
     went it). `span_ns` is from the first arrival to the last record. `waiting_turns` wait for the answer before them.
     `left_out` counts, by word, what happened and is not done again."""
 
@@ -79,11 +78,12 @@ def world_of(source: Source, *, seed: int = 1, step_model: StepModel | None = No
     if not engines:
         raise NotModelled("no engine is registered in this log")
     arrivals, lengths = _with_lengths(arrivals, read, Random(seed))  # noqa: S311
+    way_ns = sum(read.ways) // len(read.ways) if read.ways else None
     tiers = {name: sizes_of(found.values()) for name, found in read.tiers.items() if name in read.engines}
     return World(
         engines=engines, tiers={name: size for name, size in tiers.items() if size is not None},
         arrivals=[_chained(one, read) for one in arrivals], settings=read.in_force(), changed=read.changed,
-        control_ns=percentile(read.ways, 50), span_ns=max(1, read.last_ns - read.first_ns), lengths=lengths,
+        control_ns=way_ns, span_ns=max(1, read.last_ns - read.first_ns), lengths=lengths,
         waiting_turns=len(read.after), left_out=dict(sorted(read.left_out.items())),
     )  # fmt: skip
 
