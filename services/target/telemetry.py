@@ -7,8 +7,10 @@ from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
 import aiohttp
+import msgspec
 
-from events.base import EngineId, PoolId
+from events import codec
+from events.base import EngineId, Event, PoolId
 from events.engine import EngineKind, EngineMeasured, EngineRegistered
 from events.log.base import Log, Message
 from services.engines import vllm_metrics
@@ -28,6 +30,30 @@ class Told(NamedTuple):
     event: EngineMeasured | EngineRegistered
 
 
+TOTALS: Final = (
+    "preemptions_total", "prefix_queries_total", "prefix_hits_total", "prompt_tokens_total", "output_tokens_total",
+    "evictions_total",
+)  # fmt: skip
+"""Fields of EngineMeasured that count from the engine's start on."""
+
+
+class SinceFirst:
+    """Takes off what engines had counted when they were first heard: a target has a life before the load. An engine
+    whose totals go back started anew, and counts from there."""
+
+    def __init__(self) -> None:
+        self._first: dict[EngineId, EngineMeasured] = {}
+
+    def of(self, event: EngineMeasured) -> EngineMeasured:
+        """The same, counted from when this engine was first heard."""
+        first = self._first.setdefault(event.engine_id, event)
+        if any(getattr(event, field) < getattr(first, field) for field in TOTALS):
+            first = self._first[event.engine_id] = msgspec.structs.replace(first, **dict.fromkeys(TOTALS, 0))
+        return msgspec.structs.replace(
+            event, **{field: getattr(event, field) - getattr(first, field) for field in TOTALS}
+        )
+
+
 class Watch:
     """Asks engines at `urls` for their metrics, each second. `missed` counts questions without an answer."""
 
@@ -36,6 +62,7 @@ class Watch:
     ) -> None:
         self._session, self._urls, self._clock = session, list(urls), clock
         self._known: dict[str, EngineId] = {}
+        self._since = SinceFirst()
         self.told: list[Told] = []
         self.missed = 0
 
@@ -72,7 +99,7 @@ class Watch:
                 block_tokens=cache.block_tokens, block_bytes=0,
             )  # fmt: skip
             self.told.append(Told(at_ns, registered))
-        self.told.append(Told(at_ns, vllm_metrics.measured(engine_id, text)))
+        self.told.append(Told(at_ns, self._since.of(vllm_metrics.measured(engine_id, text))))
 
     async def _ask(self, url: str) -> str | None:
         timeout = aiohttp.ClientTimeout(total=ASK_S_MAX)
@@ -96,8 +123,22 @@ class Record:
         self._after = last.seq if last is not None else 0
 
     async def messages(self) -> list[Message]:
-        """All since then. Raises LogError."""
-        return [message async for batch in self._log.read(after=self._after) for message in batch]
+        """All since then, with engines' totals counted from then. Raises LogError."""
+        since = SinceFirst()
+        return [_counted(message, since) async for batch in self._log.read(after=self._after) for message in batch]
+
+
+def _since(event: Event, since: SinceFirst) -> Event:
+    return since.of(event) if isinstance(event, EngineMeasured) else event
+
+
+def _counted(message: Message, since: SinceFirst) -> Message:
+    records = codec.decode(message.seq, message.subject, message.body)
+    if not any(isinstance(recorded.event, EngineMeasured) for recorded in records):
+        return message
+    said = [codec.Said(cause=recorded.cause, event=_since(recorded.event, since)) for recorded in records]
+    body = codec.encode(owner=records[0].owner, ts_ns=records[0].ts_ns, said=said)
+    return Message(message.seq, message.subject, body, message.headers)
 
 
 @asynccontextmanager
