@@ -87,10 +87,14 @@ def draw(profile: Profile, *, seed: int, scale: float = 1.0, seconds: int = 0) -
         for number, start_ms in enumerate(_starts_ms(stream, intensity, span_ms, scale, rng)):
             one = _One(profile, stream, chains, number, start_ms)
             out += [one.job(rng)] if stream.kind is RequestKind.EMBEDDING else one.session(rng, span_ms)
-            if len(out) > REQUESTS_MAX:
-                raise ValueError(f"more than {REQUESTS_MAX} requests: a shorter or thinner workload is needed")
+            _check(len(out))
     out.sort(key=lambda arrival: (arrival.at_ns, arrival.request_id))
     return out
+
+
+def _check(requests: int) -> None:
+    if requests > REQUESTS_MAX:
+        raise ValueError(f"more than {REQUESTS_MAX} requests: a shorter or thinner workload is needed")
 
 
 def _phases(pace: Pace, span_ms: int, rng: Random) -> list[tuple[int, int]]:
@@ -107,6 +111,7 @@ def _phases(pace: Pace, span_ms: int, rng: Random) -> list[tuple[int, int]]:
 def _starts_ms(stream: Stream, intensity: Intensity, span_ms: int, scale: float, rng: Random) -> list[int]:
     """When the sessions (or jobs) of a stream begin, in order."""
     count = round(stream.starts_per_s * scale * span_ms / MS_PER_S)
+    _check(count)
     if stream.cluster is None:
         return sorted(intensity.draw_ms(rng) for _ in range(count))
     starts: list[int] = []

@@ -137,8 +137,13 @@ def _draw(profile: "Profile", seed: int, scale: float, seconds: int | None) -> "
 
 
 def _arrivals(path: Path, form: str) -> "list[Arrival]":
-    from replay.traces.formats import read_trace
+    from replay.traces.formats import FORMATS, read_trace
+    from services.runtime.config_sources import ConfigError, meant
 
+    if form not in FORMATS:
+        raise ConfigError(
+            f"no format {form!r}{meant(form, list(FORMATS))}", where="--format", key="", allowed=", ".join(FORMATS)
+        )
     return read_trace(path, form).arrivals
 
 
