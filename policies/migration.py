@@ -150,17 +150,20 @@ def _least_worth(state: State, draft: Draft, engine_id: EngineId, tier: Tier) ->
     busy = draft.busy(engine_id)
     worth: dict[SliceId, int] = {}
     staying: list[SliceId] = []
+    compute_ns: dict[int, int] = {}
     for slice_id, tiers in islice(engine.index.tiers_of.items(), WALK_MAX):
         if tiers & bit and (len(worth) == SCAN_MAX or slice_id in busy or _is_kept(state, slice_id)):
             staying.append(slice_id)
         elif tiers & bit:
-            worth[slice_id] = _value(state, engine, slice_id, tier)
+            first = slice_book.depth(state.book, slice_id)
+            if first not in compute_ns:  # Many slices, few depths.
+                compute_ns[first] = _compute_ns(state, engine, slice_id)
+            worth[slice_id] = _value(state, engine, slice_id, tier, compute_ns[first])
     return slice_book.children_first(state.book, worth.items(), staying)
 
 
-def _value(state: State, engine: TieredEngine, slice_id: SliceId, tier: Tier) -> int:
-    """What a slice is worth in that tier, per byte."""
-    back_ns = _compute_ns(state, engine, slice_id)
+def _value(state: State, engine: TieredEngine, slice_id: SliceId, tier: Tier, back_ns: int) -> int:
+    """What a slice that takes so long to compute is worth in that tier, per byte."""
     if tier is Tier.DRAM and holds(engine.index, slice_id, Tier.SSD):
         back_ns = min(back_ns, tier_index.read_ns(engine.index, Tier.SSD, 1))
     size = gauge(engine, tier).slice_bytes

@@ -150,7 +150,7 @@ class _Cluster:
     ) -> None:
         self._wanted = wanted
         self._agenda = Agenda()
-        self.log = VirtualLog(pool, ACTORS, self._on_decision, on_message=wanted.on_message)
+        self.log = VirtualLog(pool, ACTORS, self._on_decision, on_message=wanted.on_message, settings_stay=True)
         self._fleet = Fleet(
             engines, wanted.tiers, build=wanted.build, faults=wanted.transfer_faults, log=self.log,
             agenda=self._agenda, on_outcomes=self._take_outcomes,

@@ -14,22 +14,25 @@ from events.control import ActorStarted
 from events.log import digest
 from events.log.base import Message
 from policies.decider import Decider, advance, begin
+from policies.settings import Switch
 from replay.code_version import code_version, policy_digest
 
 
 class VirtualLog:
     """`on_decision(event, place)` hears every decision when it stands in the log, `on_message` every message. `now_ns`
-    is set by the owner of time."""
+    is set by the owner of time. `settings_stay`: nobody changes settings after the start, so an actor that is off then
+    decides nothing, and takes nothing in."""
 
     def __init__(
         self, pool: PoolId, deciders: Mapping[str, Decider[Any]], on_decision: Callable[[Event, Cause], None],
-        *, on_message: Callable[[Message], None] | None = None,
+        *, on_message: Callable[[Message], None] | None = None, settings_stay: bool = False,
     ) -> None:  # fmt: skip
         self.pool = pool
         self.now_ns = 0
         self.messages: list[Message] = []
         self._actors = [(decider, begin(decider)) for decider in deciders.values()]
         self._on_decision, self._on_message = on_decision, on_message
+        self._settings_stay = settings_stay
         self._unanswered: deque[list[Recorded]] = deque()
         self._answering = False
         self._digest = digest.start(pool)
@@ -51,6 +54,8 @@ class VirtualLog:
                 tags=decider.tags(),
             )
             self._decided(decider.name, [codec.Said(event=started)])
+        if self._settings_stay:
+            self._actors = [one for one in self._actors if settings.get(one[0].name, {}).get("enabled") != Switch.OFF]
 
     def say(self, source: str, owner: str, event: Event, cause: str = "") -> Cause:
         """Write one fact and all that is decided because of it; the fact's place."""
