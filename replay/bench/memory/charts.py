@@ -5,10 +5,10 @@ Colours are names of the page's (`var(--s0)`), which has them for light, dark an
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from io import StringIO
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 from xml.etree import ElementTree as ET
 
@@ -180,7 +180,8 @@ def _scale_log(axes: "Axes", panel: Panel, never: float) -> None:
 def _round_numbers(low: float, high: float) -> list[float]:
     """1, 2 and 5 times powers of ten that lie around what is drawn."""
     steps = [digit * 10.0**power for power in range(-6, 7) for digit in (1, 2, 5)]
-    inside = [here for here, after in pairwise(steps) if after > low and here <= high]
+    around = (bisect_right(steps, low) - 1, bisect_left(steps, high) + 1)
+    inside = steps[max(0, around[0]) : around[1]]
     return inside if len(inside) <= 8 else [step for step in inside if f"{step:e}".startswith("1")]
 
 

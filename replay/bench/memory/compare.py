@@ -3,14 +3,14 @@
 Cells are matched by workload, system, engine and load. Of each quantity the means over seeds are compared. A difference
 counts when it is beyond both
 
-- its noise: Student's t at 99 % times the standard error of the difference. Where both sides have the same seeds, the
+- its noise: Student's t at 95 % times the standard error of the difference. Where both sides have the same seeds, the
   differences are taken seed by seed (the same arrivals met both sides); else the spread within the sides is pooled. At
   least `SEEDS_MIN` seeds a side are needed for that: with fewer nothing is known of the noise, and
 - a margin: `MARGIN` of the first side, or `MARGIN_FEW` where the noise is not known. It keeps a thousandth from being
   news because a simulation repeats itself exactly.
 
 A percentile that is infinite on one side alone counts by itself. Hundreds of quantities are compared: of those that did
-not change, one in a hundred may be beyond its noise by chance.
+not change, one in twenty may be beyond its noise by chance.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,11 +27,11 @@ from replay.score import Scores
 SEEDS_MIN: Final = 3
 MARGIN: Final = 0.01
 MARGIN_FEW: Final = 0.05
-T_99: Final = (
-    63.657, 9.925, 5.841, 4.604, 4.032, 3.707, 3.499, 3.355, 3.250, 3.169, 3.106, 3.055, 3.012, 2.977, 2.947, 2.921,
-    2.898, 2.878, 2.861, 2.845,
+T_95: Final = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+    2.110, 2.101, 2.093, 2.086,
 )  # fmt: skip
-"""Student's t, two-sided 99 %, for 1, 2, ... degrees of freedom; from the last on it is taken as it is there."""
+"""Student's t, two-sided 95 %, for 1, 2, ... degrees of freedom; from the last on it is taken as it is there."""
 
 
 class Verdict(StrEnum):
@@ -160,15 +160,15 @@ def noise_of(first: dict[int, float], second: dict[int, float]) -> float | None:
         return None
     if first.keys() == second.keys():
         error = stdev(second[seed] - first[seed] for seed in first) / sqrt(len(first))
-        return t_99(len(first) - 1) * error
+        return t_95(len(first) - 1) * error
     freedom = len(first) + len(second) - 2
     spread = (len(first) - 1) * variance(first.values()) + (len(second) - 1) * variance(second.values())
-    return t_99(freedom) * sqrt(spread / freedom * (1 / len(first) + 1 / len(second)))
+    return t_95(freedom) * sqrt(spread / freedom * (1 / len(first) + 1 / len(second)))
 
 
-def t_99(freedom: int) -> float:
-    """Student's t, two-sided 99 %."""
-    return T_99[min(freedom, len(T_99)) - 1]
+def t_95(freedom: int) -> float:
+    """Student's t, two-sided 95 %."""
+    return T_95[min(freedom, len(T_95)) - 1]
 
 
 def margin_of(noise: float | None) -> float:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from replay.bench.memory import charts, said
 from replay.bench.memory.charts import DARK, LIGHT, Style
+from replay.bench.memory.goals import NEVER as INFINITE_RATIO
 from replay.bench.memory.panels import Panel, Section, Stack, memory_of, origin_of, sections
 from replay.bench.memory.report import (
     Calibration,
@@ -218,6 +219,8 @@ def _goal(goal: Goal) -> GoalCell:
         True: ("met", "✓", "met"), False: ("missed", "✗", "not met"), None: ("open", "–", "not measured"),
     }[goal.met]  # fmt: skip
     bound = ""
+    if goal.met is False and goal.bound is not None and (goal.bound > goal.limit) is goal.at_most:
+        verdict = "not met, out of reach"
     if goal.bound is not None:
         bound = f"{'at least' if goal.at_most else 'at most'} {_figure(goal.bound)}"
     if goal.bound_by:
@@ -229,6 +232,8 @@ def _goal(goal: Goal) -> GoalCell:
 
 
 def _figure(value: float) -> str:
+    if value >= INFINITE_RATIO:
+        return "infinite"
     return said.number(value, 3 if abs(value) < 10 else 1)
 
 

@@ -23,7 +23,9 @@ SERIES_FIRST = (OURS, CAREFUL, SHIPPED)
 SERIES_ROWS_MAX = 24
 """Rows of a table over time; what is between them is in the JSON."""
 PPM_UNIT = "ppm"
+ALL_TIERS = "all tiers"
 _PPM_PER_PERCENT = 10_000
+_UPPER = ("slo", "llm", "kv", "dram", "ssd")
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True):
@@ -266,10 +268,11 @@ def _hits(seen: _Seen, load: float) -> Stack:
     cells = seen.cells_at(load)
     titles = {system.name: system.title or system.name for system in seen.systems}
     shown = [cell for cell in cells if cell.system in {one.name for one in seen.leading}]
-    tiers = list(dict.fromkeys(tier for cell in cells for tier in cell.hit_by_tier)) or ["all tiers"]
+    used = (tier for cell in cells for tier, hits in cell.hit_by_tier.items() if hits)
+    tiers = list(dict.fromkeys(used)) or [ALL_TIERS]
 
     def of(cell: Cell, tier: str) -> float:
-        return cell.hit_by_tier.get(tier, 0.0) if cell.hit_by_tier else cell.hit_share
+        return cell.hit_by_tier.get(tier, 0.0) if tier != ALL_TIERS else cell.hit_share
 
     rows = []
     ideal = seen.workload.ideal_hit_share
@@ -368,11 +371,17 @@ def _in_time(shown: Sequence[tuple[RunResult, str]], name: str, unit: str, load:
     table_rows = tuple((f"{x:g}", *(rows[x].get(title, said.NOTHING) for title in columns[1:])) for x in sorted(rows))
     seed = shown[0][0].seed
     return Panel(
-        key=f"time-{name}", title=f"{name.replace('_', ' ').capitalize()} over time, load {load:g}",
+        key=f"time-{name}", title=f"{_title(name)} over time, load {load:g}",
         x_label="seconds", y_label="%" if unit == PPM_UNIT else unit, lines=tuple(lines), is_over_time=True,
         table=Table(columns=tuple(columns), rows=table_rows),
         note=f"Seed {seed}. Line: mean over the engines; band: from the least to the most of them.",
     )  # fmt: skip
+
+
+def _title(name: str) -> str:
+    """The name of a quantity as a title: `slo_attainment` is SLO attainment."""
+    words = [word.upper() if word in _UPPER else word for word in name.split("_")]
+    return " ".join((words[0] if words[0].isupper() else words[0].capitalize(), *words[1:]))
 
 
 def _mean_of_engines(found: Sequence[Series], title: str, system: str, unit: str) -> Line:

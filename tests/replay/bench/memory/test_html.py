@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from replay.bench.memory import charts, html
 from replay.bench.memory.charts import DARK, LIGHT
+from replay.bench.memory.goals import NEVER
 from replay.bench.memory.report import EngineModel, Goal, Report
 from replay.bench.memory.systems import CAREFUL, OURS, SHIPPED, SYSTEMS, UNLIMITED
 from tests.replay.bench.memory.drawn_report import LOADS, drawn_report
@@ -127,15 +128,19 @@ def test_goals_say_what_was_found_what_was_wanted_and_what_bounds_it(report: Rep
     goals = (
         Goal(workload="mixed", name="first", limit=1.3, value=1.42),
         Goal(
-            workload="mixed", name="second", limit=1.8, value=1.5, bound=1.61, bound_by="unlimited KV", where="at 1.2"
+            workload="mixed", name="second", limit=1.8, value=1.5, bound=1.91, bound_by="unlimited KV", where="at 1.2"
         ),
         Goal(workload="mixed", name="third", limit=0.15, value=0.1, at_most=True),
         Goal(workload="mixed", name="fourth", limit=0.6, value=None),
+        Goal(workload="mixed", name="fifth", limit=1.8, value=1.2, bound=1.25, bound_by="the offer"),
+        Goal(workload="mixed", name="sixth", limit=0.8, value=NEVER, at_most=True),
     )
     said = text_of(html.page(replace(report, goals=goals, runs=(), cells=())))
-    assert "Goals: 2 met, 1 not met, 1 not measured" in said
+    assert "Goals: 2 met, 3 not met, 1 not measured" in said
     assert "✓ met 1.420 ≥ 1.3" in said
-    assert "✗ not met 1.500 ≥ 1.8; at 1.2; at most 1.610, by unlimited KV" in said
+    assert "✗ not met 1.500 ≥ 1.8; at 1.2; at most 1.910, by unlimited KV" in said
+    assert "✗ not met, out of reach 1.200 ≥ 1.8; at most 1.250, by the offer" in said
+    assert "✗ not met infinite ≤ 0.8" in said
     assert "✓ met 0.100 ≤ 0.15" in said
     assert "– not measured ≥ 0.6" in said
 
