@@ -38,7 +38,7 @@ class Shadow:
     def begin(self) -> None:
         """From the next record on its settings hold, and what it says is compared. Raises ValueError for a setting that
         is not there."""
-        self._decider.configure(self._progress.state, self._of.wanted(self._decider.name))
+        self._decider.configure(self._progress.state, self._of.wanted(self._decider))
         self._beside.compares = True
 
     def take(
@@ -65,4 +65,4 @@ class Shadow:
             return
         self._decider.configure(state, settings)
         if self._beside.compares:
-            self._decider.configure(state, self._of.wanted(self._decider.name))
+            self._decider.configure(state, self._of.wanted(self._decider))

@@ -31,13 +31,14 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
         """Whether it is what was recorded, unchanged."""
         return not self.whole and not any(self.settings.values())
 
-    def wanted(self, actor: str) -> dict[str, Any]:
-        """What it would write as an actor's settings: all of them where it is whole, else those that it names."""
-        own = self.settings.get(actor, {})
+    def wanted(self, decider: Decider[Any]) -> dict[str, Any]:
+        """What it would write as the settings of an actor with this decider: all of them where it is whole, else those
+        that it names."""
+        own = self.settings.get(decider.name, {})
         if not self.whole:
             return dict(own)
-        state = ACTORS[actor].initial()
-        ACTORS[actor].configure(state, own)
+        state = decider.initial()
+        decider.configure(state, own)
         settings: dict[str, Any] = msgspec.to_builtins(state.settings)
         return settings
 

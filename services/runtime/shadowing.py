@@ -54,7 +54,8 @@ class Shadowing:
         self, log: JetStreamLog, decider: Decider[Any], of: Candidate, *, name: str, since_seq: int, code_version: str,
         writer: FactWriter, clock: PoolClock,
     ) -> None:  # fmt: skip
-        self._log, self._actor, self._of, self._name = log, decider.name, of, name
+        self._log, self._actor, self._policy, self._name = log, decider.name, of.name, name
+        self._settings = of.wanted(decider)
         self._since_seq, self._code_version = since_seq, code_version
         self._writer, self._clock = writer, clock
         self._shadow = Shadow(decider, of)
@@ -66,7 +67,7 @@ class Shadowing:
     def status(self) -> ActorStatus:
         """How things stand."""
         return ActorStatus(
-            actor=self._actor, seq=self._seq, since_seq=self._since_seq, settings=self._of.wanted(self._actor),
+            actor=self._actor, seq=self._seq, since_seq=self._since_seq, settings=self._settings,
             found=self._shadow.found,
         )  # fmt: skip
 
@@ -74,6 +75,7 @@ class Shadowing:
         """Work until `stop`, then say the last report. Raises LogDamaged."""
         if not self._since_seq:
             self._shadow.begin()
+        self._say()
         try:
             await run_until(stop, self._answers.read(), self._read(), self._report())
         finally:
@@ -105,7 +107,6 @@ class Shadowing:
         self._seq = message.seq
         if message.seq == self._since_seq:
             self._shadow.begin()
-            self._say()
         await self._publish(decided, differing)
 
     async def _publish(self, decided: list[codec.Said], differing: Sequence[Difference]) -> None:
@@ -129,8 +130,6 @@ class Shadowing:
 
     def _say(self, *, ended: bool = False) -> None:
         """Write how things stand, where that moved."""
-        if self._seq < self._since_seq:
-            return
         report = self._report_of(ended=ended)
         before = self._said
         if before is not None and msgspec.structs.replace(report, to_seq=before.to_seq) == before:
@@ -145,7 +144,7 @@ class Shadowing:
         found = self._shadow.found
         changes = sorted(found.changes, key=lambda one: (-one.count, one.recorded, one.tried))[:CHANGES_SAID_MAX]
         return ShadowCompared(
-            shadow=self._name, policy=self._of.name, actor=self._actor, settings=self._of.wanted(self._actor),
+            shadow=self._name, policy=self._policy, actor=self._actor, settings=self._settings,
             code_version=self._code_version, since_seq=self._since_seq, to_seq=self._seq, words=found.words,
             same=found.same, amounts=found.amounts, outcomes=found.outcomes, standing=found.standing,
             wakes=found.wakes, first=found.first.cause if found.first is not None else "", failed=found.failed,

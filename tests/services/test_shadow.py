@@ -3,6 +3,8 @@ carried out by nobody; promoted, it is the live one."""
 
 import asyncio
 import json
+import os
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -35,6 +37,7 @@ from tests.policies.words import arrived, engine, measured, tick
 
 pytestmark = pytest.mark.integration
 
+ROOT = Path(__file__).parents[2]
 START_NS = 1_000 * 10**9
 TIMEOUT_S = 20.0
 OBSERVE = candidate("first_come")
@@ -268,6 +271,27 @@ async def test_a_pool_has_one_shadow_at_a_time(house: House) -> None:
     await house.shadow(FEWER)
     with pytest.raises(ShadowRuns, match="tries recorded admission"):
         await shadows.run(house.config, OBSERVE, log=house.log, stop=asyncio.Event())
+
+
+async def test_it_is_a_process_that_ends_in_good_order(house: House) -> None:
+    await begun(house)
+    where = (f"nats.url={house.config.nats.url}", f"pool={house.log.pool}", f"state_dir={house.config.state_dir}")
+    argv = ["policy", "shadow", "start", "--json", "--policy", "fifo", "--set", "admission.queue_max=7"]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "services.cli", *argv, *(word for each in where for word in ("--set", each)),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    async with asyncio.timeout(TIMEOUT_S):
+        assert process.stdout is not None
+        told = json.loads(await process.stdout.readline())
+        assert told["policy"] == "fifo admission.queue_max=7"
+        assert [one["actor"] for one in told["actors"]] == list(ACTORS)
+        process.terminate()
+        _, err = await process.communicate()
+    assert process.returncode == Exit.FINE, err.decode()
+    reports = [one.event for one in await house.reports() if isinstance(one.event, ShadowCompared)]
+    assert {one.actor for one in reports if one.ended} == set(ACTORS)
+    assert {one.settings["queue_max"] for one in reports if one.actor == "admission"} == {7}
 
 
 async def test_without_a_shadow_nothing_is_promoted(house: House) -> None:
