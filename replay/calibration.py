@@ -17,7 +17,6 @@ What was found last ships with the package (`calibrations`), so that a report ca
 
 import csv
 import math
-import sys
 from collections.abc import Sequence
 from importlib.resources import files
 from itertools import pairwise
@@ -295,16 +294,14 @@ def _no_peer(_engine_id: EngineId) -> None:
     return None
 
 
-def found_for(folder: Path, model: EngineModel) -> list[Calibration]:
+class Against(msgspec.Struct, frozen=True, kw_only=True):
+    """A calibration to be made: the folder of the measured run, and the kind of engine."""
+
+    runs: str
+    engine: EngineModel
+
+
+def found_for(task: Against) -> list[Calibration]:
     """Both runs, in engines of that kind. ImportError where vLLM is not installed and would be needed."""
-    build = builder(model, System(name="calibration", title=""))
-    return [calibrate(run, build, model) for run in measured_runs(folder)]
-
-
-def main(folder: str, kind: str) -> None:
-    """Write what that kind of engine makes of the runs to stdout, as JSON: for interpreters that have the engine."""
-    sys.stdout.buffer.write(msgspec.json.encode(found_for(Path(folder), EngineModel(kind))))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    build = builder(task.engine, System(name="calibration", title=""))
+    return [calibrate(run, build, task.engine) for run in measured_runs(Path(task.runs))]

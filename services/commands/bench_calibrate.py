@@ -1,7 +1,5 @@
 """`tidegate bench calibrate`: simulated engines held against measured runs of vLLM."""
 
-import os
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +17,6 @@ if TYPE_CHECKING:
 
 RUNS_BESIDE = Path("../shared/profiles/llmservingsim/bench_RTXPRO6000_Llama-3.1-8B")
 """Where the measured run is looked for when none is named."""
-PYTHON_BESIDE = Path(".venv-engine/bin/python")
-"""The interpreter that has vLLM, beside the checkout."""
-VLLM_S_MAX = 600
-"""How long vLLM's scheduler may take over the runs."""
 LIGHT, SCHEDULER = "light", "vllm_scheduler"
 
 
@@ -60,42 +54,39 @@ def command(
 
 
 def _found(runs: Path, engines: tuple[str, ...], python: Path | None, out: Output) -> "list[Calibration]":
+    from replay.bench.far import FarError, engine_python, far_players
     from replay.bench.memory.report import EngineModel
-    from replay.calibration import found_for
+    from replay.calibration import Against, found_for, measured_runs
 
+    try:
+        measured_runs(runs)
+    except (OSError, ValueError, KeyError, msgspec.DecodeError) as error:
+        raise ConfigError(
+            f"that is no measured run: {error}", where="--runs", key="",
+            allowed="a folder with requests.jsonl, timeseries.csv and meta.json of LLMServingSim's bench",
+        ) from None  # fmt: skip
     found: list[Calibration] = []
+    folder = str(runs.absolute())
     if not engines or LIGHT in engines:
-        try:
-            found += found_for(runs, EngineModel.LIGHT)
-        except (OSError, ValueError, KeyError, msgspec.DecodeError) as error:
-            raise ConfigError(
-                f"that is no measured run: {error}", where="--runs", key="",
-                allowed="a folder with requests.jsonl, timeseries.csv and meta.json of LLMServingSim's bench",
-            ) from None  # fmt: skip
+        found += found_for(Against(runs=folder, engine=EngineModel.LIGHT))
     if not engines or SCHEDULER in engines:
-        interpreter = python or PYTHON_BESIDE
-        if interpreter.is_file():
-            found += _by_scheduler(runs, interpreter)
-        elif engines or python is not None:
-            raise ConfigError(f"{interpreter} is not there", where="--engine-python", key="", allowed="an interpreter")
-        else:
-            out.remark(f"without {PYTHON_BESIDE} (vLLM) only the light engine model is held against the runs")
+        interpreter = engine_python(python)
+        if interpreter is None and (engines or python is not None):
+            raise _no_engine("it is not there")
+        if interpreter is None:
+            out.remark("vLLM's environment is not there: only the light model is held against the runs")
+            return found
+        try:
+            with far_players(interpreter, 1, found_for) as play:
+                task = Against(runs=folder, engine=EngineModel.VLLM_SCHEDULER)
+                found += play([task], lambda _number, _found: None)[0]
+        except FarError as error:
+            raise _no_engine(error.why.strip().rpartition("\n")[2]) from None
     return found
 
 
-def _by_scheduler(runs: Path, python: Path) -> "list[Calibration]":
-    from replay.bench.memory.report import Calibration
-
-    argv = [str(python), "-m", "replay.calibration", str(runs), SCHEDULER]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(argv, capture_output=True, timeout=VLLM_S_MAX, check=False, env=env)  # noqa: S603
-    if done.returncode:
-        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise ConfigError(
-            f"vLLM's scheduler did not run there: {last}", where="--engine-python", key="",
-            allowed="an interpreter with vLLM 0.32 and msgspec",
-        )  # fmt: skip
-    return msgspec.json.decode(done.stdout, type=list[Calibration])
+def _no_engine(what: str) -> ConfigError:
+    return ConfigError(what, where="--engine-python", key="", allowed="an interpreter that has vLLM 0.32")
 
 
 def _plain(one: "Calibration") -> dict[str, object]:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from replay.bench.memory.report import EngineModel
-from replay.calibration import MODELS, calibrations, found_for
+from replay.calibration import MODELS, Against, calibrations, found_for
 
 RUNS = Path(__file__).parents[3] / "shared/profiles/llmservingsim/bench_RTXPRO6000_Llama-3.1-8B"
 
@@ -14,4 +14,6 @@ RUNS = Path(__file__).parents[3] / "shared/profiles/llmservingsim/bench_RTXPRO60
 @pytest.mark.skipif(not RUNS.is_dir(), reason="the measured run is not beside the checkout")
 def test_what_ships_is_what_the_scheduler_gives_today() -> None:
     shipped = [one for one in calibrations() if one.model.startswith(MODELS[EngineModel.VLLM_SCHEDULER])]
-    assert msgspec.to_builtins(found_for(RUNS, EngineModel.VLLM_SCHEDULER)) == msgspec.to_builtins(shipped)
+    assert msgspec.to_builtins(
+        found_for(Against(runs=str(RUNS), engine=EngineModel.VLLM_SCHEDULER))
+    ) == msgspec.to_builtins(shipped)

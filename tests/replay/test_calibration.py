@@ -13,6 +13,7 @@ from replay.bench.memory.report import Checked, EngineModel
 from replay.calibration import (
     GOALS,
     MODELS,
+    Against,
     Asked,
     Figures,
     MeasuredRun,
@@ -54,7 +55,9 @@ def test_what_ships_covers_both_engine_models_and_both_runs_and_reaches_the_goal
 @pytest.mark.skipif(not RUNS.is_dir(), reason="the measured run is not beside the checkout")
 def test_what_ships_is_what_the_light_engine_gives_today() -> None:
     shipped = [one for one in calibrations() if one.model.startswith(MODELS[EngineModel.LIGHT])]
-    assert msgspec.to_builtins(found_for(RUNS, EngineModel.LIGHT)) == msgspec.to_builtins(shipped)
+    assert msgspec.to_builtins(found_for(Against(runs=str(RUNS), engine=EngineModel.LIGHT))) == msgspec.to_builtins(
+        shipped
+    )
 
 
 @pytest.mark.skipif(not RUNS.is_dir(), reason="the measured run is not beside the checkout")

@@ -12,8 +12,17 @@ from services.runtime.output import Exit
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty folder: no run beside it."""
+    """A folder with no run beside it, and one of three requests on a slow server in it."""
     monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    run.mkdir()
+    rows = [
+        {"input_toks": 100, "output_toks": 11, "queued_ts": n, "first_token_ts": n + 2, "last_token_ts": n + 3}
+        for n in range(3)
+    ]
+    (run / "requests.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "meta.json").write_text('{"engine_kwargs": {"max_num_seqs": 8, "max_num_batched_tokens": 2048}}')
+    (run / "timeseries.csv").write_text("t,prompt_throughput,gen_throughput,running,waiting\n1,100,11,1,0\n")
 
 
 def test_without_a_run_it_shows_what_was_found_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,11 +40,21 @@ def test_people_see_every_quantity_with_its_limit(capsys: pytest.CaptureFixture[
     assert "NOT within" not in shown
 
 
+def test_a_model_that_is_off_is_called_uncalibrated(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["bench", "calibrate", "--runs", "run", "--engine", "light"]
+    assert cli.run([*argv, "--strict"]) == Exit.NO
+    said = capsys.readouterr().out
+    assert said.count("uncalibrated: a goal is not reached") == 2
+    assert "NOT within" in said
+    assert cli.run(argv) == Exit.FINE
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
         (["--runs", "."], "that is no measured run"),
-        (["--runs", ".", "--engine", "vllm_scheduler", "--engine-python", "no/python"], "no/python is not there"),
+        (["--runs", ".", "--engine", "vllm_scheduler"], "that is no measured run"),
+        (["--runs", "run", "--engine", "vllm_scheduler", "--engine-python", "no/python"], "it is not there"),
     ],
 )
 def test_what_cannot_be_done_is_refused(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
