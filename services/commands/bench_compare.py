@@ -78,6 +78,17 @@ def parse_fail_on(text: str, *, also: Sequence[str] = ()) -> "tuple[list[Kind], 
     return [kind for kind in Kind if kind.value in names], [name for name in names if name in also]
 
 
+def baseline_of(path: Path, suite: str) -> "Report":
+    """A report that a run of a suite can be held against: said before hours of runs. Raises ReportError,
+    NotComparable."""
+    from replay.bench.memory.files import read_report
+    from replay.bench.memory.regression import check_baseline
+
+    report = read_report(path)
+    check_baseline(report, suite)
+    return report
+
+
 def regressions_of(before: "Report", now: "Report", kinds: "Collection[Kind]") -> "list[Regression]":
     """What is worse than it was, of these kinds. Raises NotComparable."""
     from replay.bench.memory.regression import regressions

@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from services.commands.bench import chosen, cores, loads_of, seeds_of
-from services.commands.bench_compare import parse_fail_on, regressions_of, show_regressions
+from services.commands.bench_compare import baseline_of, parse_fail_on, regressions_of, show_regressions
 from services.commands.options import with_output
 from services.runtime.output import Exit, Output
 
@@ -80,22 +80,19 @@ def command(out: Output, **said: Any) -> int:
     wanted = Wanted(**said)
     plan = planned(wanted)
     kinds, _ = parse_fail_on(wanted.fail_on)
+    before = baseline_of(wanted.against, plan.suite) if wanted.against is not None else None
     report = _run(wanted, plan, out)
     if wanted.folder is not None:
         from replay.bench.memory.files import write_report
 
         write_report(report, wanted.folder)
-    lost = []
-    if wanted.against is not None:
-        from replay.bench.memory.files import read_report
-
-        lost = regressions_of(read_report(wanted.against), report, kinds)
+    lost = [] if before is None or report.stopped_early else regressions_of(before, report, kinds)
 
     def show(console: "Console") -> None:
         from services.commands.bench_run_text import show as show_report
 
         show_report(report, console)
-        if wanted.against is not None:
+        if before is not None and not report.stopped_early:
             show_regressions(lost, console)
 
     out.result({"report": report, "regressions": lost}, show)

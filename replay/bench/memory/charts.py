@@ -115,7 +115,7 @@ def _look(style: Style) -> dict[str, Any]:
     line = (0, style.dash) if style.dash else "-"
     return {
         "color": _STAND_INS[style.colour], "linewidth": style.width, "linestyle": line, "marker": style.marker or None,
-        "markersize": 5, "markeredgewidth": 0,
+        "markersize": 5, "markeredgewidth": 0, "zorder": 2 + style.width,
     }  # fmt: skip
 
 

@@ -172,7 +172,8 @@ def _section(report: Report, workload: WorkloadInfo, engine: EngineModel) -> Sec
     beyond = seen.load_near(LOAD_BEYOND)
     at_knee = seen.load_near(LOAD_AT_KNEE)
     found: list[Panel | Stack] = [_goodput(seen)]
-    found += [_against_memory(seen, load) for load in dict.fromkeys((at_knee, beyond))]
+    if len(memories(seen.systems)) > 1:
+        found += [_against_memory(seen, load) for load in dict.fromkeys((at_knee, beyond))]
     found += [_latency(seen, "ttft", "TTFT"), _latency(seen, "tpot", "TPOT"), _hits(seen, at_knee)]
     found += [panel for panel in (_classes(seen, beyond),) if panel is not None]
     found += _over_time(seen, beyond)

@@ -5,7 +5,7 @@
 - A lost win: a goal that was met and is not, or that is not measured any more; or a ratio of our goodput to another
   system's that fell by more than noise and margin (`replay.bench.memory.compare`), or is not there any more.
 
-What a report stopped early has not measured is not lost: such a report is refused, as is one of another suite.
+What a report that was stopped early has not measured is not lost: it is refused, as is one of another suite.
 """
 
 from collections.abc import Collection, Sequence
@@ -47,16 +47,23 @@ class NotComparable(Exception):
 
 def regressions(baseline: Report, now: Report, *, kinds: Collection[Kind] = tuple(Kind)) -> list[Regression]:
     """What is worse, of these kinds. Raises NotComparable."""
-    if now.stopped_early or baseline.stopped_early:
-        raise NotComparable(f"the {'report' if now.stopped_early else 'baseline'} was stopped early: run it to its end")
-    if now.suite != baseline.suite:
-        raise NotComparable(f"suite {now.suite!r} cannot be held against a baseline of suite {baseline.suite!r}")
+    check_baseline(baseline, now.suite)
+    if now.stopped_early:
+        raise NotComparable("the report was stopped early: run it to its end")
     found: list[Regression] = []
     if Kind.DRIFT in kinds:
         found += _drifts(baseline.calibrations, now.calibrations)
     if Kind.LOST_WIN in kinds:
         found += [*_lost_goals(baseline.goals, now.goals), *_fallen_ratios(baseline, now)]
     return found
+
+
+def check_baseline(baseline: Report, suite: str) -> None:
+    """Raises NotComparable where a run of that suite cannot be held against it."""
+    if baseline.stopped_early:
+        raise NotComparable("the baseline was stopped early: run it to its end")
+    if suite != baseline.suite:
+        raise NotComparable(f"suite {suite!r} cannot be held against a baseline of suite {baseline.suite!r}")
 
 
 def trimmed(report: Report) -> Report:
@@ -124,7 +131,8 @@ def _lost_goals(before: Sequence[Goal], now: Sequence[Goal]) -> list[Regression]
 def _fallen_ratios(baseline: Report, now: Report) -> list[Regression]:
     known = {place_of(cell): cell for cell in now.cells}
     found = []
-    for old in [cell for cell in baseline.cells if cell.system == OURS]:
+    # Other loads than those of the plan, such as another system's knee, are elsewhere in each report.
+    for old in [cell for cell in baseline.cells if cell.system == OURS and cell.load in baseline.loads]:
         place = place_of(old)
         for other in old.ratios:
             what = f"{old.workload}: goodput against {other} at load {old.load:g} ({old.engine.value})"

@@ -186,6 +186,13 @@ def test_without_the_extra_there_are_tables_and_one_line_says_why(
     assert [figure for figure in tree(page).findall(".//figure") if figure.find(".//table") is None] == []
 
 
+def test_one_kind_of_memory_is_no_picture_of_memory(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(charts, "has_charts", lambda: False)
+    alone = replace(report, cells=tuple(cell for cell in report.cells if cell.system == OURS))
+    assert "against memory" in text_of(html.page(report))
+    assert "against memory" not in text_of(html.page(alone))
+
+
 def test_a_cell_without_runs_and_a_system_without_cells_are_no_hindrance(report: Report) -> None:
     fewer = replace(report, runs=(), cells=report.cells[:1], systems=(*report.systems, SYSTEMS["dynamo_kv"]))
     said = text_of(html.page(fewer))

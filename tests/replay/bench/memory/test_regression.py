@@ -111,6 +111,15 @@ def test_a_ratio_that_is_not_measured_any_more_is_said() -> None:
     assert {(RIVAL in one.what, one.now) for one in lost} == {(True, "not measured any more")}
 
 
+def test_a_load_that_no_plan_has_is_not_looked_for_again() -> None:
+    before = without_goals(report())
+    moved = tuple(replace(cell, load=0.873) if cell.load == 1.2 else cell for cell in before.cells)
+    runs = tuple(replace(run, load=0.873) if run.load == 1.2 else run for run in before.runs)
+    elsewhere = replace(before, loads=(1.0, 1.5), cells=moved, runs=runs)
+    assert regressions(elsewhere, replace(before, loads=(1.0, 1.5))) == []
+    assert regressions(replace(elsewhere, loads=(1.0, 0.873, 1.5)), before) != []
+
+
 @pytest.mark.parametrize("changes", [{"stopped_early": True}, {"suite": "another"}])
 def test_what_cannot_be_held_against_each_other_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(NotComparable):
