@@ -36,6 +36,7 @@ HASH_BITS = 32
 SLACK_S = 5.0
 """Recorded times are rounded to whole seconds: what disagrees by more is in other units, or wrong."""
 JUDGED_MIN = 3
+MS_PER_S = 1_000
 _FIELDS = "id, block_size, requests of {t, in, out, hash_ids}"
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=366 * 86_400)]
@@ -203,7 +204,8 @@ class _Thread:
 
     def _compare(self, last: _Placed, turn: Turn, at_s: float) -> None:
         if at_s < last.at_s:
-            raise self._refused(f"the request at t {turn.t:g} comes after one at {last.turn.t:g}", "sort by t")
+            what = f"the request at t {turn.t:g} comes after one at {last.turn.t:g}"
+            raise self._refused(what, "sort by t, and give all times in seconds")
         if turn.think_time is None or self._known_end_s is None:
             return
         past_s = at_s - self._known_end_s
@@ -212,8 +214,12 @@ class _Thread:
                 f"think_time {turn.think_time:g} s at t {turn.t:g}, but the answer before it came {past_s:g} s before"
             )
             raise self._refused(what, "give all times in seconds, not some in ms")
+        agrees = abs(past_s - turn.think_time) <= SLACK_S
+        if not agrees and abs(at_s / MS_PER_S - self._known_end_s - turn.think_time) <= SLACK_S:
+            what = f"t {turn.t:g} fits what is around it as milliseconds only"
+            raise self._refused(what, "give all times in seconds, not some in ms")
         self._judged += 1
-        self._agreeing += abs(past_s - turn.think_time) <= SLACK_S
+        self._agreeing += agrees
 
     def _refused(self, what: str, mend: str) -> TraceError:
         return TraceError(what, file=str(self._path), line=self._number, mend=mend)

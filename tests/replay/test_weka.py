@@ -89,7 +89,7 @@ def test_the_limit_counts_sessions(tmp_path: Path) -> None:
     assert [session[0].session for session in read_weka(path, limit=2)] == ["a", "b"]
 
 
-MS = [turn(t, api_time=4.0, think_time=float(t // 1_000 - 4)) for t in (10_000, 25_000, 60_000)]
+OTHER_UNIT = [turn(t, api_time=4.0, think_time=50.0) for t in (300.0, 900.0, 1_500.0)]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,8 @@ MS = [turn(t, api_time=4.0, think_time=float(t // 1_000 - 4)) for t in (10_000, 
         ([line(FIRST, turn(9.0), turn(8.0))], 1, "sort by t"),
         ([line(FIRST, turn(15.0, think_time=11_000.0))], 1, "not some in ms"),
         ([line({**FIRST, "api_time": 4_000.0}, turn(15.0, think_time=11.0))], 1, "not some in ms"),
-        ([line(FIRST, *MS)], 1, "in none of 3 turns"),
+        ([line(FIRST, *OTHER_UNIT)], 1, "in none of 3 turns"),
+        ([line(FIRST, turn(15_000.0, think_time=11.0))], 1, "as milliseconds only"),
         ([line({"t": 0.0, "type": "subagent", "requests": [{"t": 0, "type": "subagent", "requests": [FIRST]}]})], 1,
          "subagent in a subagent"),
     ],
