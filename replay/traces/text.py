@@ -24,8 +24,3 @@ def units_of(text: bytes, unit_tokens: int) -> tuple[int, ...]:
         chain.update(text[start : start + step])
         ids.append(int.from_bytes(chain.digest()))
     return tuple(ids)
-
-
-def id_of(name: str) -> int:
-    """A prefix id for one that is a name and no number."""
-    return int.from_bytes(blake2b(name.encode(), digest_size=ID_BYTES).digest())
