@@ -16,7 +16,7 @@ from events import codec
 from events.base import EngineId, Event, Recorded, RequestId, SessionId
 from events.control import ActorStarted, PolicyConfigured
 from events.decisions import HolderLost, RequestAdmitted
-from events.engine import EngineHealthChanged, EngineRegistered, Health, StepModel
+from events.engine import EngineHealthChanged, EngineRegistered, EngineRemoved, Health, StepModel
 from events.log.base import Message
 from events.request import (
     AbortReason,
@@ -66,26 +66,33 @@ class World(msgspec.Struct, kw_only=True):
 
 
 def world_of(source: Source, *, seed: int = 1, step_model: StepModel | None = None) -> World:
-    """Read a log's world, in two readings. `step_model` is for engines that told none. Raises NotModelled, with what is
-    missing."""
+    """Read a log's world, in two readings. `seed` is of the lengths that are drawn, `step_model` for engines that told
+    none."""
     read = _Reading()
     for message in source:
         read.take(message)
-    arrivals = arrivals_of(source)
-    if not arrivals:
-        raise NotModelled("nothing arrives in this log")
-    engines = [_stepped(one, step_model) for one in read.engines.values()]
-    if not engines:
-        raise NotModelled("no engine is registered in this log")
-    arrivals, lengths = _with_lengths(arrivals, read, Random(seed))  # noqa: S311
+    arrivals, lengths = _with_lengths(arrivals_of(source), read, Random(seed))  # noqa: S311
+    arrivals = [_chained(one, read) for one in arrivals]
+    engines = [msgspec.structs.replace(one, step=one.step or step_model) for one in read.engines.values()]
     way_ns = sum(read.ways) // len(read.ways) if read.ways else None
     tiers = {name: sizes_of(found.values()) for name, found in read.tiers.items() if name in read.engines}
     return World(
         engines=engines, tiers={name: size for name, size in tiers.items() if size is not None},
-        arrivals=[_chained(one, read) for one in arrivals], settings=read.in_force(), changed=read.changed,
+        arrivals=arrivals, settings=read.in_force(), changed=read.changed,
         control_ns=way_ns, span_ns=max(1, read.last_ns - read.first_ns), lengths=lengths,
-        waiting_turns=len(read.after), left_out=dict(sorted(read.left_out.items())),
+        waiting_turns=sum(one.after != "" for one in arrivals), left_out=dict(sorted(read.left_out.items())),
     )  # fmt: skip
+
+
+def check(world: World) -> None:
+    """Raises NotModelled, with what is missing, where the world cannot be run again."""
+    if not world.arrivals:
+        raise NotModelled("nothing arrives in this log")
+    if not world.engines:
+        raise NotModelled("no engine is registered in this log")
+    for engine in world.engines:
+        if engine.step is None:
+            raise NotModelled(f"engine {engine.engine_id} told no step times: name a step model for it")
 
 
 class _Reading:
@@ -127,6 +134,9 @@ class _Reading:
         match recorded.event:
             case EngineRegistered() as event:
                 self.engines[event.engine_id] = event
+            case EngineRemoved(engine_id=engine_id) if engine_id in self.engines:
+                del self.engines[engine_id]
+                self._leave_out("engines removed (not there from the start)")
             case TierMeasured() as event:
                 self.tiers.setdefault(event.engine_id, {})[event.tier] = event
             case EngineHealthChanged(health=Health.LOST):
@@ -195,13 +205,6 @@ class _Reading:
 
     def _leave_out(self, what: str) -> None:
         self.left_out[what] = self.left_out.get(what, 0) + 1
-
-
-def _stepped(engine: EngineRegistered, step_model: StepModel | None) -> EngineRegistered:
-    step = engine.step or step_model
-    if step is None:
-        raise NotModelled(f"engine {engine.engine_id} told no step times: name a step model for it")
-    return msgspec.structs.replace(engine, step=step)
 
 
 def _with_lengths(arrivals: Iterable[Arrival], read: _Reading, rng: Random) -> tuple[list[Arrival], Lengths]:

@@ -17,7 +17,7 @@ from replay.bench.memory.report import Origin
 from replay.cluster import CONTROL_NS, Run, simulate
 from replay.engines.base import EngineBuilder
 from replay.engines.light import light_engine
-from replay.recorded import Lengths, World, world_of
+from replay.recorded import Lengths, World, check, world_of
 from replay.replayer import Source
 from replay.score import Scores, score
 from replay.tried import CONTROL, Candidate
@@ -103,6 +103,7 @@ def closed_loop(
     """
     worlds = [world_of(source, seed=seed, step_model=step_model) for seed in seeds]
     world = worlds[0]
+    check(world)
     wanted = [CONTROL, *(one for one in candidates if not one.is_control)]
     seen = score(source, window_ns=world.span_ns)
     columns = [Column(policy=OBSERVED, origin=Origin.OBSERVED, scores=seen)]

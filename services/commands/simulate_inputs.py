@@ -28,7 +28,7 @@ def arrivals(
     path: Path | None, form: str, workload: str, seed: int
 ) -> "tuple[list[Arrival], list[EngineRegistered], Sizes]":
     """What arrives, and the engines that a recorded log names, with their tiers. `workload` is "mixed", or a profile's
-    name or file."""
+    name or file. `seed` is of the workload, and of the lengths that a recorded log does not tell."""
     if path is None and workload == MIXED:
         from replay.workloads.mixed import mixed
 
@@ -43,32 +43,15 @@ def arrivals(
 
         return read_trace(path, form, reading=Reading(seed=seed)).arrivals, [], {}
     from replay.journal_source import JournalSource
-    from replay.workloads.facts import arrivals_of
+    from replay.recorded import world_of
 
-    source = JournalSource(path)
-    return arrivals_of(source), *_registered(source)
-
-
-def _registered(source: Any) -> "tuple[list[EngineRegistered], Sizes]":
-    from events import codec
-    from events.engine import EngineRegistered
-    from events.slice import TierMeasured
-    from replay.engines.tiers import sizes_of
-
-    found: dict[str, EngineRegistered] = {}
-    measured: dict[EngineId, dict[str, TierMeasured]] = {}
-    for message in source:
-        if b"engine_registered" in message.body or b"tier_measured" in message.body:
-            for recorded in codec.decode(message.seq, message.subject, message.body):
-                match recorded.event:
-                    case EngineRegistered(step=step) as event if step is not None:
-                        found[event.engine_id] = event
-                    case TierMeasured() as event:
-                        measured.setdefault(event.engine_id, {})[event.tier] = event
-                    case _:
-                        pass
-    sizes = {name: sizes_of(tiers.values()) for name, tiers in measured.items() if name in found}
-    return list(found.values()), {name: size for name, size in sizes.items() if size is not None}
+    world = world_of(JournalSource(path), seed=seed)
+    described = [one for one in world.engines if one.step is not None]
+    return (
+        world.arrivals,
+        described,
+        {one.engine_id: size for one in described if (size := world.tiers.get(one.engine_id))},
+    )
 
 
 def engines(

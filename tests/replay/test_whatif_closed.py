@@ -14,7 +14,7 @@ from replay.bench.memory.report import Origin
 from replay.cluster import Run, simulate
 from replay.costmodel import STEP_MODELS, registered
 from replay.faults import Fault, FaultKind
-from replay.recorded import NotModelled, World, world_of
+from replay.recorded import NotModelled, World, check, world_of
 from replay.score import score
 from replay.tried import candidate
 from replay.whatif_closed import ClosedLoop, Measure, closed_loop, settings_of
@@ -169,10 +169,11 @@ def test_an_engine_that_told_no_step_times_needs_a_model() -> None:
         for message in arrivals_to_messages(mixed(5, CALM), engines()[0], pool=PoolId("p"))
     ]
     with pytest.raises(NotModelled, match="engine e1 told no step times"):
-        world_of(log)
+        check(world_of(log))
     model = STEP_MODELS["llama-3-8b_h100"]
     found = world_of(log, step_model=model)
     assert {one.step for one in found.engines} == {model}
+    check(found)
     assert found.lengths.traced == len(found.arrivals)
     assert found.settings["quota"] == {"enabled": "off"}, "who never ran stays off"
 
@@ -180,6 +181,6 @@ def test_an_engine_that_told_no_step_times_needs_a_model() -> None:
 def test_a_log_without_engines_or_arrivals_is_refused() -> None:
     only = list(arrivals_to_messages(mixed(5, CALM), engines()[0], pool=PoolId("p")))
     with pytest.raises(NotModelled, match="no engine is registered"):
-        world_of(only)
+        closed_loop(only, "p", [])
     with pytest.raises(NotModelled, match="nothing arrives"):
-        world_of([])
+        closed_loop([], "p", [])

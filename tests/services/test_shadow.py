@@ -252,6 +252,23 @@ async def test_promoting_writes_what_was_tried_with_its_report_as_the_cause(hous
     assert verify(log, house.log.pool, ACTORS, code_version=code_version()).identical
 
 
+async def test_a_preset_is_promoted_whole_also_where_an_actor_does_not_run(house: House) -> None:
+    await begun(house)
+    await house.shadow(OBSERVE)
+    seq = await house.day(2, from_s=1)
+    await house.answered(seq, "admission")
+    await house.until(lambda found: found.actors[0].seq >= seq)
+    await stop_of(house.log.client, house.log.pool)
+    async with taking_orders(house.log, speed=1) as orders:
+        done = await orders.promote(words_min=0)
+        written = {one.event.actor: one.event.settings for one in await house.records() if one.seq == done.seq
+                   if isinstance(one.event, PolicyConfigured)}  # fmt: skip
+        assert {actor: OBSERVE.wanted(decider) for actor, decider in ACTORS.items()} == written
+        assert await taken_in(house.log.client, house.log.pool, "admission", done.seq)
+        for told in await orders.policies():
+            assert told.settings == OBSERVE.wanted(ACTORS[told.actor])
+
+
 async def test_what_was_promoted_differs_no_more(house: House) -> None:
     await begun(house)
     await house.shadow(FEWER)
