@@ -40,6 +40,7 @@ _SYSTEM_COLOURS, _TIER_COLOURS = 8, 4
 _MARKERS: Final = "osD^vPX*"
 _DASHES: Final = ((), (1, 1.2), (4, 1.5), (6, 1.5, 1, 1.5))
 _DASH_BOUND: Final = (9, 3)
+_LEGEND_COLUMNS: Final = 4
 _LEVEL_DASHES: Final = ((2, 2), (6, 2), (1, 3))
 _WIDTH_OURS, _WIDTH_LINE, _WIDTH_BOUND = 2.8, 1.6, 1.0
 _STAND_INS: Final = {name: f"#fe{number:02x}ef" for number, name in enumerate(LIGHT)}
@@ -201,7 +202,7 @@ def _draw_stack(axes: "Axes", stack: Stack) -> None:
     axes.grid(visible=False, axis="y")
     axes.set(xlabel=stack.x_label)
     axes.set_xlim(left=0)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, borderaxespad=0)
+    axes.figure.legend(loc="outside upper left", ncols=_LEGEND_COLUMNS, frameon=False)
 
 
 def _drawn(draw: Any, width: float, height: float, salt: str, title: str = "") -> str:

@@ -25,6 +25,7 @@ SERIES_ROWS_MAX = 24
 PPM_UNIT = "ppm"
 ALL_TIERS = "all tiers"
 _PPM_PER_PERCENT = 10_000
+_BAND_NOTE = " Line: mean over the engines; band: from the least to the most of them."
 _UPPER = ("slo", "llm", "kv", "dram", "ssd")
 
 
@@ -375,7 +376,7 @@ def _in_time(shown: Sequence[tuple[RunResult, str]], name: str, unit: str, load:
         key=f"time-{name}", title=f"{_title(name)} over time, load {load:g}",
         x_label="seconds", y_label="%" if unit == PPM_UNIT else unit, lines=tuple(lines), is_over_time=True,
         table=Table(columns=tuple(columns), rows=table_rows),
-        note=f"Seed {seed}. Line: mean over the engines; band: from the least to the most of them.",
+        note=f"Seed {seed}." + (_BAND_NOTE if any(line.band for line in lines) else ""),
     )  # fmt: skip
 
 
