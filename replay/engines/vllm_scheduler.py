@@ -287,12 +287,13 @@ class VllmEngine:
             self._entered(self._parts[new.req_id])
         step = _Step(output)
         step.end_fs = begin_fs + self._takes_fs(step)
-        if step.names or self._flight:
-            self._flight.append(step)
+        self._flight.append(step)
+        if any(one.names for one in self._flight):
             self._idle_steps = 0
-        else:
-            self._end(step)
-            self._rest()
+            return
+        while self._flight:
+            self._end(self._flight.popleft())
+        self._rest()
 
     def _takes_fs(self, step: _Step) -> int:
         """How long the step computes; and what it makes."""

@@ -98,7 +98,7 @@ def scheduler_of(
         structured_output_manager=StructuredOutputManager(config),
         block_size=registered.block_tokens, hash_block_size=registered.block_tokens, log_stats=False,
     )  # fmt: skip
-    _cache_no_embeddings(made.kv_cache_manager.coordinator)
+    _cache_prefixes_alone(made.kv_cache_manager.coordinator, registered.block_tokens)
     return made
 
 
@@ -143,13 +143,16 @@ _FOLDERS: Final[list[TemporaryDirectory[str]]] = []
 """They are there for as long as the process is."""
 
 
-def _cache_no_embeddings(coordinator: Any) -> None:
+def _cache_prefixes_alone(coordinator: Any, block_tokens: int) -> None:
     """vLLM serves an embedding model in an engine of its own; in one that does both, what embeddings compute shall not
-    push out the prefixes of the others."""
-    cache_blocks = coordinator.cache_blocks
+    push out the prefixes of the others. And vLLM asks twice a step for each request whether a block is full: where none
+    is, it would find that out four calls later."""
+    cache_blocks, manager = coordinator.cache_blocks, coordinator.single_type_managers[0]
+    cached_blocks = manager.num_cached_block
 
-    def cache_prefixes(request: Any, *args: Any, **kwargs: Any) -> None:
-        if request.pooling_params is None:
-            cache_blocks(request, *args, **kwargs)
+    def cache_prefixes(request: Any, num_computed_tokens: int) -> None:
+        if num_computed_tokens // block_tokens > cached_blocks.get(request.request_id, 0):
+            if request.pooling_params is None:
+                cache_blocks(request, num_computed_tokens)
 
     coordinator.cache_blocks = cache_prefixes
