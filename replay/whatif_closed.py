@@ -6,21 +6,24 @@ ones is the model's error on this very log, and stands beside every other number
 from the modelled control, not from what was observed; a distance that is not larger than the error says nothing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from events.base import EngineId
-from events.engine import StepModel
-from replay.bench.memory.report import Origin
-from replay.cluster import CONTROL_NS, Run, simulate
+from events.engine import EngineRegistered, StepModel
+from replay.bench.memory.report import EngineModel, Origin
+from replay.bench.runs import Player, players
+from replay.cluster import CONTROL_NS, simulate
 from replay.engines.base import EngineBuilder
 from replay.engines.light import light_engine
+from replay.engines.tiers import TierSizes
 from replay.recorded import Lengths, World, check, world_of
 from replay.replayer import Source
 from replay.score import Scores, score
 from replay.tried import CONTROL, Candidate
+from replay.workloads.base import Arrival
 
 OBSERVED = "observed"
 SEEDS = (1, 2, 3)
@@ -53,7 +56,7 @@ class ClosedLoop(msgspec.Struct, kw_only=True):
     The rest is what was run: see `replay.recorded.World`. `notes` say what weakens the comparison."""
 
     pool: str
-    engine_model: str
+    engine_model: EngineModel
     requests: int
     span_ns: int
     control_ns: int
@@ -82,6 +85,37 @@ _MEASURES: tuple[tuple[str, str, Callable[[Scores], float | None]], ...] = (
 )
 
 
+class Again(msgspec.Struct, frozen=True, kw_only=True):
+    """All that one modelled run needs, so that it can be done in any process: see `replay.cluster.simulate`."""
+
+    arrivals: list[Arrival]
+    engines: list[EngineRegistered]
+    tiers: dict[EngineId, TierSizes]
+    settings: dict[str, dict[str, Any]]
+    control_ns: int
+    until_ns: int
+    sessions_wait: bool
+    engine: EngineModel = EngineModel.LIGHT
+
+
+class Modelled(msgspec.Struct, frozen=True, kw_only=True):
+    """What a modelled run was worth, and the digest of its log."""
+
+    scores: Scores
+    digest: str
+
+
+def play_again(task: Again) -> Modelled:
+    """Do a modelled run. ImportError where its engine model is not installed."""
+    run = simulate(
+        task.arrivals, task.engines, settings=task.settings, pool="whatif", tiers=task.tiers,
+        control_ns=task.control_ns, closed_loop=task.sessions_wait, until_ns=task.until_ns,
+        # Clients that came back stand in the log as arrivals of their own.
+        retry_rejected=False, build=_builder(task.engine),
+    )  # fmt: skip
+    return Modelled(scores=run.scores, digest=run.digest)
+
+
 def closed_loop(
     source: Source,
     pool: str,
@@ -90,35 +124,44 @@ def closed_loop(
     seeds: Sequence[int] = SEEDS,
     step_model: StepModel | None = None,
     sessions_wait: bool = True,
-    build: EngineBuilder = light_engine,
-    engine_model: str = "light",
-    on_progress: Callable[[str, int, int], None] | None = None,
+    engine: EngineModel = EngineModel.LIGHT,
+    play_all: Player[Again, Modelled] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> ClosedLoop:
     """Run a log again under each policy, the recorded one first.
 
     `seeds` are of drawn lengths: the columns have the first; the control is run with each, where any length is drawn,
     so that the error holds what the draw does. `sessions_wait`: turns wait for the answer before them; else each comes
-    when it came, as clients do that send whatever becomes of it. `on_progress` hears the policy, the requests ended,
-    and all. Raises NotModelled, and ValueError for a bad setting.
+    when it came, as clients do that send whatever becomes of it. `engine` answers; `play_all` does the runs (None:
+    here, one by one); `on_progress` hears how many are done, of all. Raises NotModelled, and ValueError for a bad
+    setting.
     """
     worlds = [world_of(source, seed=seed, step_model=step_model) for seed in seeds]
     world = worlds[0]
     check(world)
     wanted = [CONTROL, *(one for one in candidates if not one.is_control)]
+    runs = [(world, one) for one in wanted] + [(other, CONTROL) for other in worlds[1:] if world.lengths.drawn]
+    tasks = [_task(of, one, sessions_wait=sessions_wait, engine=engine) for of, one in runs]
+    done = list[int]()
+
+    def told(number: int, _result: Modelled) -> None:
+        done.append(number)
+        if on_progress is not None:
+            on_progress(len(done), len(tasks))
+
+    found = (play_all or _one_by_one)(tasks, told)
     seen = score(source, window_ns=world.span_ns)
     columns = [Column(policy=OBSERVED, origin=Origin.OBSERVED, scores=seen)]
-    for one in wanted:
-        run = _run(world, one, sessions_wait=sessions_wait, build=build, on_progress=on_progress)
-        columns.append(Column(policy=one.name, origin=Origin.MODELLED, scores=run.scores, digest=run.digest))
-    controls = [columns[1].scores]
-    for other in worlds[1:] if world.lengths.drawn else ():
-        run = _run(other, CONTROL, sessions_wait=sessions_wait, build=build, on_progress=on_progress)
-        controls.append(run.scores)
-    control_ns = CONTROL_NS if world.control_ns is None else world.control_ns
+    columns += [
+        Column(policy=one.name, origin=Origin.MODELLED, scores=run.scores, digest=run.digest)
+        for one, run in zip(wanted, found[: len(wanted)], strict=True)
+    ]
+    controls = [found[0].scores, *(one.scores for one in found[len(wanted) :])]
     return ClosedLoop(
-        pool=pool, engine_model=engine_model, requests=len(world.arrivals), span_ns=world.span_ns,
-        control_ns=control_ns, lengths=world.lengths, waiting_turns=world.waiting_turns if sessions_wait else 0,
-        columns=columns, measures=[_measure(name, unit, of, columns, controls) for name, unit, of in _MEASURES],
+        pool=pool, engine_model=engine, requests=len(world.arrivals), span_ns=world.span_ns,
+        control_ns=tasks[0].control_ns, lengths=world.lengths,
+        waiting_turns=world.waiting_turns if sessions_wait else 0, columns=columns,
+        measures=[_measure(name, unit, of, columns, controls) for name, unit, of in _MEASURES],
         notes=_notes(world, seen),
     )  # fmt: skip
 
@@ -133,22 +176,26 @@ def settings_of(world: World, one: Candidate) -> dict[str, dict[str, Any]]:
     }
 
 
-def _run(
-    world: World, one: Candidate, *, sessions_wait: bool, build: EngineBuilder,
-    on_progress: Callable[[str, int, int], None] | None,
-) -> Run:  # fmt: skip
-    tiers: Mapping[EngineId, Any] = world.tiers
-
-    def told(done: int, of: int) -> None:
-        if on_progress is not None:
-            on_progress(one.name, done, of)
-
-    return simulate(
-        world.arrivals, world.engines, settings=settings_of(world, one), pool="whatif", tiers=tiers,
-        control_ns=CONTROL_NS if world.control_ns is None else world.control_ns, closed_loop=sessions_wait,
-        # Clients that came back stand in the log as arrivals of their own.
-        retry_rejected=False, until_ns=world.span_ns, build=build, on_progress=told,
+def _task(world: World, one: Candidate, *, sessions_wait: bool, engine: EngineModel) -> Again:
+    return Again(
+        arrivals=world.arrivals, engines=world.engines, tiers=world.tiers, settings=settings_of(world, one),
+        control_ns=CONTROL_NS if world.control_ns is None else world.control_ns, until_ns=world.span_ns,
+        sessions_wait=sessions_wait, engine=engine,
     )  # fmt: skip
+
+
+def _one_by_one(tasks: Sequence[Again], on_done: Callable[[int, Modelled], None]) -> list[Modelled]:
+    with players(1, play_again) as play_all:
+        return play_all(tasks, on_done)
+
+
+def _builder(engine: EngineModel) -> EngineBuilder:
+    if engine is EngineModel.VLLM_SCHEDULER:
+        from replay.engines.vllm_scheduler import vllm_engine
+
+        return vllm_engine
+    assert engine is EngineModel.LIGHT, "a live engine cannot be asked again"
+    return light_engine
 
 
 def _measure(

@@ -14,12 +14,16 @@ from services.runtime.config_sources import ConfigError, meant
 from services.runtime.output import Exit, Output
 
 if TYPE_CHECKING:
+    from events.engine import StepModel
+    from replay.bench.runs import Player
     from replay.journal_source import JournalSource
     from replay.tried import Candidate
     from replay.whatif import OpenLoop
-    from replay.whatif_closed import ClosedLoop
+    from replay.whatif_closed import Again, ClosedLoop, Modelled
 
 FORMAT = "tidegate.whatif.v1"
+SEEDS = 3
+"""Draws of the lengths that a log does not tell: the control is modelled with each."""
 
 
 class Answer(msgspec.Struct, kw_only=True):
@@ -40,13 +44,19 @@ class Answer(msgspec.Struct, kw_only=True):
 @click.option("--closed-loop", "closed", is_flag=True, help="Also run it again, with an engine model that answers.")
 @click.option("--own-times", is_flag=True, help="Turns of sessions come when they came, answered or not.")
 @click.option("--step-model", metavar="PROFILE", help="Step times of engines that told none, such as llama-3-8b_h100.")
+@click.option("--engine-model", "engine", type=click.Choice(["light", "vllm_scheduler"]), default="light",
+              show_default=True, help="What answers: the light model, or vLLM's real scheduler.")  # fmt: skip
+@click.option("--engine-python", "python", type=click.Path(path_type=Path, dir_okay=False),
+              help="An interpreter that has vLLM (default: .venv-engine/bin/python).")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Modelled runs at a time.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the lengths of answers that nobody gave.")
 @click.option("--same", is_flag=True, help="Exit code 1 unless every decision is the same.")
 @with_settings
 @with_output
 def whatif(
     path: Path | None, pool: str | None, policies: tuple[str, ...], closed: bool, own_times: bool,
-    step_model: str | None, seed: int, same: bool, settings: Settings, out: Output,
+    step_model: str | None, engine: str, python: Path | None, jobs: int, seed: int, same: bool, settings: Settings,
+    out: Output,
 ) -> int:  # fmt: skip
     """What other policies would have decided, and what would have become of the requests.
 
@@ -54,10 +64,13 @@ def whatif(
     Decisions are compared step by step with the same facts and the same past. With --closed-loop an engine model
     answers; the recorded policy is modelled too, and its distance from what was observed is the error.
     """
+    from replay.bench.memory.report import EngineModel
+
     if (path is None) == (pool is None):
         raise click.UsageError("name a journal, or a pool with --pool")
-    if not closed and (own_times or step_model is not None):
-        raise click.UsageError("--own-times and --step-model go with --closed-loop")
+    if not closed and (own_times or step_model is not None or engine != "light"):
+        raise click.UsageError("--own-times, --step-model and --engine-model go with --closed-loop")
+    model = _step_model(step_model)
     changes, rest = split(settings)
     wanted = candidates(policies, changes)
     if not wanted:
@@ -65,8 +78,11 @@ def whatif(
     with _source(path, pool, rest, out) as source:
         answer = Answer(pool=source.pool, open_loop=_decisions(source, wanted, out))
         if closed:
-            seeds = tuple(range(seed, seed + 3))
-            answer.closed_loop = _outcomes(source, wanted, seeds, step_model, sessions_wait=not own_times, out=out)
+            with _players(engine, python, jobs) as play_all:
+                answer.closed_loop = _outcomes(
+                    source, wanted, play_all, out, engine=EngineModel(engine), seeds=tuple(range(seed, seed + SEEDS)),
+                    step_model=model, sessions_wait=not own_times,
+                )  # fmt: skip
     from services.commands.whatif_text import show
 
     out.result(answer, lambda console: show(answer, console, str(path or "")))
@@ -140,24 +156,47 @@ def _decisions(source: "JournalSource", wanted: "list[Candidate]", out: Output) 
         return open_loop(source, source.pool, wanted, code_version=code_version(), on_progress=advance)
 
 
-def _outcomes(
-    source: "JournalSource", wanted: "list[Candidate]", seeds: tuple[int, ...], step_model: str | None, *,
-    sessions_wait: bool, out: Output,
-) -> "ClosedLoop":  # fmt: skip
+def _step_model(name: str | None) -> "StepModel | None":
     from replay.costmodel import STEP_MODELS
+
+    if name is not None and name not in STEP_MODELS:
+        what = f"no step model {name!r}{meant(name, list(STEP_MODELS))}"
+        raise ConfigError(what, where="--step-model", key="", allowed=", ".join(STEP_MODELS))
+    return STEP_MODELS[name] if name is not None else None
+
+
+@contextmanager
+def _players(engine: str, python: Path | None, jobs: int) -> "Iterator[Player[Again, Modelled]]":
+    from replay.bench.far import engine_python, far_players
+    from replay.bench.runs import players
+    from replay.whatif_closed import play_again
+
+    if engine == "light":
+        with players(jobs, play_again) as play_all:
+            yield play_all
+        return
+    interpreter = engine_python(python)
+    if interpreter is None:
+        what = "no interpreter that has vLLM 0.32"
+        raise ConfigError(what, where="--engine-python", key="", allowed="make test-engine makes one in .venv-engine")
+    with far_players(interpreter, jobs, play_again) as play_all:
+        yield play_all
+
+
+def _outcomes(
+    source: "JournalSource", wanted: "list[Candidate]", play_all: "Player[Again, Modelled]", out: Output, **how: Any
+) -> "ClosedLoop":
+    from replay.bench.far import FarError
     from replay.recorded import NotModelled
     from replay.whatif_closed import closed_loop
 
-    if step_model is not None and step_model not in STEP_MODELS:
-        what = f"no step model {step_model!r}{meant(step_model, list(STEP_MODELS))}"
-        raise ConfigError(what, where="--step-model", key="", allowed=", ".join(STEP_MODELS))
     with out.progress("run again") as advance:
         try:
             return closed_loop(
-                source, source.pool, wanted, seeds=seeds, sessions_wait=sessions_wait,
-                step_model=STEP_MODELS[step_model] if step_model is not None else None,
-                on_progress=lambda _policy, done, _of: advance(done),
-            )  # fmt: skip
+                source, source.pool, wanted, play_all=play_all, on_progress=lambda done, _of: advance(done), **how
+            )
         except NotModelled as error:
             mend = "--step-model PROFILE" if "step" in str(error) else "a journal of a pool that served requests"
             raise ConfigError(str(error), where=str(source.path), key="", allowed=mend) from error
+        except FarError as error:
+            raise click.ClickException(str(error)) from error
