@@ -8,10 +8,10 @@ import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from replay.bench.memory import charts, said
+from replay.bench.memory import beside, charts, said
 from replay.bench.memory.charts import DARK, LIGHT, Style
 from replay.bench.memory.goals import NEVER as INFINITE_RATIO
-from replay.bench.memory.panels import Panel, Section, Stack, memory_of, origin_of, sections
+from replay.bench.memory.panels import Panel, Section, Stack, Table, memory_of, origin_of, sections
 from replay.bench.memory.report import (
     Calibration,
     Cell,
@@ -66,6 +66,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     figures: tuple[Figure, ...]
     columns: tuple[str, ...]
     at_loads: tuple[AtLoad, ...]
+    predicted: Table | None
+    notes: tuple[str, ...]
 
 
 class GoalCell(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +111,7 @@ def page(report: Report) -> str:
     return environment.get_template(TEMPLATE).render(
         report=report, facts=_facts(report), charts=drawn, goals=_goals(report), light=_variables(LIGHT),
         dark=_variables(DARK), parts=_parts(report, look, drawn=drawn),
+        across=beside.across(report),
         calibrations=[_calibration(one) for one in report.calibrations],
         systems=[_system(one, report.runs) for one in report.systems], workload_columns=WORKLOAD_COLUMNS,
         workloads=[_workload(one) for one in report.workloads],
@@ -158,6 +161,8 @@ def _part(part_id: str, section: Section, report: Report, look: Mapping[str, Sty
             *CELL_COLUMNS,
         ),
         at_loads=tuple(_at_loads(section, titles)),
+        predicted=beside.predicted(report, workload.name, section.engine),
+        notes=beside.notes(report, workload, section.engine),
     )  # fmt: skip
 
 

@@ -22,9 +22,9 @@ SERIES_SYSTEMS_MAX = 3
 SERIES_FIRST = (OURS, CAREFUL, SHIPPED)
 SERIES_ROWS_MAX = 24
 """Rows of a table over time; what is between them is in the JSON."""
-PPM_UNIT = "ppm"
 ALL_TIERS = "all tiers"
-_PPM_PER_PERCENT = 10_000
+_SHOWN_AS = {"ppm": (10_000, "%"), "bytes": (1024**3, "GiB")}
+"""Units of series that are drawn as so many of another."""
 _BAND_NOTE = " Line: mean over the engines; band: from the least to the most of them."
 _UPPER = ("slo", "llm", "kv", "dram", "ssd")
 
@@ -374,7 +374,7 @@ def _in_time(shown: Sequence[tuple[RunResult, str]], name: str, unit: str, load:
     seed = shown[0][0].seed
     return Panel(
         key=f"time-{name}", title=f"{_title(name)} over time, load {load:g}",
-        x_label="seconds", y_label="%" if unit == PPM_UNIT else unit, lines=tuple(lines), is_over_time=True,
+        x_label="seconds", y_label=_SHOWN_AS.get(unit, (1, unit))[1], lines=tuple(lines), is_over_time=True,
         table=Table(columns=tuple(columns), rows=table_rows),
         note=f"Seed {seed}." + (_BAND_NOTE if any(line.band for line in lines) else ""),
     )  # fmt: skip
@@ -388,7 +388,7 @@ def _title(name: str) -> str:
 
 def _mean_of_engines(found: Sequence[Series], title: str, system: str, unit: str) -> Line:
     """One line of a quantity: as it is where it is the pool's, else the mean over engines, with the band around it."""
-    divisor = _PPM_PER_PERCENT if unit == PPM_UNIT else 1
+    divisor = _SHOWN_AS.get(unit, (1, unit))[0]
     by_time: dict[float, list[float]] = {}
     for one in [one for one in found if not one.engine] or found:
         for at_s, value in zip(one.at_s, one.values, strict=True):

@@ -94,3 +94,14 @@ def test_a_word_that_is_none_is_refused_with_those_that_are(
 ) -> None:
     assert cli.run(["bench", "compare", *two, "--fail-on", "lost-wins"]) == Exit.BAD_INPUT
     assert "did you mean 'lost-win'" in capsys.readouterr().err
+
+
+def test_a_baseline_of_another_suite_is_refused_before_anything_runs(
+    two: tuple[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_suite(*_args: object, **_named: object) -> None:
+        raise AssertionError("nothing runs")
+
+    monkeypatch.setattr("replay.bench.memory.suite.run_suite", run_suite)
+    assert cli.run(["bench", "run", "--suite", "smoke", "--against", two[0]]) == Exit.BAD_INPUT
+    assert "suite 'smoke' cannot be held against a baseline of suite 'drawn'" in capsys.readouterr().err

@@ -186,6 +186,36 @@ def test_without_the_extra_there_are_tables_and_one_line_says_why(
     assert [figure for figure in tree(page).findall(".//figure") if figure.find(".//table") is None] == []
 
 
+def test_predictions_stand_beside_what_came_and_notes_where_they_were_made(
+    report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(charts, "has_charts", lambda: False)
+    noted = replace(report, runs=tuple(replace(run, notes=("the client was on time",)) for run in report.runs))
+    page = html.page(noted)
+    assert [one.text for one in tree(page).findall(".//ul[@class='notes']/li")] == ["the client was on time"]
+    said = text_of(page)
+    assert "Predicted beside actual" in said
+    assert "Tidegate 1.2 40.0 ms 7.0 % 900.0 ms - - -" in said
+    assert "Engines beside one another" not in said
+
+
+def test_the_same_system_on_engines_of_two_kinds_is_held_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(charts, "has_charts", lambda: False)
+    few = {"systems": (OURS, CAREFUL), "workloads": ("mixed",), "loads": (0.5, 1.0), "seeds": (1,)}
+    light = drawn_report(1, **few)  # type: ignore[arg-type]
+    live = drawn_report(2, **{**few, "systems": (OURS,)}, engine=EngineModel.LIVE)  # type: ignore[arg-type]
+    page = html.page(replace(light, runs=(*light.runs, *live.runs), cells=(*light.cells, *live.cells)))
+    [section] = [one for one in tree(page).iter("section") if one.get("id") == "engines"]
+    rows = [["".join(cell.itertext()) for cell in row] for row in section.findall(".//tbody/tr")]
+    assert {(row[1], row[2]) for row in rows} == {("Tidegate", "0.5"), ("Tidegate", "1")}
+    names = ["".join(cell.itertext()) for cell in section.findall(".//thead//th")]
+    assert names[4:] == ["live (observed)", "light (modelled)", "off live"]
+    [ttft] = [row for row in rows if row[2:4] == ["0.5", "TTFT p50"]]
+    assert ttft[4:] == ["375.0 ms", "375.0 ms", "+0.0%"]
+    sections = [one.get("id") for one in tree(page).iter("section")]
+    assert len(sections) == len(set(sections))
+
+
 def test_one_kind_of_memory_is_no_picture_of_memory(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(charts, "has_charts", lambda: False)
     alone = replace(report, cells=tuple(cell for cell in report.cells if cell.system == OURS))
