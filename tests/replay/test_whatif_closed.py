@@ -1,6 +1,8 @@
 """A log run again: what was observed beside what is modelled, and the control's distance as the error of all of it."""
 
+import sys
 from functools import cache
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -10,6 +12,7 @@ from events.base import NS_PER_MS, NS_PER_S, PoolId
 from events.control import PolicyConfigured
 from events.log.base import Message
 from policies.catalog import PRESETS
+from replay.bench.far import far_players
 from replay.bench.memory.report import Origin
 from replay.cluster import Run, simulate
 from replay.costmodel import STEP_MODELS, registered
@@ -17,7 +20,7 @@ from replay.faults import Fault, FaultKind
 from replay.recorded import NotModelled, World, check, world_of
 from replay.score import score
 from replay.tried import candidate
-from replay.whatif_closed import ClosedLoop, Measure, closed_loop, settings_of
+from replay.whatif_closed import ClosedLoop, Measure, closed_loop, play_again, settings_of
 from replay.workloads.base import Arrival
 from replay.workloads.facts import arrivals_to_messages
 from replay.workloads.mixed import Mixed, engines, mixed
@@ -69,6 +72,13 @@ def test_every_column_says_where_it_comes_from_and_has_the_same_requests() -> No
     assert found.columns[0].scores == score(run.messages, window_ns=found.span_ns)
     assert {one.digest != "" for one in found.columns[1:]} == {True}
     assert tried(recorded(CALM), "fifo") == tried(recorded(CALM), "fifo")
+
+
+def test_a_modelled_run_is_the_same_in_another_process() -> None:
+    run = recorded(CALM)
+    with far_players(Path(sys.executable), 1, play_again) as play_all:
+        far = tried(run, "first_come", play_all=play_all)
+    assert far == tried(run, "first_come")
 
 
 def world(run: Run) -> World:
