@@ -48,7 +48,8 @@ def command(first: Path, second: Path, everything: bool, fail_on: str, out: Outp
     shown = found.differences if everything else found.counted()
     value = {
         "differences": shown, "compared": len(found.differences), "only_first": found.only_first,
-        "only_second": found.only_second, "few_seeds": found.few_seeds, "regressions": lost,
+        "only_second": found.only_second, "few_seeds": found.few_seeds, "other_offers": found.other_offers,
+        "regressions": lost,
     }  # fmt: skip
 
     def show(console: "Console") -> None:
@@ -111,6 +112,11 @@ def show_comparison(found: "Comparison", shown: "Sequence[Difference]", console:
             f"{found.few_seeds} cells have fewer than {SEEDS_MIN} seeds: their noise is not known, and a difference"
             f" counts from {margin} on"
         )
+    if found.other_offers:
+        console.print(
+            f"{found.other_offers} cells were offered more or fewer requests a second than in the first (a load is a"
+            " multiple of each report's own knee): read ratios and shares, not requests a second"
+        )
     for places, which in ((found.only_first, "first"), (found.only_second, "second")):
         if places:
             names = ", ".join(
@@ -131,7 +137,7 @@ def show_regressions(found: "Sequence[Regression]", console: "Console") -> None:
 def _row(one: "Difference") -> tuple[str, ...]:
     place = one.place
     change = "" if one.share is None else f"{one.share:+.1%}"
-    needed = f"{one.needed / one.first:.1%}" if one.first else ""
+    needed = f"{one.needed / one.first:.1%}" if one.first and one.second is not None else ""
     return (
         place.workload, place.system, place.engine.value, f"{place.load:g}", one.metric, _said(one.metric, one.first),
         _said(one.metric, one.second), change, needed, one.verdict.value,

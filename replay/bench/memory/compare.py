@@ -110,12 +110,14 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """All differences of what both reports have, and what only one of them has. `few_seeds`: cells whose noise is not
-    known."""
+    known. `other_offers`: cells that were offered more or fewer requests a second, since a load is a multiple of each
+    report's own knee."""
 
     differences: tuple[Difference, ...]
     only_first: tuple[Place, ...]
     only_second: tuple[Place, ...]
     few_seeds: int
+    other_offers: int
 
     def counted(self, *verdicts: Verdict) -> tuple[Difference, ...]:
         """The differences with one of these verdicts; without any: all that count."""
@@ -137,6 +139,7 @@ def compare(first: Report, second: Report) -> Comparison:
         only_first=tuple(place for place in here if place not in there),
         only_second=tuple(place for place in there if place not in here),
         few_seeds=sum(min(len(here[place]), len(there[place])) < SEEDS_MIN for place in both),
+        other_offers=sum(_is_other_offer(here[place], there[place]) for place in both),
     )
 
 
@@ -178,6 +181,13 @@ def margin_of(noise: float | None) -> float:
 
 def _by_place(report: Report) -> dict[Place, list[RunResult]]:
     return {place_of(cell): runs_of(report, cell) for cell in report.cells}
+
+
+def _is_other_offer(first: Sequence[RunResult], second: Sequence[RunResult]) -> bool:
+    if not first or not second:
+        return False
+    before, after = (fmean(run.scores.offered_per_s for run in runs) for runs in (first, second))
+    return abs(after - before) > MARGIN * before
 
 
 def _difference(

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from replay.bench.memory.compare import margin_of, noise_of, place_of, runs_of
+from replay.bench.memory.goals import NEVER
 from replay.bench.memory.report import Calibration, Cell, Checked, Goal, Report
 from replay.bench.memory.systems import OURS
 
@@ -122,10 +123,14 @@ def _lost_goals(before: Sequence[Goal], now: Sequence[Goal]) -> list[Regression]
     for old in before:
         new = known.get((old.workload, old.name, old.engine))
         if old.met and (new is None or not new.met):
-            said = "not measured any more" if new is None or new.value is None else f"{new.value:.3f}, not met"
+            said = "not measured any more" if new is None or new.value is None else f"{_value(new)}, not met"
             limit = f"{'<=' if old.at_most else '>='} {old.limit:g}"
-            found.append(_lost(f"{old.workload}: {old.name} ({limit})", f"{old.value:.3f}, met", said))
+            found.append(_lost(f"{old.workload}: {old.name} ({limit})", f"{_value(old)}, met", said))
     return found
+
+
+def _value(goal: Goal) -> str:
+    return "infinite" if goal.value is not None and goal.value >= NEVER else f"{goal.value:.3f}"
 
 
 def _fallen_ratios(baseline: Report, now: Report) -> list[Regression]:

@@ -107,6 +107,18 @@ def test_cells_of_one_side_alone_are_named() -> None:
     assert {(place.system, place.load) for place in found.only_second} == {(OURS, 1.5)}
 
 
+def test_cells_that_were_offered_something_else_are_counted() -> None:
+    before = small()
+    assert compare(before, before).other_offers == 0
+    assert compare(before, small(2)).other_offers == 0
+    runs = tuple(
+        replace(run, scores=replace(run.scores, offered_per_s=run.scores.offered_per_s * 1.02))
+        if run.load == 1.2 else run
+        for run in before.runs
+    )  # fmt: skip
+    assert compare(before, replace(before, runs=runs)).other_offers == 2
+
+
 def test_other_seeds_pool_their_spread_and_the_same_seeds_are_paired() -> None:
     first = {1: 10.0, 2: 20.0, 3: 30.0}
     paired = noise_of(first, {seed: value + 1 for seed, value in first.items()})
