@@ -11,7 +11,9 @@ from msgspec.structs import replace
 
 from services.commands.bench import chosen, cores, loads_of, seeds_of
 from services.commands.bench_compare import baseline_of, parse_fail_on, regressions_of, show_regressions
+from services.commands.bench_target import live_report, target_options
 from services.commands.options import with_output
+from services.runtime.config_sources import ConfigError
 from services.runtime.output import Exit, Output
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from replay.bench.memory.plan import Plan, Stage
     from replay.bench.memory.report import Report
     from replay.bench.memory.rounds import Players
+    from services.target.suite import Live
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -70,8 +73,9 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--against", type=click.Path(exists=True, path_type=Path), help="A report that is the baseline.")
 @click.option("--fail-on", default="drift,lost-win", show_default=True, help="With --against: exit code 1 on these.")
 @click.option("--strict", is_flag=True, help="Exit code 1 when a goal is not met.")
+@target_options
 @with_output
-def command(out: Output, **said: Any) -> int:
+def command(out: Output, live: "Live | None", **said: Any) -> int:
     """Hold the default policy against vLLM as shipped, a careful baseline, an honest rival, and bounds.
 
     All run on the same arrivals, engines and step times, in virtual time. Goals come last, met or not, with the bound
@@ -80,8 +84,10 @@ def command(out: Output, **said: Any) -> int:
     wanted = Wanted(**said)
     plan = planned(wanted)
     kinds, _ = parse_fail_on(wanted.fail_on)
+    if live is not None and wanted.against is not None:
+        raise ConfigError("no baseline is of a live target", where="--against", key="", allowed="bench compare A B")
     before = baseline_of(wanted.against, plan.suite) if wanted.against is not None else None
-    report = _run(wanted, plan, out)
+    report = _run(wanted, plan, out) if live is None else live_report(live, plan, out)
     if wanted.folder is not None:
         from replay.bench.memory.files import write_report
 

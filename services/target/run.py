@@ -46,13 +46,14 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run_target(
-    url: str, offer: Offer, options: TargetOptions, *, load: float = 0.0, name: str = "target",
-    on_progress: Callable[[int, int], None] | None = None,
+    url: str, offer: Offer, options: TargetOptions, *, arrivals: Sequence[Arrival] = (), load: float = 0.0,
+    name: str = "target", on_progress: Callable[[int, int], None] | None = None,
 ) -> Found:  # fmt: skip
-    """Put a workload on a live target, and say how it did. Ctrl-C ends the load and leaves what was found. Raises
-    ConfigError where nothing there answers, or the workload cannot be asked of it; LogError where its log is named and
-    cannot be read."""
-    return asyncio.run(_run(url, arrivals_of(offer), options, offer, load, name, on_progress))
+    """Put a workload on a live target, and say how it did; `arrivals`, where they are at hand, are those of the offer.
+    Ctrl-C ends the load and leaves what was found. Raises ConfigError where nothing there answers, or the workload
+    cannot be asked of it; LogError where its log is named and cannot be read."""
+    wanted = arrivals or arrivals_of(offer)
+    return asyncio.run(_run(url, wanted, options, offer, load, name, on_progress))
 
 
 async def _run(
