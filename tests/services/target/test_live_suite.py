@@ -21,7 +21,7 @@ PLAN: Plan = replace(SMOKE, stages=(STAGE,))
 
 
 def live(url: str, **more: object) -> Live:
-    return Live(url=url, options=TargetOptions(embedding_model="tiny", drain_s=20), **more)  # type: ignore[arg-type]
+    return Live(url=url, options=TargetOptions(embedding_model="tiny", drain_s=3), **more)  # type: ignore[arg-type]
 
 
 async def test_a_suite_on_a_live_target_is_a_report_like_any_other(tmp_path: Path) -> None:
