@@ -54,7 +54,7 @@ from policies.admission_explain import explain
 from policies.admission_settings import AdmissionSettings, Mode
 from policies.admission_state import State, configure, desk_of, evolve, initial, requests_of
 from policies.decider import Decider
-from policies.forecast import Prospect, bytes_wanted, can_ever_hold, is_full, promise, reserved_tokens
+from policies.forecast import Prospect, alone_ns, bytes_wanted, can_ever_hold, is_full, promise, reserved_tokens
 from policies.judgement import (
     RETRY_AFTER_MIN_NS,
     Admit,
@@ -78,6 +78,7 @@ from policies.judgement import (
     slack_ns,
 )
 from policies.lineup import first_ruling, keeps_out, line_key, lineup, passes_left
+from policies.placement import WAITS_FOR_BEST
 from policies.predictors import output_length
 from policies.settings import Switch
 from policies.tier_index import SLICE_FACTS
@@ -342,11 +343,22 @@ def _again(desk: Desk, one: Waiting, *, only: EngineId | None) -> list[Event]:
     if elsewhere and all(is_full(desk.trial(account), one.request, desk.settings) for account in there):
         ruling = Defer(DeferReason.KV_BUDGET, one.until_ns, one.work_ns)
     else:
-        ruling = judge(desk, ranked(desk, one.request, there, waiting.group(one.request)))
+        ruling = judge(desk, _prospects(desk, one, there, elsewhere=elsewhere))
     verdict = preemption.or_room(desk, one, ruling, there)
     if isinstance(verdict, Defer) or (isinstance(verdict, Reject) and elsewhere):
         return []
     return _said(desk, verdict, one)
+
+
+def _prospects(desk: Desk, one: Waiting, there: list[Account], *, elsewhere: bool) -> list[Prospect]:
+    """The request on these engines, best first. Where one `elsewhere` would have less to compute, on all that could
+    hold it: it may be worth waiting for."""
+    group = waiting.group(one.request)
+    prospects = ranked(desk, one.request, there, group)
+    if not elsewhere or desk.settings.placement not in WAITS_FOR_BEST or alone_ns(prospects[0]) <= one.work_ns:
+        return prospects
+    holds = holding(desk, one.request, one.avoid)
+    return prospects if isinstance(holds, Reject) else ranked(desk, one.request, holds, group)
 
 
 def _go_on(state: State, desk: Desk, *, only: EngineId | None, gone: dict[RequestId, None]) -> list[Event]:

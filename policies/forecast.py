@@ -329,6 +329,11 @@ def backlog_ns(trial: Trial, now_ns: int) -> int:
     return trial.backlog_ns
 
 
+def own_work_ns(one: Prospect, now_ns: int) -> int:
+    """What of its predicted TTFT is its own prefill, beside what is decoded there: those after it wait for it, too."""
+    return max(0, one.raw_ns * one.trial.account.correction.ratio_ppm // PPM - backlog_ns(one.trial, now_ns))
+
+
 def is_backed_up(trial: Trial, settings: AdmissionSettings, now_ns: int) -> bool:
     """Whether so much prefill work stands before the engine that what waits loses nothing by waiting here."""
     if not settings.backlog_max_ns or not trial.load.prefill_tokens:

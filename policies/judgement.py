@@ -7,7 +7,8 @@
    help: that work takes as long wherever this one waits. Work that cannot meet its deadline is not started.
 5. Engines in the placement's order, those where it would be in time: the first where it fits gets it. It fits when
    a sequence is free, the predicted peak of KV is within the budget, the prefill backlog is short, and nobody's pace
-   breaks.
+   breaks. Where nothing but the backlog keeps it from the engine where it costs least, it waits for its turn there
+   rather than have another one compute what is cached here (delay scheduling, Zaharia et al., EuroSys 2010).
    Within its tenant's quota, too: above it alone, it is rejected (tenant quota).
 6. Else it is deferred, until the latest moment at which it could still be in time.
 7. Where 4 or 6 would let it miss its deadline, less urgent requests may have to make room: `policies.preemption`.
@@ -37,6 +38,7 @@ from policies.forecast import (
     is_backed_up,
     is_full,
     longest_output,
+    own_work_ns,
     promise,
     prospect,
     reserved_tokens,
@@ -183,7 +185,8 @@ def contest(
         request.prompt_tokens, len(candidates), desk.turns.get(group, 0),
         sum(candidate.load_tokens for candidate in candidates),
         settings.affinity_tokens_min, settings.affinity_load_ppm,
-        max(candidate.ttft_ns for candidate in candidates), nearest.cached_tokens, nearest.labels,
+        max(candidate.ttft_ns for candidate in candidates), max(candidate.work_ns for candidate in candidates),
+        nearest.cached_tokens, nearest.labels,
         request.session or (request.slices[0] if request.slices else ""), settings.overlap_ppm,
     )  # fmt: skip
     return candidates, asked
@@ -193,7 +196,7 @@ def _candidate(desk: Desk, position: int, one: Prospect, *, looks: bool) -> Cand
     account, load = one.trial.account, one.trial.load
     return Candidate(
         account.engine_id, position, load.decode_context + load.prefill_context, one.cached_tokens, one.ttft_ns,
-        load.prefill_tokens, account.block_tokens, account.labels,
+        own_work_ns(one, desk.now_ns), load.prefill_tokens, account.block_tokens, account.labels,
         budget_left_ppm(one, desk.settings) if looks else PPM,
         looks and (is_full(one.trial, one.request, desk.settings) or has_no_turn(one.trial, desk)),
     )  # fmt: skip
@@ -230,6 +233,8 @@ def judge(desk: Desk, prospects: list[Prospect], *, ahead_ns: int = 0, may_go: b
             if why is None:
                 return Admit(one, slack_ns(one, now_ns))
             reason = reason or why
+            # Its turn there comes in time, and there it costs least.
+            may_go = not (why is DeferReason.PREFILL_BACKLOG and settings.placement in placement.WAITS_FOR_BEST)
     assert late_min_ns is not None, "there is an engine to judge"
     work_ns = min(alone_ns(one) if one.judged else 0 for one in prospects)
     late_ns = late_min_ns + ahead_ns // len(prospects)

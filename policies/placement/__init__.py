@@ -36,6 +36,8 @@ KINDS: dict[Placement, Score] = {
 }
 LOOKS_AT_ROOM = frozenset({Placement.LOAD_BALANCED, Placement.AFFINITY, Placement.LOCALITY, Placement.TOPOLOGY_AWARE})
 """Kinds whose candidates need `budget_left_ppm` and `conflict`."""
+WAITS_FOR_BEST = frozenset({Placement.SLO_AWARE})
+"""Kinds that go by what a request costs, its waiting included: it may be right to wait for the best engine."""
 TURNS_MAX = 1_024
 """Lines of which turns are counted; the one that nothing was placed of for longest goes first."""
 

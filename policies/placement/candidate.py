@@ -13,9 +13,9 @@ class Asked(NamedTuple):
     """The request, and what the candidates have in common.
 
     `candidates` counts them, `turn` how many requests of its line were placed before it; `load_tokens` is the load of
-    all candidates together, `ttft_max_ns` the worst prediction, `cached_max_tokens` the longest cached prefix and
-    `home` the labels of where that is. `key` is what it should stay together with: its session, else the begin of its
-    prompt ("" = neither). Then settings: `affinity_*` and `overlap_ppm`."""
+    all candidates together, `ttft_max_ns` and `work_max_ns` the worst predictions, `cached_max_tokens` the longest
+    cached prefix and `home` the labels of where that is. `key` is what it should stay together with: its session, else
+    the begin of its prompt ("" = neither). Then settings: `affinity_*` and `overlap_ppm`."""
 
     prompt_tokens: int
     candidates: int
@@ -24,6 +24,7 @@ class Asked(NamedTuple):
     affinity_tokens_min: int
     affinity_load_ppm: int
     ttft_max_ns: int = 0
+    work_max_ns: int = 0
     cached_max_tokens: int = 0
     home: Labels = NOWHERE
     key: str = ""
@@ -33,7 +34,7 @@ class Asked(NamedTuple):
 class Candidate(NamedTuple):
     """An engine that could serve it. `position` counts the candidates; `load_tokens` is prompt and output held or in
     line there, `prefill_tokens` the part still to be computed; `cached_tokens` the prompt's part that is probably
-    there; `ttft_ns` the prediction.
+    there; `ttft_ns` the prediction, and `work_ns` what of it is the request's own prefill.
 
     `budget_left_ppm` is the share of its KV budget that is left once the request is there at its reserved length, and
     `conflict` says that it could not begin there now: no sequence or memory is free, or too much prefill stands before
@@ -44,6 +45,7 @@ class Candidate(NamedTuple):
     load_tokens: int
     cached_tokens: int
     ttft_ns: int
+    work_ns: int = 0
     prefill_tokens: int = 0
     block_tokens: int = 1
     labels: Labels = NOWHERE

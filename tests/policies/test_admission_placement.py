@@ -1,19 +1,23 @@
 """Admission: which of the engines a request goes to."""
 
+from typing import Any
+
+from events.decisions import DeferReason, WakeAsked
 from events.engine import Health
 from policies.admission import ADMISSION
-from tests.policies.house import BOTH, admitted, house
+from tests.policies.house import BOTH, admitted, deferred, house
 from tests.policies.words import (
     MS,
     arrived,
     embedding,
     engine,
     finished,
+    first_token,
     health,
     settings,
     slices,
 )
-from tests.spec import given
+from tests.spec import Spec, at, given, said
 
 
 def test_the_engine_that_is_quicker_is_taken() -> None:
@@ -26,6 +30,38 @@ def test_a_cached_prefix_makes_an_engine_quicker() -> None:
     spec.when(arrived("c", 300, slices=slices("x", "y", "z"), slice_tokens=100)).then(
         admitted("c", "e2", cached_tokens_predicted=200, ttft_predicted_ns=10 * MS)
     )
+
+
+WARM = {"slices": slices("x", "y", "z", "u"), "slice_tokens": 100}
+"""What e1 has computed 300 tokens of, in `warm`."""
+
+
+def warm(*more: Any) -> Spec:
+    """e1 has the first three slices of WARM; then 40 ms of other work stand before e1, and none before e2."""
+    spec = house(*more, arrived("a", 300, out=1, slices=slices("x", "y", "z"), slice_tokens=100), engines=BOTH)
+    spec.after(finished("a"))
+    return spec.when(arrived("b", 400, out=1)).then(admitted("b", "e1"))
+
+
+def test_a_prompt_follows_its_prefix_even_where_computing_it_anew_would_be_quicker() -> None:
+    """50 ms on e1, 10 of them its own work; on e2 40 ms, all of them its own."""
+    warm().when(arrived("c", 400, out=1, **WARM)).then(
+        admitted("c", "e1", cached_tokens_predicted=300, ttft_predicted_ns=50 * MS)
+    )
+    warm().when(arrived("c", 400, out=1)).then(admitted("c", "e2"))
+
+
+def test_it_is_computed_anew_where_there_is_no_time_to_wait_for_its_prefix() -> None:
+    spec = warm(settings(backlog_max_ns=20 * MS, safety_ppm=0))
+    spec.when(arrived("c", 400, out=1, slack=45 * MS, **WARM)).then(admitted("c", "e2", cached_tokens_predicted=0))
+
+
+def test_it_waits_for_the_engine_with_its_prefix_and_no_other_takes_it_meanwhile() -> None:
+    spec = warm(settings(backlog_max_ns=20 * MS, safety_ppm=0))
+    spec.when(arrived("c", 400, out=1, **WARM)).then(deferred("c", DeferReason.PREFILL_BACKLOG), said(WakeAsked))
+    spec.when(arrived("d", 100, out=1)).then(admitted("d", "e2"))
+    spec.when(at(10 * MS, first_token("d", "e2"))).then()
+    spec.when(at(40 * MS, first_token("b"))).then(admitted("c", "e1"))
 
 
 def test_a_lost_engine_has_lost_its_cache() -> None:

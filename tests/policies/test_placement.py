@@ -27,6 +27,7 @@ def asked(candidates: Sequence[Candidate], prompt: int = 1_000, **more: Any) -> 
         "turn": 0, "affinity_tokens_min": 100, "affinity_load_ppm": 1_500_000,
         "load_tokens": sum(one.load_tokens for one in candidates),
         "ttft_max_ns": max(one.ttft_ns for one in candidates),
+        "work_max_ns": max(one.work_ns for one in candidates),
         "cached_max_tokens": nearest.cached_tokens, "home": nearest.labels,
     }  # fmt: skip
     return Asked(prompt_tokens=prompt, candidates=len(candidates), **(given | more))
@@ -40,6 +41,8 @@ NEAR = {"nvlink": "a", "numa": "0", "host": "h1", "rack": "r1"}
 PICKS = [
     (Placement.SLO_AWARE, (engine("e1", ttft=90), engine("e2", ttft=40)), {}, ["e2", "e1"]),
     (Placement.SLO_AWARE, (engine("e1", 50, ttft=40), engine("e2", 10, ttft=40)), {}, ["e2", "e1"]),
+    (Placement.SLO_AWARE, (engine("e1", ttft=40, work_ns=40), engine("e2", ttft=70, work_ns=10)), {}, ["e2", "e1"]),
+    (Placement.SLO_AWARE, (engine("e1", ttft=40, work_ns=40), engine("e2", ttft=110, work_ns=10)), {}, ["e1", "e2"]),
     (Placement.ROUND_ROBIN, (engine("e1"), engine("e2", 90), engine("e3")), {"turn": 4}, ["e2", "e3", "e1"]),
     (Placement.LEAST_LOADED, (engine("e1", 30), engine("e2", 20), engine("e3", 20)), {}, ["e2", "e3", "e1"]),
     (Placement.PREFIX_AFFINITY, (engine("e1", 500, 300), engine("e2", 400, 200), engine("e3")), {}, ["e1", "e2", "e3"]),
