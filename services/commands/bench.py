@@ -22,6 +22,7 @@ TUNING = "tuning"
 SUBCOMMANDS: dict[str, str] = {
     "calibrate": "services.commands.bench_calibrate",
     "compare": "services.commands.bench_compare",
+    "engines": "services.commands.bench_engines",
     "predictors": "services.commands.bench_predictors",
     "run": "services.commands.bench_run",
 }

@@ -29,6 +29,8 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 TRACES_BESIDE = Path("../shared/traces")
 """Where traces are looked for when no folder is named."""
 SUITES = ("smoke", "standard", "full")
+QUICK = "smoke"
+"""The suite that is over before an estimate of its time would be of use."""
 SWEEPS = ("ratio", "quota", "eviction", "admission", "routing", "tiers")
 
 
@@ -139,7 +141,7 @@ def _narrowed(stage: "Stage", wanted: Wanted, plan: "Plan") -> "Stage":
     if wanted.seeds is not None:
         changes["seeds"] = seeds_of(wanted.seeds)
     if wanted.seconds is not None and stage.engine is EngineModel.LIGHT:
-        changes["seconds"] = wanted.seconds
+        changes.update(seconds=wanted.seconds, shorter={})
     return replace(stage, **changes)
 
 
@@ -151,11 +153,24 @@ def _run(wanted: Wanted, plan: "Plan", out: Output) -> "Report":
     from replay.calibration import calibrations, uncalibrated
     from replay.code_version import code_version
 
-    jobs = wanted.jobs or cores()
-    with _players(plan, wanted, jobs, out) as players, out.progress("runs", runs_of(plan)) as advance:
-        report = run_suite(plan, Runs(Store(wanted.folder), players, advance), version=code_version().partition("+")[0])
+    jobs, release = wanted.jobs or cores(), code_version().partition("+")[0]
+    with _players(plan, wanted, jobs, out) as players:
+        if wanted.suite != QUICK:
+            _say_hours(plan, players, jobs, out)
+        with out.progress("runs", runs_of(plan)) as advance:
+            report = run_suite(plan, Runs(Store(wanted.folder), players, advance), version=release)
     found = calibrations()
     return replace(report, calibrations=found, uncalibrated=uncalibrated(found))
+
+
+def _say_hours(plan: "Plan", players: "Players", jobs: int, out: Output) -> None:
+    """How long it will take, from the speed of one short run of our policy on each kind of engine."""
+    from replay.bench.memory.plan import hours
+    from replay.bench.memory.suite import speed
+
+    speeds = {engine: speed(plan, engine, players[engine]) for engine in players}
+    said = ", ".join(f"{engine.value} {one:,.0f} x real time" for engine, one in speeds.items())
+    out.remark(f"about {hours(plan, speeds, jobs):.1f} h with {jobs} runs at a time (an engine of ours: {said})")
 
 
 @contextmanager

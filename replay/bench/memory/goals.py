@@ -44,6 +44,7 @@ COST_SHARE: Final = 0.7
 NEVER: Final = 1e9
 """Stands for an infinite ratio: ours has no answer where the other one has."""
 THE_OFFER, UNLIMITED_KV, BELADY, IDEAL = "the offer", "unlimited KV", "Belady", "the workload's own repeats"
+STEP_MODEL: Final = "the step model at full steps"
 
 Pick = Callable[[Cell], float | int | None]
 
@@ -266,6 +267,11 @@ def _mixed(found: _Found) -> Iterator[Goal]:
     yield found.goal(
         f"occupancy fluctuation at {KNEE:g}", OCCUPANCY_FLUCTUATION, own.occupancy_fluctuation, at_most=True
     )
+    if own.flops_used is not None:
+        yield found.goal(
+            f"model-FLOPs utilisation at {KNEE:g} (printed)", 0.0, own.flops_used, bound=own.flops_bound,
+            bound_by=STEP_MODEL,
+        )  # fmt: skip
     if shipped is not None and own.device_hours_per_million and shipped.device_hours_per_million:
         ratio = own.device_hours_per_million / shipped.device_hours_per_million
         yield found.goal(f"device hours per SLO-met token / {SHIPPED} at {KNEE:g}", COST_SHARE, ratio, at_most=True)

@@ -1,7 +1,8 @@
 """The knee of a system on a workload: the scale at which it has its peak goodput.
 
-Scales are steps of 10 % around a guess. First every second step is tried, from below the guess to where goodput falls
-on both sides of the peak; then the two steps next to the peak. A peak at the last step that is allowed is `at_edge`.
+Scales are steps of 10 % around a guess. First every second step is tried, from around the guess to where goodput
+falls on both sides of the peak; then the two steps next to the peak. A peak at the last step that is allowed is
+`at_edge`.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from replay.bench.memory.report import Knee
 STEP: Final = 1.1
 STEPS_MAX: Final = 24
 """Steps from the guess that are tried at most, in each direction."""
-FIRST: Final = (-4, -2, 0, 2)
+FIRST: Final = (-2, 0, 2)
 COARSE: Final = 2
 
 

@@ -1,8 +1,9 @@
 """What a suite of the memory benchmark runs, and about how long that takes.
 
 - smoke: is everything in its place? A look at three workloads on two engines, in less than a minute.
-- standard: the workloads and systems that the goals speak of, 30 virtual minutes on 8 light engines, and 5 virtual
-  minutes on 2 engines with vLLM's scheduler. One seed: half an hour on two cores.
+- standard: the workloads and systems that the goals speak of, 30 virtual minutes on 8 light engines (`mixed`, which has
+  three times as many requests a second, 10), and 5 virtual minutes on 2 engines with vLLM's scheduler. One seed a load,
+  and a smaller grid: half an hour on two cores.
 - full: all systems, workloads and judging seeds. Hours.
 
 Choices (the point of the grid, lru or arc) are made with tuning seeds, results are those of judging seeds.
@@ -38,7 +39,7 @@ TWINS: Final = (CAREFUL + SMALL, OURS + SMALL)
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
     """Engines of one kind, so many, for so many virtual seconds, and what runs on them. `twins` are systems that run
-    at loads up to the knee only."""
+    at loads up to the knee only; `shorter` are workloads that run for other virtual seconds."""
 
     engine: EngineModel
     engines: int
@@ -48,6 +49,11 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     loads: tuple[float, ...]
     seeds: tuple[int, ...]
     twins: tuple[str, ...] = ()
+    shorter: Mapping[str, int] = msgspec.field(default_factory=dict)
+
+    def seconds_of(self, workload: str) -> int:
+        """How long a workload runs."""
+        return self.shorter.get(workload, self.seconds)
 
     def loads_of(self, system: str) -> tuple[float, ...]:
         """The loads at which a system runs."""
@@ -109,13 +115,14 @@ STANDARD: Final = Plan(
     stages=(
         Stage(
             engine=EngineModel.LIGHT, engines=8, seconds=1_800, workloads=_WORKLOADS, systems=(*MAIN, *TWINS),
-            twins=TWINS, loads=LOADS, seeds=SEEDS[:1],
+            twins=(*TWINS, UNLIMITED), shorter={"mixed": 600}, loads=LOADS, seeds=SEEDS[:1],
         ),
         Stage(
             engine=EngineModel.VLLM_SCHEDULER, engines=2, seconds=300, workloads=("conversation", "mixed"),
             systems=(SHIPPED, CAREFUL, RIVAL, OURS), loads=(1.0, 1.2), seeds=SEEDS[:1],
         ),
     ),
+    tuning=Tuning(tokens=(1_024, 2_048, 8_192), seqs=(64, 256), engines=2, loads=(1.0,)),
 )  # fmt: skip
 FULL: Final = Plan(
     suite="full",
@@ -135,8 +142,8 @@ FULL: Final = Plan(
 SUITES: Final = {plan.suite: plan for plan in (SMOKE, STANDARD, FULL)}
 
 
-KNEE_RUNS: Final = 7
-"""Runs of a search for a knee, about: four, one or two more to see it fall, two beside the peak."""
+KNEE_RUNS: Final = 6
+"""Runs of a search for a knee, about: three, perhaps one more to see it fall, two beside the peak."""
 
 
 class Phase(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,7 +163,8 @@ def phases(plan: Plan) -> list[Phase]:
     points = len(tuning.tokens) * len(tuning.seqs)
     kinds = len(tuned_systems(plan)) + len(tuning.evictions) - 1  # The careful baseline is tried with each.
     short = len(tuning.seeds) * workloads
-    small, large = tuning.engines * tuning.seconds, first.engines * first.seconds
+    small = tuning.engines * tuning.seconds
+    large = first.engines * sum(map(first.seconds_of, plan.workloads)) // workloads
     searches = (2 if plan.shipped_knee else 1) * steps * workloads * len(first.seeds)
     return [
         _phase("knee, short", EngineModel.LIGHT, short * steps, (KNEE_LOAD,), small),
@@ -169,6 +177,13 @@ def phases(plan: Plan) -> list[Phase]:
 def runs_of(plan: Plan) -> int:
     """About how many runs a plan is: how many a search for a knee takes is known when it is over."""
     return sum(phase.runs for phase in phases(plan))
+
+
+def hours(plan: Plan, speeds: Mapping[EngineModel, float], jobs: int) -> float:
+    """About how long a plan takes: `speeds` are virtual engine seconds per second, of one job, by kind of engine. What
+    has no speed is not run."""
+    work = [(phase.engine_seconds, speeds.get(phase.engine)) for phase in phases(plan)]
+    return sum(amount / speed for amount, speed in work if speed) / jobs / 3_600
 
 
 def tuned_systems(plan: Plan) -> tuple[str, ...]:
@@ -197,4 +212,5 @@ def _phase(name: str, engine: EngineModel, each: int, loads: Sequence[float], se
 def _stage_phase(stage: Stage) -> Phase:
     loads = [load for system in stage.systems for load in stage.loads_of(system)]
     each = len(stage.workloads) * len(stage.seeds)
-    return _phase(f"{stage.engine.value} engines", stage.engine, each, loads, stage.engines * stage.seconds)
+    seconds = stage.engines * sum(map(stage.seconds_of, stage.workloads)) // len(stage.workloads)
+    return _phase(f"{stage.engine.value} engines", stage.engine, each, loads, seconds)

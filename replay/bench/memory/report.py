@@ -9,6 +9,7 @@ from enum import StrEnum
 
 import msgspec
 
+from replay.flops import Utilisation
 from replay.score import Scores
 from replay.series import Series
 
@@ -56,7 +57,7 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     """One run. `load` is a multiple of the knee (0 = not measured against one), `scale` what the workload was offered
-    at; `digest` is that of its log ("" = live)."""
+    at; `digest` is that of its log ("" = live). `flops`: model-FLOPs utilisation, where it was asked for."""
 
     workload: str
     system: str
@@ -72,6 +73,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     series: tuple[Series, ...] = ()
     digest: str = ""
     wall_s: float = 0.0
+    flops: Utilisation | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -100,6 +102,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     occupancy_fluctuation: float | None = None
     device_hours_per_million: float | None = None
     jain: float = 1.0
+    flops_used: float | None = None
+    flops_bound: float | None = None
     ratios: dict[str, float] = msgspec.field(default_factory=dict)
 
 

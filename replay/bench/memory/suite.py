@@ -12,15 +12,28 @@ from msgspec.structs import replace
 from replay.bench.memory.bounds import described
 from replay.bench.memory.goals import goals, load_of
 from replay.bench.memory.plan import KNEE_LOAD, Plan, Stage
-from replay.bench.memory.report import Report, RunResult, System, WorkloadInfo
+from replay.bench.memory.report import EngineModel, Report, RunResult, System, WorkloadInfo
 from replay.bench.memory.rounds import Runs
 from replay.bench.memory.summary import cells
-from replay.bench.memory.systems import CAREFUL, DRAM_PPM, DRAM_SMALL_PPM, OURS, OURS_UNLIMITED, SHIPPED, UNLIMITED
+from replay.bench.memory.systems import (
+    CAREFUL,
+    DRAM_PPM,
+    DRAM_SMALL_PPM,
+    OURS,
+    OURS_UNLIMITED,
+    SHIPPED,
+    SHIPPED_SEQS,
+    SHIPPED_TOKENS,
+    UNLIMITED,
+)
 from replay.bench.memory.task import MemoryTask
 from replay.bench.memory.tuning import Tuned, point_of, tasks_of, tuned, with_eviction
-from replay.bench.memory.workloads import Offer
+from replay.bench.memory.workloads import WORKLOADS, Offer
+from replay.bench.runs import Player
 from replay.code_version import code_version
 
+SPEED_SECONDS, SPEED_ENGINES = 60, 2
+"""What the speed is measured on."""
 SERIES_LOADS = (1.0, 1.2)
 """Loads at which a report has quantities over time, of the first seed."""
 AT_SHIPPED_KNEE = (SHIPPED, CAREFUL, OURS, UNLIMITED, OURS_UNLIMITED)
@@ -57,6 +70,21 @@ def run_suite(plan: Plan, runs: Runs, *, version: str) -> Report:
     )  # fmt: skip
 
 
+def speed(plan: Plan, engine: EngineModel, play_all: Player[MemoryTask, RunResult]) -> float:
+    """Virtual engine seconds per second of our policy on such engines, near the knee of the first workload; what makes
+    them ready is not counted."""
+    workload = plan.workloads[0]
+    offer = Offer(
+        workload=workload, seed=plan.light.seeds[0], scale=WORKLOADS[workload].guess, seconds=SPEED_SECONDS,
+        engines=SPEED_ENGINES, trace=plan.traces.get(workload, ""),
+    )  # fmt: skip
+    task = MemoryTask(
+        offer=offer, system=plan.systems[OURS], batch_tokens=SHIPPED_TOKENS, seqs_max=SHIPPED_SEQS, engine=engine
+    )
+    runs = play_all([task, task], lambda _number, _result: None)
+    return SPEED_SECONDS * SPEED_ENGINES / max(0.001, runs[-1].wall_s)
+
+
 def stage_tasks(plan: Plan, stage: Stage, found: Mapping[str, Tuned]) -> Iterator[Labelled]:
     """The runs of a stage."""
     for workload in stage.workloads:
@@ -83,8 +111,8 @@ def _labelled(result: RunResult, load: float) -> RunResult:
 def _described(plan: Plan, workload: str, one: Tuned) -> WorkloadInfo:
     stage = plan.light
     offer = Offer(
-        workload=workload, seed=stage.seeds[0], scale=round(KNEE_LOAD * one.knee.scale, 6), seconds=stage.seconds,
-        engines=stage.engines, trace=plan.traces.get(workload, ""),
+        workload=workload, seed=stage.seeds[0], scale=round(KNEE_LOAD * one.knee.scale, 6),
+        seconds=stage.seconds_of(workload), engines=stage.engines, trace=plan.traces.get(workload, ""),
     )  # fmt: skip
     return described(offer, one.knee, one.shipped_knee, (DRAM_PPM, DRAM_SMALL_PPM))
 

@@ -56,6 +56,8 @@ def _cell(runs: Sequence[RunResult]) -> Cell:
         occupancy_fluctuation=_mean(one.occupancy_fluctuation for one in scores),
         device_hours_per_million=_mean(one.device_hours_per_million for one in scores),
         jain=fmean(one.fairness_jain for one in scores),
+        flops_used=_mean(one.flops.used if one.flops else None for one in runs),
+        flops_bound=_mean(one.flops.bound if one.flops else None for one in runs),
     )  # fmt: skip
 
 

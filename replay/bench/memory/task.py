@@ -22,6 +22,7 @@ from replay.cluster import Run, simulate
 from replay.engines.base import EngineBuilder
 from replay.engines.light import light_engine, sharing_light_engine
 from replay.engines.tiers import TierSizes
+from replay.flops import utilisation
 from replay.series import series
 from replay.workloads.base import Arrival
 
@@ -32,7 +33,8 @@ ENGINE_TOKENS_MAX = 1 << 31
 
 class MemoryTask(msgspec.Struct, frozen=True, kw_only=True):
     """All that a run needs. `batch_tokens` and `seqs_max` are what its engines run with, whatever its system says.
-    With `with_series` the result has quantities over time. Which load its scale is, who runs it knows."""
+    With `with_series` the result has quantities over time, and model-FLOPs utilisation. Which load its scale is, who
+    runs it knows."""
 
     offer: Offer
     system: System
@@ -56,6 +58,7 @@ def play(task: MemoryTask, build: EngineBuilder | None = None) -> RunResult:
         engines=task.offer.engines, origin=Origin.MODELLED, scores=run.scores,
         series=series(run.messages) if task.with_series else (), digest=run.digest,
         wall_s=round(time.monotonic() - began, 3),
+        flops=utilisation(run.messages, window_ns=task.offer.seconds * NS_PER_S) if task.with_series else None,
     )  # fmt: skip
 
 

@@ -67,7 +67,7 @@ def tasks_of(plan: Plan, stage: Stage, workload: str, system: System, point: Poi
     return [
         MemoryTask(
             offer=Offer(
-                workload=workload, seed=seed, scale=scale, seconds=stage.seconds, engines=stage.engines,
+                workload=workload, seed=seed, scale=scale, seconds=stage.seconds_of(workload), engines=stage.engines,
                 trace=plan.traces.get(workload, ""),
             ),
             system=system, batch_tokens=point[0], seqs_max=point[1], engine=stage.engine,

@@ -44,7 +44,7 @@ BF16_BYTES: Final = 2
 """E5-Mistral-7B in bf16: an engine that serves it too has so much less left for KV."""
 BASE_ENGINES: Final = 4
 """A trace's own pace is meant for so many engines."""
-CODING_SESSIONS_PER_S: Final = 1 / 150
+CODING_SESSIONS_PER_S: Final = 1 / 30
 """Sessions begun per engine and second at scale 1."""
 CODING_UNIT_TOKENS: Final = 512
 """Prefix units of coding prompts, as of the other traces (their blocks are of 64 tokens)."""
