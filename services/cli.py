@@ -103,6 +103,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         return Exit.BAD_INPUT
     except Exception as error:
         known = known_error(error)
+        if known is None and isinstance(error, OSError) and error.filename:
+            click.echo(f"tidegate: {error.strerror} ({error.filename})", err=True)
+            return Exit.BAD_INPUT
         if known is None:
             raise  # A mistake of ours: the traceback is what helps.
         click.echo(f"tidegate: {known}", err=True)

@@ -162,7 +162,11 @@ def read_journal(path: Path) -> tuple[JournalHeader, Iterator[Message]]:
         first = next(lines, b"")
         header = _header(first)
         if header is None and not _recognised(first, next(lines, b"")):
-            raise NotAJournal("not a journal of Tidegate", where=where, mend="see `tidegate replay export`")
+            raise NotAJournal(
+                "not a journal of Tidegate",
+                where=where,
+                mend="see `tidegate replay export`; a trace that is none yet has a --format",
+            )
     except SealBroken as error:
         raise JournalDamaged(str(error), where=where, seq=0, line=1) from error
     if header is None:

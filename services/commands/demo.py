@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from events.base import LogError, Recorded
-from services.commands.options import with_output
+from services.commands.options import Amount, with_output
 from services.runtime.output import Exit, Output
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ GIB = 1 << 30
 @click.option("--trace", type=click.Path(path_type=Path, dir_okay=False), help="A Mooncake trace instead.")
 @click.option("--limit", type=click.IntRange(min=1), default=2000, show_default=True, help="Rows of the trace.")
 @click.option("--speed", type=click.IntRange(1, 100), help="Pool seconds per wall second; 16, or 20 for a trace.")
-@click.option("--dram-gib", type=click.FloatRange(min=0), default=0.0, show_default=True,
+@click.option("--dram-gib", type=Amount(min=0), default=0.0, show_default=True,
               help="DRAM behind each engine's device memory.")  # fmt: skip
-@click.option("--ssd-gib", type=click.FloatRange(min=0), default=0.0, show_default=True, help="SSD behind that.")
+@click.option("--ssd-gib", type=Amount(min=0), default=0.0, show_default=True, help="SSD behind that.")
 @click.option("--out", "folder", type=click.Path(path_type=Path, file_okay=False), help="Where the files go.")
 @with_output
 def command(

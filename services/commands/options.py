@@ -1,6 +1,7 @@
-"""Options that many commands share: how to answer, and where the settings come from."""
+"""Options that many commands share: how to answer, where the settings come from, and amounts that are numbers."""
 
 import functools
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,17 @@ PRESET_FOLDERS = (
     Path(str(services.__file__)).parent / "presets",  # In a wheel.
     Path(str(services.__file__)).parents[1] / "deploy" / "presets",  # In a checkout.
 )
+
+
+class Amount(click.FloatRange):
+    """A number within limits. Neither `nan` (which is within any) nor `inf` is one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As a FloatRange does, of what is finite."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is no amount", param, ctx)
+        return number
 
 
 @dataclass(frozen=True)

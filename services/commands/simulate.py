@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from events.base import NS_PER_S
-from services.commands.options import Settings, with_output, with_settings
+from services.commands.options import Amount, Settings, with_output, with_settings
 from services.commands.trace_options import FORMATS
 from services.runtime.config_sources import ConfigError
 from services.runtime.output import Exit, Output
@@ -35,7 +35,7 @@ FAILING_PPM, STALLING_PPM = 10_000, 10_000
     help="Seed of the workload, and of when sessions begin whose trace does not say.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many requests.")
-@click.option("--speed", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
+@click.option("--speed", type=Amount(min=0, min_open=True), default=1.0, show_default=True,
               help="So many times the offered load; in a closed loop sessions begin so much denser.")  # fmt: skip
 @click.option("--until", "seconds", type=click.IntRange(min=1), metavar="SECONDS",
               help="Nothing is sent after that; rates are over so long.")  # fmt: skip
@@ -43,9 +43,9 @@ FAILING_PPM, STALLING_PPM = 10_000, 10_000
               help="Turns wait for the answers before them; what is rejected comes back once.")  # fmt: skip
 @click.option("--policy", default="default", show_default=True,
               help="Preset: default, first_come, first_come_affinity, honest_rival...")  # fmt: skip
-@click.option("--dram-gib", type=click.FloatRange(min=0), default=0.0, show_default=True,
+@click.option("--dram-gib", type=Amount(min=0), default=0.0, show_default=True,
               help="DRAM behind each engine whose tiers neither settings nor log name.")  # fmt: skip
-@click.option("--ssd-gib", type=click.FloatRange(min=0), default=0.0, show_default=True, help="SSD behind that.")
+@click.option("--ssd-gib", type=Amount(min=0), default=0.0, show_default=True, help="SSD behind that.")
 @click.option("--dram-ppm", type=click.IntRange(min=0), default=0, show_default=True,
               help="Instead of GiB: millionths of what all prompts would take, over all engines.")  # fmt: skip
 @click.option("--ssd-ppm", type=click.IntRange(min=0), default=0, show_default=True, help="The same of SSD.")
@@ -79,6 +79,10 @@ def simulate(
     config = settings.load()
     offered, recorded, tiers = inputs.arrivals(path, form, workload or inputs.MIXED, seed)
     offered = hastened(offered[:limit], speed, closed_loop=closed_loop)
+    if not offered:
+        raise ConfigError("no request arrives in it", where=str(path or workload or inputs.MIXED), key="")
+    if closed_loop and not any(one.after for one in offered):
+        out.remark("no turn waits for another in it: of a closed loop there is only that the rejected come back once")
     engines, tiers = inputs.engines(config, recorded, tiers)
     sizes = inputs.sizes_asked(
         offered, engines, dram_gib=dram_gib, ssd_gib=ssd_gib, dram_ppm=dram_ppm, ssd_ppm=ssd_ppm,

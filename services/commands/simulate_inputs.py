@@ -81,6 +81,8 @@ def sizes_asked(
     if (ssd_gib or ssd_ppm) and not (dram_gib or dram_ppm):
         raise click.UsageError("what is in SSD goes by way of DRAM: give --dram-gib or --dram-ppm too")
     if not (dram_gib or dram_ppm):
+        if eviction:
+            raise click.UsageError("--tier-eviction is of tiers that are asked for: give --dram-gib or --dram-ppm too")
         return None
     from replay.belady import unique_bytes
     from replay.engines.tier_cache import Own
@@ -91,6 +93,8 @@ def sizes_asked(
     else:
         first = described[0]
         unique = unique_bytes(offered, token_bytes=first.block_bytes // first.block_tokens)
+        if not unique:
+            raise click.UsageError("no prompt names a prefix, so there is nothing to take a share of: give --dram-gib")
         sizes = (unique * dram_ppm // PPM // len(described), unique * ssd_ppm // PPM // len(described))
     return TierSizes(dram_bytes=sizes[0], ssd_bytes=sizes[1], eviction=Own(eviction))
 

@@ -23,6 +23,7 @@ def show(run: "Run", made: Path | None, console: "Console") -> None:
     rows = [
         ("requests", _requests(scores)),
         ("SLO attainment", f"{scores.slo_attainment:.1%}"),
+        ("missed", _missed(scores)),
         ("goodput", f"{scores.goodput_per_s:.2f} requests/s of {scores.offered_per_s:.2f} offered"),
         ("TTFT p50 / p99", f"{_ms(scores.ttft_p50_ns)} / {_ms(scores.ttft_p99_ns)}"),
         ("TPOT p50 / p99", f"{_ms(scores.tpot_p50_ns)} / {_ms(scores.tpot_p99_ns)}"),
@@ -56,6 +57,17 @@ def _requests(scores: "Scores") -> str:
     if not scores.unsent:
         return str(scores.requests)
     return f"{scores.requests}, of which {scores.unsent} never sent: an earlier turn had no answer in time"
+
+
+def _missed(scores: "Scores") -> str:
+    """What became of those that were not in time: together with those that were they are all requests."""
+    rejected, aborted = sum(scores.rejected.values()), scores.aborted
+    parts = [
+        (scores.finished - scores.slo_met, "late"), (rejected, "rejected"),
+        *((count, reason.replace("_", " ")) for reason, count in aborted.items()),
+        (scores.unfinished, "unfinished"), (scores.unsent, "never sent"),
+    ]  # fmt: skip
+    return ", ".join(f"{count} {what}" for count, what in parts if count) or "none"
 
 
 def _reused(scores: "Scores") -> str:

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from events.base import NS_PER_S
-from services.commands.options import with_output
+from services.commands.options import Amount, with_output
 from services.commands.trace_options import FORMATS, with_reading
 from services.runtime.output import Exit, Output
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 FILE = click.Path(path_type=Path, dir_okay=False)
 POOL = "trace"
 PROFILE = "llama-3-8b_h100"
+SHIFT_S_MAX = 10**10
+"""Times are moved by three hundred years at most."""
 
 
 class Written(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,7 +104,7 @@ def info(path: Path | None, form: str, profile: str, reading: "Reading", out: Ou
 @command.command()
 @click.argument("path", type=FILE, metavar="JOURNAL")
 @_with_made
-@click.option("--share", type=click.FloatRange(min=0, max=1, min_open=True), help="This share of all sessions.")
+@click.option("--share", type=Amount(min=0, max=1, min_open=True), help="This share of all sessions.")
 @click.option("--count", type=click.IntRange(min=1), help="So many sessions.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Which ones.")
 @with_output
@@ -123,7 +125,8 @@ def sample(path: Path, made: Path, force: bool, share: float | None, count: int 
 @click.argument("path", type=FILE, metavar="JOURNAL")
 @_with_made
 @click.option("--key-file", type=FILE, help="16 to 64 bytes: the same key gives the same names; else a fresh one.")
-@click.option("--shift", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="All times so much later.")
+@click.option("--shift", type=Amount(min=0, max=SHIFT_S_MAX), default=0.0, metavar="SECONDS",
+              help="All times so much later.")  # fmt: skip
 @with_output
 def anonymise(path: Path, made: Path, force: bool, key_file: Path | None, shift: float, out: Output) -> int:
     """A trace to give away: ids, tenants, sessions and prefixes become keyed hashes; what was equal stays equal.

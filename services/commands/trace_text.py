@@ -44,7 +44,7 @@ def show_description(told: Description, name: str, profile: str, left_out: int, 
         ("models", _counts(told.models)),
         ("sessions", f"{told.sessions:,}; {told.waiting:,} requests wait for an answer" if told.sessions else "none"),
         ("ideal prefix hits", f"{told.ideal_hit_share:.1%} of prompt tokens{_units(told)}"),
-        ("unique KV", f"{told.unique_kv_bytes / GIB:,.1f} GiB ({told.unique_kv_tokens:,} tokens)"),
+        ("unique KV", _unique(told)),
     ]
     if told.estimated:
         rows.append(("estimated", f"{told.estimated:,} prompts were not counted by a tokenizer"))
@@ -71,6 +71,12 @@ def _counts(counts: dict[str, int]) -> str:
     shown = [f"{name} {count:,}" for name, count in list(counts.items())[:TENANTS_SHOWN]]
     more = len(counts) - len(shown)
     return ", ".join(shown) + (f" and {more:,} more" if more else "")
+
+
+def _unique(told: Description) -> str:
+    if not told.prefix_tokens:
+        return "not known: the trace names no prefixes"
+    return f"{told.unique_kv_bytes / GIB:,.1f} GiB ({told.unique_kv_tokens:,} tokens)"
 
 
 def _units(told: Description) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from services.commands.options import with_output
+from services.commands.options import Amount, with_output
 from services.runtime.output import Exit, Output, table
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def listed(out: Output) -> int:
 @command.command()
 @click.argument("profile")
 @click.option("--seed", type=int, default=1, show_default=True)
-@click.option("--scale", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
+@click.option("--scale", type=Amount(min=0, min_open=True), default=1.0, show_default=True,
               help="So many times the sessions and jobs, at the same pace each.")  # fmt: skip
 @click.option("--seconds", type=click.IntRange(min=1), help="How long; as the profile says if not given.")
 @with_output
@@ -66,7 +66,7 @@ def show(profile: str, seed: int, scale: float, seconds: int | None, out: Output
 @command.command()
 @click.argument("profile")
 @click.option("--seed", type=int, default=1, show_default=True)
-@click.option("--scale", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
+@click.option("--scale", type=Amount(min=0, min_open=True), default=1.0, show_default=True,
               help="So many times the sessions and jobs, at the same pace each.")  # fmt: skip
 @click.option("--seconds", type=click.IntRange(min=1), help="How long; as the profile says if not given.")
 @click.option("--out", "made", type=FILE, required=True, help="The journal of facts to write; .zst compresses it.")
@@ -79,12 +79,14 @@ def draw(
 
     PROFILE is a shipped name or a YAML file.
     """
-    from replay.workloads.profile import load
+    from replay.workloads.profile import ProfileError, load
 
     if made.exists() and not force:
         raise click.UsageError(f"{made} is there already: name another file, or --force")
     chosen = load(profile)
     drawn = _draw(chosen, seed, scale, seconds)
+    if not drawn:
+        raise ProfileError("no request comes in so short a time", where=profile, mend="raise --scale or --seconds")
     _write(made, chosen.name, drawn)
     value = {"journal": str(made), "profile": chosen.name, "seed": seed, "scale": scale, **_told(drawn)}
     out.result(value, lambda console: console.print(f"{made}: {len(drawn)} requests of {chosen.name}, seed {seed}"))
@@ -104,13 +106,21 @@ def draw(
 def fit(path: Path, form: str, name: str, source: str, seed: int, made: Path | None, out: Output) -> int:
     """A profile with the lengths, sessions and pace of a trace, and how near it comes to it."""
     from replay.workloads.fit import fit as fitted
-    from replay.workloads.profile import written
+    from replay.workloads.profile import ProfileError, parse, written
 
     with out.progress("fit") as advance:
         arrivals = _arrivals(path, form)
         advance(len(arrivals))
-    found = fitted(arrivals, name=name, source=source or path.name, seed=seed)
+    try:
+        found = fitted(arrivals, name=name, source=source or path.name, seed=seed)
+    except ValueError as error:
+        raise ProfileError(str(error), where=str(path), mend="take a trace of LLM requests") from error
+    if jobs := sum(not one.output_tokens for one in arrivals):
+        out.remark(
+            f"{jobs:,} of {len(arrivals):,} requests have no answer (embedding jobs): they are not in the profile"
+        )
     text = written(found)
+    parse(text.encode(), where=f"--name {name}")
     if made is not None:
         made.write_text(text)
     assert found.fit is not None

@@ -1,14 +1,15 @@
 """`tidegate replay simulate`: tiers, windows, faults, and what is left of a run that is stopped."""
 
 import json
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from events import codec
-from events.base import NS_PER_S
-from events.log.journal import read_journal
+from events.base import NS_PER_S, PoolId
+from events.log.journal import JournalWriter, read_journal
 from events.slice import Tier, TierMeasured
 from replay.belady import unique_bytes
 from replay.workloads.mixed import mixed
@@ -72,6 +73,9 @@ def test_sizes_may_be_shares_of_what_all_prompts_would_take(capsys: pytest.Captu
         (("--ssd-ppm", "8"), "--dram-gib"),
         (("--dram-gib", "1", "--dram-ppm", "1"), "not both"),
         (("--workload", "mixde"), "no profile 'mixde'"),
+        (("--tier-eviction", "arc"), "--dram-gib"),
+        (("--speed", "nan"), "nan is no amount"),
+        (("--dram-gib", "inf"), "inf is no amount"),
     ],
 )
 def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str) -> None:
@@ -116,6 +120,38 @@ def test_a_run_stopped_by_ctrl_c_leaves_a_journal_that_verify_accepts(
     part, whole = len(list(read_journal(made)[1])), run(capsys, *words, "--json")["messages"]
     assert isinstance(whole, int)
     assert 0 < part < whole
+
+
+def test_a_log_in_which_nobody_arrives_is_bad_input(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with JournalWriter(tmp_path / "empty.jsonl", PoolId("p")):
+        pass
+    assert cli.run(["replay", "simulate", str(tmp_path / "empty.jsonl")]) == Exit.BAD_INPUT
+    assert "no request arrives in it" in capsys.readouterr().err
+
+
+def test_a_share_of_prompts_that_name_no_prefix_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("time,prompt_tokens,output_tokens\n0,1000,3\n")
+    words = ("replay", "simulate", str(table), "--format", "csv")
+    assert cli.run([*words, "--dram-ppm", "100000"]) == Exit.BAD_INPUT
+    assert "no prompt names a prefix" in capsys.readouterr().err
+    assert cli.run([*words, "--dram-gib", "1"]) == Exit.FINE
+
+
+def test_people_are_told_what_became_of_all_that_missed(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("replay", "simulate", "--workload", "mixed", "--limit", "60", "--gateways", "2", "--faults", "0")
+    scores = run(capsys, *words, "--json")
+    assert cli.run([*words]) == Exit.FINE
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("missed"))
+    told = sum(int(number) for number in re.findall(r"\d+", line))
+    assert isinstance(scores["requests"], int)
+    assert isinstance(scores["slo_met"], int)
+    assert told == scores["requests"] - scores["slo_met"] > 0
+
+
+def test_a_closed_loop_in_which_nobody_waits_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["replay", "simulate", "--workload", "azure_chat", "--limit", "3", "--closed-loop"]) == Exit.FINE
+    assert "no turn waits for another" in capsys.readouterr().err
 
 
 def test_people_are_told_of_tiers_and_of_what_was_reused(capsys: pytest.CaptureFixture[str]) -> None:

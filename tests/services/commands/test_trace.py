@@ -216,6 +216,9 @@ def test_a_cut_archive_is_bad_input(capsys: pytest.CaptureFixture[str], tmp_path
         (("sample", "x.jsonl", "--out", "y.jsonl"), "--share or --count"),
         (("anonymise", "x.jsonl", "--out", "y.jsonl", "--key-file", "short"), "give 16 to 64"),
         (("info", "here.jsonl"), "no request arrives"),
+        (("info", "short"), "--format"),
+        (("sample", "here.jsonl", "--share", "nan", "--out", "y.jsonl"), "nan is no amount"),
+        (("anonymise", "here.jsonl", "--shift", "1e30", "--out", "y.jsonl"), "not in the range"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(

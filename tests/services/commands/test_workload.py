@@ -42,10 +42,33 @@ def test_what_is_drawn_is_a_trace_that_a_profile_can_be_fitted_to(
         (["show", "chat", "--scale", "1e9"], "more than 2000000 requests"),
         (["fit", "x.csv", "--format", "azur", "--name", "x"], "no format 'azur'"),
         (["fit", "none.jsonl", "--name", "x"], "none.jsonl"),
+        (["show", "chat", "--scale", "nan"], "nan is no amount"),
+        (["draw", "chat", "--scale", "1e-9", "--seconds", "1", "--out", "none.jsonl"], "no request comes"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(argv: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["workload", *argv]) == 2
     said = capsys.readouterr().err
     assert says in said
-    assert len(said.strip().splitlines()) == 1
+    assert len([line for line in said.strip().splitlines() if not line.startswith("try ")]) == 1
+
+
+def test_a_fit_says_what_is_not_in_it_and_writes_only_what_can_be_drawn_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal = tmp_path / "waves.jsonl"
+    assert cli.run(["workload", "draw", "mixed_waves", "--seconds", "30", "--out", str(journal)]) == 0
+    assert cli.run(["workload", "fit", str(journal), "--name", "mine"]) == 0
+    jobs = sum(not one.output_tokens for one in read_trace(journal).arrivals)
+    assert f"{jobs} of " in capsys.readouterr().err
+    for argv, says in ((["--name", "a b"], "--name a b"), (["--name", "a", "--out", str(tmp_path)], "is a directory"),
+                       (["--name", "a", "--out", str(tmp_path / "none" / "a.yaml")], "No such file")):  # fmt: skip
+        assert cli.run(["workload", "fit", str(journal), *argv]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_a_trace_without_answers_gives_no_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("time,kind,prompt_tokens\n0,embedding,10\n")
+    assert cli.run(["workload", "fit", str(table), "--format", "csv", "--name", "x"]) == 2
+    assert "no request of the trace has an answer" in capsys.readouterr().err
