@@ -32,7 +32,7 @@ ENGINE_TITLES: Final = {
 }  # fmt: skip
 CELL_COLUMNS: Final = (
     "SLO met", "TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", "hits", "tokens/s", "tokens/s swing", "memory swing",
-    "worst class", "Jain", "device h / M tokens",
+    "worst class", "Jain", "device h / M tokens", "FLOPs of most",
 )  # fmt: skip
 """After the goodput, and its ratios to others'."""
 WORKLOAD_COLUMNS: Final = (
@@ -196,8 +196,15 @@ def _row(cell: Cell, titles: Mapping[str, str], others: Sequence[str]) -> tuple[
         said.span(cell.tpot_p50_ns), said.span(cell.tpot_p99_ns), said.share(cell.hit_share),
         said.number(cell.throughput_tokens_per_s, 0), said.share(cell.throughput_fluctuation),
         said.share(cell.occupancy_fluctuation), said.number(cell.worst_class_share), said.number(cell.jain, 3),
-        said.number(cell.device_hours_per_million, 3),
+        said.number(cell.device_hours_per_million, 3), _flops(cell),
     )  # fmt: skip
+
+
+def _flops(cell: Cell) -> str:
+    """Model-FLOPs utilisation of the most that the step model allows at those batches, both in percent."""
+    if cell.flops_used is None or cell.flops_bound is None:
+        return said.NOTHING
+    return f"{cell.flops_used * 100:.0f}/{cell.flops_bound * 100:.0f} %"
 
 
 def _goals(report: Report) -> GoalTable:

@@ -68,6 +68,7 @@ def test_a_page_is_well_formed_and_names_everything_that_was_compared(page: str,
         assert f"load {load:g}: " in said
     for goal in report.goals:
         assert goal.name in said
+    assert said.count(" 31/47 %") == len(report.cells)
     for checked in report.calibrations[0].checked:
         assert checked.name in said
 
