@@ -34,12 +34,13 @@ from replay.bench.policies import LOADS, SEEDS, TUNING_SEEDS
 KNEE_LOAD: Final = 1.0
 MAIN: Final = (SHIPPED, CAREFUL, RIVAL, OURS, UNLIMITED)
 TWINS: Final = (CAREFUL + SMALL, OURS + SMALL)
-"""Those with the smaller tier, which are held against the bound at loads up to the knee."""
+"""Those with the smaller tier, which are held against the bound."""
+UP_TO_KNEE: Final = tuple(load for load in LOADS if load <= KNEE_LOAD)
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
-    """Engines of one kind, so many, for so many virtual seconds, and what runs on them. `twins` are systems that run
-    at loads up to the knee only; `shorter` are workloads that run for other virtual seconds."""
+    """Engines of one kind, so many, for so many virtual seconds, and what runs on them. `only_at` are systems
+    that run at some of the loads only, `shorter` are workloads that run for other virtual seconds."""
 
     engine: EngineModel
     engines: int
@@ -48,7 +49,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     systems: tuple[str, ...]
     loads: tuple[float, ...]
     seeds: tuple[int, ...]
-    twins: tuple[str, ...] = ()
+    only_at: Mapping[str, tuple[float, ...]] = msgspec.field(default_factory=dict)
     shorter: Mapping[str, int] = msgspec.field(default_factory=dict)
 
     def seconds_of(self, workload: str) -> int:
@@ -57,7 +58,8 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
 
     def loads_of(self, system: str) -> tuple[float, ...]:
         """The loads at which a system runs."""
-        return tuple(load for load in self.loads if load <= KNEE_LOAD) if system in self.twins else self.loads
+        some = self.only_at.get(system, self.loads)
+        return tuple(load for load in self.loads if load in some)
 
 
 class Tuning(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,7 +117,8 @@ STANDARD: Final = Plan(
     stages=(
         Stage(
             engine=EngineModel.LIGHT, engines=8, seconds=1_800, workloads=_WORKLOADS, systems=(*MAIN, *TWINS),
-            twins=(*TWINS, UNLIMITED), shorter={"mixed": 600}, loads=LOADS, seeds=SEEDS[:1],
+            shorter={"mixed": 600},
+            only_at={**dict.fromkeys(TWINS, (KNEE_LOAD,)), UNLIMITED: UP_TO_KNEE}, loads=LOADS, seeds=SEEDS[:1],
         ),
         Stage(
             engine=EngineModel.VLLM_SCHEDULER, engines=2, seconds=300, workloads=("conversation", "mixed"),

@@ -43,7 +43,7 @@ def swept(plan: Plan, sweep: Sweep) -> Plan:
     added = variants(sweep)
     stage = replace(
         next(stage for stage in plan.stages if stage.engine is EngineModel.LIGHT),
-        systems=(CAREFUL, OURS, *added), twins=(),
+        systems=(CAREFUL, OURS, *added), only_at={},
     )  # fmt: skip
     if sweep is Sweep.RATIO:
         stage = replace(stage, workloads=(MIXED, *(f"{MIXED}_embedding_x{times:g}" for times in RATIOS)))

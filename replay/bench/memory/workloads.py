@@ -44,7 +44,7 @@ BF16_BYTES: Final = 2
 """E5-Mistral-7B in bf16: an engine that serves it too has so much less left for KV."""
 BASE_ENGINES: Final = 4
 """A trace's own pace is meant for so many engines."""
-CODING_SESSIONS_PER_S: Final = 1 / 30
+CODING_SESSIONS_PER_S: Final = 1 / 75
 """Sessions begun per engine and second at scale 1."""
 CODING_UNIT_TOKENS: Final = 512
 """Prefix units of coding prompts, as of the other traces (their blocks are of 64 tokens)."""
@@ -90,9 +90,9 @@ _WINDOWED: Final = ("conversation", "conversation_embedding", "synthetic")
 _CODING: Final = ("coding", "coding_small")
 
 _EVERY: Final = (
-    Workload(name="conversation", title="Mooncake conversation", file=_CONVERSATION, guess=1.2),
+    Workload(name="conversation", title="Mooncake conversation", file=_CONVERSATION, guess=1.0),
     Workload(
-        name="synthetic", title="Mooncake synthetic", file="mooncake/synthetic_trace*.jsonl.gz", guess=2.0,
+        name="synthetic", title="Mooncake synthetic", file="mooncake/synthetic_trace*.jsonl.gz", guess=3.0,
     ),
     Workload(
         name="coding", title="coding-agent sessions", file="weka_agentic/sessions_main*.jsonl.gz", guess=1.0,
@@ -102,15 +102,15 @@ _EVERY: Final = (
         name="coding_small", title="shorter coding-agent sessions", file="weka_agentic/sessions_small*.jsonl.gz",
         guess=1.0, closed_loop=True, drawn=_BEGINS_DRAWN,
     ),
-    Workload(name="mixed", title="mixed LLM and embedding", models=_BOTH, guess=0.7, drawn="everything"),
+    Workload(name="mixed", title="mixed LLM and embedding", models=_BOTH, guess=0.9, drawn="everything"),
     Workload(
         name="conversation_embedding", title="Mooncake conversation with embedding waves", models=_BOTH,
-        file=_CONVERSATION, guess=1.1, drawn=_WAVES_DRAWN,
+        file=_CONVERSATION, guess=0.9, drawn=_WAVES_DRAWN,
     ),
     *(
         Workload(
             name=f"mixed_embedding_x{times:g}", title=f"mixed, {times:g} times the embedding waves", models=_BOTH,
-            guess=0.7, drawn="everything", embedding=times,
+            guess=0.9, drawn="everything", embedding=times,
         )
         for times in RATIOS
     ),
