@@ -67,7 +67,7 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
 def engine_python(said: Path | None = None) -> Path | None:
     """The Python that has vLLM: the one said, else the one beside the checkout; None where that is not there."""
     python = said or ENGINE_PYTHON
-    return python if python.is_file() else None
+    return python.absolute() if python.is_file() else None
 
 
 @contextmanager

@@ -37,6 +37,7 @@ from replay.engines.tier_cache import SliceAt, TierCache
 from replay.engines.tiers import TierSizes
 from replay.engines.vllm_commons import VllmCommons
 from replay.engines.vllm_offload import VirtualWorker
+from replay.engines.vllm_order import order_steps, order_transfers
 from replay.engines.vllm_prompts import Hasher, Prompts
 from replay.engines.vllm_setup import STOCK, Plugged, scheduler_of
 from replay.engines.vllm_slices import VllmSlices
@@ -105,6 +106,7 @@ class VllmEngine:
         self._commons = commons
         self._worker: VirtualWorker | None = None
         if tiers is not None and self._scheduler.connector is not None:
+            order_transfers(self._scheduler.connector.connector_scheduler.manager)
             drawn = fates(faults, self.engine_id) if faults is not None else None
             self._worker = VirtualWorker(
                 bytes_per_s=tiers.dram_bytes_per_s, block_bytes=registered.block_bytes, fates=drawn
@@ -278,6 +280,8 @@ class VllmEngine:
         for job in self._coming:
             self._hand_over(job)
         self._coming.clear()
+        if self._worker is not None:
+            order_steps(self._scheduler)
         output = self._scheduler.schedule()
         begin_fs = max(self._at_fs, self._flight[-1].end_fs) if self._flight else self._at_fs
         if self._worker is not None and output.kv_connector_metadata is not None:
@@ -384,8 +388,9 @@ class VllmEngine:
     def _take_back(self) -> None:
         """vLLM hears of those that were aborted."""
         for job in self._gone:
-            names = [name for name in job.names if self._parts.pop(name, None) is not None]
-            self._scheduler.finish_requests(names, RequestStatus.FINISHED_ABORTED)
+            for name in job.names:
+                if self._parts.pop(name, None) is not None:
+                    self._scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
         self._gone.clear()
 
     def _prefilled(self, output: Any) -> None:

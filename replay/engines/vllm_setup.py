@@ -151,8 +151,8 @@ def _cache_prefixes_alone(coordinator: Any, block_tokens: int) -> None:
     cached_blocks = manager.num_cached_block
 
     def cache_prefixes(request: Any, num_computed_tokens: int) -> None:
-        if num_computed_tokens // block_tokens > cached_blocks.get(request.request_id, 0):
-            if request.pooling_params is None:
-                cache_blocks(request, num_computed_tokens)
+        is_full = num_computed_tokens // block_tokens > cached_blocks.get(request.request_id, 0)
+        if is_full and request.pooling_params is None:
+            cache_blocks(request, num_computed_tokens)
 
     coordinator.cache_blocks = cache_prefixes

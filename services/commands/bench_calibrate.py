@@ -49,7 +49,7 @@ def command(
         found = _found(runs, engines, engine_python, out)
     if made is not None:
         made.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
-    out.result([_plain(one) for one in found], lambda console: _show(found, console))
+    out.result([plain(one) for one in found], lambda console: show(found, console))
     return Exit.NO if strict and not all(one.calibrated for one in found) else Exit.FINE
 
 
@@ -89,12 +89,14 @@ def _no_engine(what: str) -> ConfigError:
     return ConfigError(what, where="--engine-python", key="", allowed="an interpreter that has vLLM 0.32")
 
 
-def _plain(one: "Calibration") -> dict[str, object]:
+def plain(one: "Calibration") -> dict[str, object]:
+    """A calibration for JSON, with what follows from its numbers."""
     checked = [{**msgspec.to_builtins(item), "off": item.off} for item in one.checked]
     return {**msgspec.to_builtins(one), "checked": checked, "calibrated": one.calibrated}
 
 
-def _show(found: "list[Calibration]", console: "Console") -> None:
+def show(found: "list[Calibration]", console: "Console") -> None:
+    """Calibrations for people, every quantity beside its limit."""
     for number, one in enumerate(found):
         if number:
             console.print()

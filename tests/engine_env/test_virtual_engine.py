@@ -1,17 +1,37 @@
 """vLLM's own scheduler in virtual time: what every engine keeps, with and without overlapping steps; and its own."""
 
+import sys
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
-from events.engine import EngineRegistered
+from events.base import RequestId
+from events.engine import Capability, EngineRegistered
+from events.slice import SlicesHit, SlicesRemoved, SlicesStored, Tier, TierMeasured
+from replay.bench.simulated import Simulation, play_far
+from replay.costmodel import registered
+from replay.engines.job import Finished, Outcome
 from replay.engines.tiers import TierSizes
+from replay.engines.vllm_commons import VllmCommons
 from replay.engines.vllm_prompts import Hasher, Prompts
 from replay.engines.vllm_scheduler import VllmEngine
+from replay.faults import TransferFaults
+from replay.workloads.mixed import Mixed, mixed
 from tests.replay.contract_engines import (
+    BLOCK_BYTES,
     EngineContract,
+    S,
+    described,
+    drain,
+    ends,
+    firsts,
+    llm,
+    offered,
+    serve,
     units,
 )
 
@@ -47,3 +67,115 @@ def test_kept_hashes_are_those_that_vllm_would_compute(prompt: int) -> None:
 
 def request_of(tokens: list[int], hasher: Any) -> Request:
     return Request("r", tokens, SamplingParams(max_tokens=64), None, block_hasher=hasher)
+
+
+def test_a_run_has_one_digest_in_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    reporting = Capability(embedding=True, reports_slices=True)
+    fleet = [registered(name, ("llama-3-8b", "e5-mistral-7b"), kv_tokens=40_000, capability=reporting)
+             for name in ("e1", "e2")]  # fmt: skip
+    simulation = Simulation(
+        arrivals=tuple(one for one in mixed(3, Mixed()) if one.at_ns < 20 * S), engines=tuple(fleet),
+        tiers={one.engine_id: TierSizes(dram_bytes=2_000 * BLOCK_BYTES, eviction="arc") for one in fleet},
+    )  # fmt: skip
+
+    def digest(hash_seed: str) -> str:
+        monkeypatch.setenv("PYTHONHASHSEED", hash_seed)
+        run = play_far(Path(sys.executable), simulation)
+        assert run.scores.finished > 50
+        return run.digest
+
+    assert digest("0") == digest("1")
+
+
+@pytest.mark.parametrize("overlaps", [True, False])
+@pytest.mark.parametrize("eviction", ["", "lru", "arc"])
+def test_blocks_and_requests_are_never_lost(eviction: str, overlaps: bool) -> None:
+    tiers = TierSizes(dram_bytes=150 * BLOCK_BYTES, eviction=eviction)
+    engine = VllmEngine(described(kv_blocks=90), tiers=tiers, prompts=PROMPTS, overlaps=overlaps)
+    rng, inside = Random(7), list[str]()
+    for at_ns, request in offered(9, 60):
+        while (next_ns := engine.next_ns()) is not None and next_ns < at_ns:
+            for outcome in engine.run_until(next_ns):
+                if isinstance(outcome, Finished):
+                    inside.remove(outcome.request_id)
+            engine.check_integrity()
+        engine.submit(request, at_ns)
+        inside.append(request.request_id)
+        if rng.random() < 0.3:
+            assert engine.abort(RequestId(inside.pop(rng.randrange(len(inside)))), at_ns)
+    assert sorted(ends(drain(engine))) == sorted(inside)
+    engine.check_integrity()
+
+
+def test_two_who_wait_for_the_same_load_both_go_on_when_it_is_there() -> None:
+    slow = TierSizes(dram_bytes=1_000 * BLOCK_BYTES, dram_bytes_per_s=2_000_000_000)
+    engine = VllmEngine(described(kv_blocks=300, batch_tokens=2_048), tiers=slow, prompts=PROMPTS)
+    for number, document in enumerate(("d", "e", "f", "g")):
+        engine.submit(llm(f"r{number}", 2_000, 2, units(document, 62)), number * 10 * S)
+        drain(engine)
+    engine.submit(llm("x", 2_000, 2, units("d", 62)), 40 * S)
+    engine.submit(llm("y", 2_000, 2, units("d", 62)), 40 * S)
+
+    found = drain(engine)
+
+    loaded_ns = 124 * BLOCK_BYTES * S // 2_000_000_000
+    assert all(end.cached_tokens >= 1_980 for end in ends(found).values())
+    assert 0 <= firsts(found)["x"] - 40 * S - loaded_ns < 30_000_000
+
+
+def test_what_its_caches_hold_is_told_by_the_names_of_the_prompts() -> None:
+    engine = VllmEngine(described(kv_blocks=160), tiers=TierSizes(dram_bytes=1_000 * BLOCK_BYTES), prompts=PROMPTS)
+    held: dict[Tier, set[str]] = {Tier.HBM: set(), Tier.DRAM: set()}
+    hits: dict[Tier, int] = {Tier.HBM: 0, Tier.DRAM: 0}
+    measured: dict[Tier, TierMeasured] = {}
+    for number, document in enumerate(("d", "e", "d", "d")):
+        engine.submit(llm(f"r{number}", 2_000, 2, units(document, 62)), number * 10 * S)
+        drain(engine)
+        for fact in engine.slice_facts(measure=True):
+            match fact:
+                case SlicesStored():
+                    held[fact.tier] |= set(fact.slices)
+                case SlicesRemoved():
+                    held[fact.tier] -= set(fact.slices)
+                case SlicesHit():
+                    hits[fact.tier] += len(fact.slices)
+                case TierMeasured():
+                    measured[fact.tier] = fact
+
+    assert set(units("d", 62)) <= held[Tier.HBM]
+    assert held[Tier.DRAM] == {*units("d", 62), *units("e", 62)}
+    assert hits == {tier: one.hits_total for tier, one in measured.items()}
+    # The second "d" finds its begin in device memory and the rest in DRAM; the third all of it in device memory.
+    assert hits[Tier.DRAM] >= 40
+    assert hits[Tier.HBM] + hits[Tier.DRAM] == 2 * 62
+    assert measured[Tier.DRAM].bytes_used == 2 * 124 * BLOCK_BYTES
+
+
+def test_an_ssd_is_refused_since_there_is_none_in_virtual_time() -> None:
+    with pytest.raises(ValueError, match="no SSD in virtual time"):
+        VllmEngine(described(), tiers=TierSizes(dram_bytes=BLOCK_BYTES, ssd_bytes=BLOCK_BYTES), prompts=PROMPTS)
+
+
+def test_what_one_engine_of_a_sharing_run_computed_all_have() -> None:
+    commons = VllmCommons()
+    first, other = (VllmEngine(described(), prompts=PROMPTS, commons=commons) for _ in range(2))
+    first.submit(llm("a", 4 * 32, 2, units("d", 4)), 0)
+    drain(first)
+    other.submit(llm("b", 6 * 32, 2, units("d", 6)), 1 * S)
+
+    assert ends(drain(other))["b"].cached_tokens == 4 * 32
+    other.check_integrity()
+
+
+def test_failing_and_stalling_transfers_only_take_longer() -> None:
+    def served(faults: TransferFaults | None) -> list[Outcome]:
+        tiers = TierSizes(dram_bytes=400 * BLOCK_BYTES)
+        engine = VllmEngine(described(kv_blocks=90), tiers=tiers, faults=faults, prompts=PROMPTS)
+        found = serve(engine, offered(4, 50))
+        engine.check_integrity()
+        return found
+
+    faults = TransferFaults(seed=1, failing_ppm=200_000, stalling_ppm=100_000, stall_ns=S // 2)
+    assert served(faults) == served(faults)
+    assert sorted(ends(served(faults))) == sorted(ends(served(None)))
+    assert served(faults)[-1].at_ns > served(None)[-1].at_ns

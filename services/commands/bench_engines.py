@@ -1,0 +1,58 @@
+"""`tidegate bench engines`: the light engine held against vLLM's own scheduler, in virtual time."""
+
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+
+import click
+
+from services.commands.bench_calibrate import plain, show
+from services.commands.bench_run import TRACES_BESIDE
+from services.commands.options import with_output
+from services.runtime.config_sources import ConfigError
+from services.runtime.output import Exit, Output
+
+SECONDS = 300
+
+
+@click.command("engines")
+@click.option("--seconds", type=click.IntRange(min=10), default=SECONDS, show_default=True,
+              help="Virtual seconds of each run.")  # fmt: skip
+@click.option("--traces", type=click.Path(path_type=Path, file_okay=False),
+              help="Folder of public traces (default: one beside the checkout, else drawn).")  # fmt: skip
+@click.option("--engine-python", type=click.Path(path_type=Path, dir_okay=False),
+              help="An interpreter that has vLLM (default: .venv-engine/bin/python).")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at a time.")
+@click.option("--strict", is_flag=True, help="Exit code 1 when a quantity is not within its limit.")
+@with_output
+def command(seconds: int, traces: Path | None, engine_python: Path | None, jobs: int, strict: bool, out: Output) -> int:
+    """Three workloads, short of memory, on both kinds of simulated engine: how far the light one is off.
+
+    `measured` is vLLM's scheduler with its KV cache manager and CPU offload, `modelled` the light engine.
+    """
+    from replay.bench.engines import SHAPES, compared, play
+    from replay.bench.far import ENGINE_PYTHON, FarError, far_players
+    from replay.bench.far import engine_python as found
+    from replay.bench.runs import players
+
+    python = found(engine_python)
+    if python is None:
+        raise ConfigError(
+            f"{engine_python or ENGINE_PYTHON} is not there", where="--engine-python", key="",
+            allowed="an interpreter with vLLM 0.32 and msgspec (make test-engine makes one)",
+        )  # fmt: skip
+    folder = traces or (TRACES_BESIDE if TRACES_BESIDE.is_dir() else None)
+    with ExitStack() as stack:
+        advance = stack.enter_context(out.progress("bench engines", 2 * len(SHAPES)))
+        here = stack.enter_context(players(jobs, play))
+        far = stack.enter_context(far_players(python, jobs, play))
+        done = count(1)
+        try:
+            calibrations = compared(here, far, folder, seconds=seconds, on_done=lambda: advance(next(done)))
+        except FarError as error:
+            raise ConfigError(
+                f"vLLM's scheduler did not run there: {error.why.rpartition(chr(10))[2]}", where="--engine-python",
+                key="", allowed="an interpreter with vLLM 0.32 and msgspec",
+            ) from None  # fmt: skip
+    out.result([plain(one) for one in calibrations], lambda console: show(calibrations, console))
+    return Exit.NO if strict and not all(one.calibrated for one in calibrations) else Exit.FINE
