@@ -53,7 +53,9 @@ def live_report(live: "Live", plan: "Plan", out: Output) -> "Report":
     from services.target.suite import offers, requests_of, run_live
 
     runs, seconds = len(offers(plan, live)), plan.light.seconds
-    out.remark(f"{runs} runs of {seconds} s in real time: about {runs * seconds / 60:.0f} minutes")
+    out.remark(
+        f"{runs} runs of {seconds} s in real time: {runs * seconds / 60:.1f} minutes and what they take to drain"
+    )
     with out.progress("requests", requests_of(plan, live)) as advance:
         report = run_live(plan, live, version=code_version().partition("+")[0], on_progress=advance)
     for one in report.runs:

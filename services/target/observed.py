@@ -15,6 +15,7 @@ from events.decisions import RejectReason, RequestRejected
 from events.engine import EngineKind, EngineMeasured, EngineRegistered
 from events.log.base import Message
 from events.request import AbortReason, FirstTokenSeen, RequestAborted, RequestFinished
+from replay.gauges import DEVICE
 from replay.score import MILLION, NS_PER_HOUR, Scores
 from replay.series import EVERY_S, Series
 from replay.workloads.facts import arrived
@@ -31,9 +32,9 @@ _NO_ENGINE: Final = EngineRegistered(
 )
 """SLOs stand in the arrivals: nothing of an engine is asked."""
 FROM_LOG: Final = (
-    "deferrals", "would", "kv_tokens_error", "ttft_error_ns", "hit_tokens_by_tier", "evictions", "migrations",
-    "migrations_failed", "prefetches", "quota_moves", "preemptions", "throughput_fluctuation",
-    "occupancy_fluctuation", "occupancy_mean_ppm", "occupancy_max_ppm", "device_ns",
+    "deferrals", "would", "cached_token_share", "kv_tokens_error", "ttft_error_ns", "hit_tokens_by_tier",
+    "evictions", "migrations", "migrations_failed", "prefetches", "quota_moves", "preemptions",
+    "throughput_fluctuation", "occupancy_fluctuation", "occupancy_mean_ppm", "occupancy_max_ppm", "device_ns",
 )  # fmt: skip
 """Fields of Scores that the log of a gateway knows, and its clients do not."""
 
@@ -98,6 +99,18 @@ def merged(scores: Scores, theirs: Scores) -> Scores:
     return msgspec.structs.replace(
         scores, device_hours_per_million=hours, **{field: getattr(theirs, field) for field in FROM_LOG}
     )
+
+
+def by_metrics(scores: Scores, told: Sequence[Told]) -> Scores:
+    """With the share of prompt tokens that engines' /metrics say were cached, where no answer told. Probes before the
+    load are not in it."""
+    last = {one.event.engine_id: one.event for one in told if isinstance(one.event, EngineMeasured)}
+    queries = sum(event.prefix_queries_total for event in last.values())
+    if scores.cached_token_share or not queries:
+        return scores
+    share = sum(event.prefix_hits_total for event in last.values()) / queries
+    tiers = {**scores.hit_tokens_by_tier, DEVICE: round(share * scores.prompt_tokens)}
+    return msgspec.structs.replace(scores, cached_token_share=share, hit_tokens_by_tier=tiers)
 
 
 def held(seen: Sequence[Seen], *, every_s: int = EVERY_S) -> tuple[Series, ...]:

@@ -97,7 +97,7 @@ async def offered(
     said = await theirs.messages() if theirs is not None else []
     notes += said_of(loop.seen, options, target, watch, has_log=bool(said), stopped=stopped, offered=len(asked))
     messages = observed.facts(loop.seen, watch.told, begun_ns=begun_ns)
-    scores = _scores(messages, said, window_ns=offer.seconds * NS_PER_S)
+    scores = _scores(messages, said, watch, window_ns=offer.seconds * NS_PER_S)
     result = RunResult(
         workload=offer.workload, system=name, engine=EngineModel.LIVE, load=load, scale=offer.scale, seed=offer.seed,
         batch_tokens=0, seqs_max=0, engines=max(1, scores.device_ns // max(scores.window_ns, 1)),
@@ -192,26 +192,29 @@ async def _under_load(
     on_progress: Callable[[int, int], None] | None,
 ) -> bool:  # fmt: skip
     """Do it, while the target is watched; whether it was interrupted."""
-    watching = asyncio.create_task(watch.run())
+    watching, stopped = asyncio.create_task(watch.run()), False
     try:
         await loop.run(asked, drain_s=options.drain_s, on_progress=on_progress)
     except asyncio.CancelledError:
         task = asyncio.current_task()
         assert task is not None, "this runs in a task"
         task.uncancel()  # What was found is still to be said.
-        return True
+        stopped = True
     finally:
         watching.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await watching
-    return False
+    await watch.look()
+    return stopped
 
 
-def _scores(messages: Sequence[Message], theirs: Sequence[Message], *, window_ns: int) -> Scores:
+def _scores(messages: Sequence[Message], theirs: Sequence[Message], watch: Watch, *, window_ns: int) -> Scores:
     scores = score(messages, window_ns=window_ns)
     if theirs:
         return observed.merged(scores, score(theirs, window_ns=window_ns))
-    return scores if scores.device_ns else msgspec.structs.replace(scores, device_hours_per_million=None)
+    if not watch.engines:
+        return msgspec.structs.replace(scores, device_hours_per_million=None)
+    return observed.by_metrics(scores, watch.told)
 
 
 def _series(seen: Sequence[Seen], messages: Sequence[Message], theirs: Sequence[Message]) -> tuple[Series, ...]:

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import aiohttp
 import msgspec
 
-from events import codec
+from events import codec, subjects
 from events.base import EngineId, Event, PoolId
 from events.engine import EngineKind, EngineMeasured, EngineRegistered
 from events.log.base import Log, Message
@@ -123,9 +123,27 @@ class Record:
         self._after = last.seq if last is not None else 0
 
     async def messages(self) -> list[Message]:
-        """All since then, with engines' totals counted from then. Raises LogError."""
+        """All since then, after what engines are; their totals count from then. Raises LogError."""
         since = SinceFirst()
-        return [_counted(message, since) async for batch in self._log.read(after=self._after) for message in batch]
+        found = [_counted(message, since) async for batch in self._log.read(after=self._after) for message in batch]
+        return [*await self._engines(found[0]), *found] if found else []
+
+    async def _engines(self, first: Message) -> list[Message]:
+        """What was last said of what each engine is, as if it were said at the time of the first message."""
+        known: dict[EngineId, EngineRegistered] = {}
+        pattern = subjects.fact(self._log.pool, "*", EngineRegistered.event_kind())
+        async for batch in self._log.read(pattern=pattern):
+            for message in batch:
+                if message.seq <= self._after:
+                    for recorded in codec.decode(message.seq, message.subject, message.body):
+                        if isinstance(recorded.event, EngineRegistered):
+                            known[recorded.event.engine_id] = recorded.event
+        records = codec.decode(first.seq, first.subject, first.body)
+        said = [codec.Said(event=event) for event in known.values()]
+        if not said or not records:
+            return []
+        subject = subjects.fact(self._log.pool, "sensor", codec.kind_of(said))
+        return [Message(self._after, subject, codec.encode(owner="", ts_ns=records[0].ts_ns, said=said), {})]
 
 
 def _since(event: Event, since: SinceFirst) -> Event:

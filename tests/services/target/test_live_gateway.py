@@ -68,7 +68,9 @@ async def test_what_its_policies_predicted_and_its_engines_held_comes_from_its_l
     scores = found.result.scores
     assert scores.kv_tokens_error.requests == 24, "every answer of an LLM stands beside its prediction"
     assert scores.device_ns == scores.window_ns, "one engine"
-    assert {one.name for one in found.result.series} >= {"slo_attainment", "occupancy", "held_llm", "held_embedding"}
+    assert {one.name for one in found.result.series} >= {
+        "slo_attainment", "occupancy", "held_llm", "held_embedding", "memory_llm", "memory_embedding",
+    }  # fmt: skip
     assert not any("are not known" in note for note in found.result.notes)
 
 

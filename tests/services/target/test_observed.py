@@ -100,6 +100,19 @@ def test_a_target_s_own_log_adds_what_no_client_sees() -> None:
     assert both.device_hours_per_million == 2.0
 
 
+def test_hits_are_those_of_the_metrics_where_no_answer_tells() -> None:
+    def told(queries: int, hits: int) -> Told:
+        return Told(0, EngineMeasured(engine_id=EngineId("e"), running=0, waiting=0, kv_used_ppm=0,
+                                      prefix_queries_total=queries, prefix_hits_total=hits))  # fmt: skip
+
+    scores = scored(seen(first=100, last=200))
+    by_metrics = observed.by_metrics(scores, [told(0, 0), told(400, 100)])
+    assert (by_metrics.cached_token_share, by_metrics.hit_tokens_by_tier["device"]) == (0.25, 25)
+    told_by_answers = scored(seen(first=100, last=200, cached_tokens=80))
+    assert observed.by_metrics(told_by_answers, [told(400, 100)]) == told_by_answers
+    assert observed.by_metrics(scores, [told(0, 0)]) == scores
+
+
 def test_held_tokens_grow_with_the_answer_and_are_gone_at_its_end() -> None:
     llm = seen(due=5_000, first=10_000, last=30_000, output_tokens=40)
     job = seen("e", kind=RequestKind.EMBEDDING, due=1, first=15_000, last=15_000)
