@@ -15,10 +15,10 @@ import pytest
 from nats.aio.msg import Msg
 
 from events import codec, subjects
-from events.base import Event, Recorded
+from events.base import Event, LogError, PoolId, Recorded
 from events.control import PolicyConfigured, ShadowCompared
 from events.log.base import Message
-from events.log.jetstream import JetStreamLog
+from events.log.jetstream import JetStreamLog, connect
 from policies.catalog import ACTORS
 from replay.chain import chain_of
 from replay.code_version import code_version
@@ -28,8 +28,8 @@ from replay.whatif import open_loop
 from services import admission, cli, eviction, quota
 from services import shadow as shadows
 from services.runtime.actor_position import taken_in
-from services.runtime.config import Config
-from services.runtime.embedded import EmbeddedNats
+from services.runtime.config import Config, LogProfile
+from services.runtime.embedded import EmbeddedNats, start_nats
 from services.runtime.orders import Refused, taking_orders
 from services.runtime.output import Exit
 from services.shadow import ShadowRuns, ShadowStatus, status_of, stop_of
@@ -52,16 +52,20 @@ class House:
         self._running: list[tuple[asyncio.Event, asyncio.Task[None]]] = []
         self._said = self._requests = 0
 
-    def start(self, run: Any) -> asyncio.Event:
+    def start(self, run: Any) -> None:
         stop = asyncio.Event()
         self._running.append((stop, asyncio.create_task(run(self.config, log=self.log, stop=stop))))
-        return stop
 
     async def stop(self) -> None:
         for stop, task in reversed(self._running):
             stop.set()
             await task
         self._running.clear()
+
+    async def stop_first(self) -> None:
+        stop, task = self._running.pop(0)
+        stop.set()
+        await task
 
     async def shadow(self, of: Candidate) -> asyncio.Task[None]:
         """Start a shadow; its task, once it answers."""
@@ -82,8 +86,17 @@ class House:
             body = codec.encode(owner="t", ts_ns=START_NS + int(at_s * 10**9), said=[codec.Said(event=event)])
             source = "clock" if event.event_kind() == "ticked" else "sensor"
             subject = subjects.fact(self.log.pool, source, event.event_kind())
-            seq = await self.log.append(subject, body, msg_id=f"test:{self._said}")
+            seq = await self._stored(subject, body)
         return seq
+
+    async def _stored(self, subject: str, body: bytes) -> int:
+        """Until the log takes it, as a writer of facts does."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while True:
+                try:
+                    return await self.log.append(subject, body, msg_id=f"test:{self._said}")
+                except LogError:
+                    await asyncio.sleep(0.05)
 
     async def day(self, seconds: int, *, from_s: int) -> int:
         """A few requests a second on two engines; where it ends."""
@@ -167,6 +180,36 @@ async def test_a_shadow_counts_what_the_log_tried_afterwards_counts(house: House
     live, later = (msgspec.to_builtins(one) for one in (status.actors[0].found, offline.actors[0]))
     assert live["outcomes"] > 0
     assert live == later
+
+
+async def test_an_actor_that_is_replaced_and_a_server_that_dies_cost_no_difference(
+    tmp_path: Path, pool: PoolId
+) -> None:
+    with start_nats(tmp_path / "nats", profile=LogProfile.FAST) as server:
+        config = Config(pool=pool, state_dir=str(tmp_path / "state"))
+        config.nats.url = server.url
+        client = await connect(server.url, name="tests")
+        house = House(await JetStreamLog.open(client, pool, append_timeout_s=1.0), config)
+        house.start(admission.run)
+        await house.shadow(FEWER)
+        await house.say(engine("e1"), engine("e2"), tick(0), at_s=0)
+        await house.day(3, from_s=1)
+        await house.stop_first()  # What comes while nobody runs admission is answered by the next.
+        await house.day(2, from_s=4)
+        server.kill()
+        server.start()
+        await house.day(1, from_s=6)  # Stored once the server is back.
+        house.start(admission.run)
+        await house.day(2, from_s=7)
+        seq = await house.say(arrived("the last one"), at_s=9)
+        await house.answered(seq, "admission")
+        (status,) = (await house.until(lambda found: found.actors[0].seq >= seq)).actors
+        (_, offline) = open_loop(await house.messages(), pool, [FEWER]).tried
+        assert status.found.words == 25
+        assert msgspec.to_builtins(status.found) == msgspec.to_builtins(offline.actors[0])
+        await house.stop()
+        await house.log.close()
+        await client.close()
 
 
 async def test_what_a_shadow_says_is_heard_beside_the_log_and_stands_nowhere_in_it(house: House) -> None:
