@@ -98,6 +98,8 @@ async def offered(
     notes += said_of(loop.seen, options, target, watch, has_log=bool(said), stopped=stopped, offered=len(asked))
     messages = observed.facts(loop.seen, watch.told, begun_ns=begun_ns)
     scores = _scores(messages, said, watch, window_ns=offer.seconds * NS_PER_S)
+    if said:
+        notes.append(_of_predictions(scores))
     result = RunResult(
         workload=offer.workload, system=name, engine=EngineModel.LIVE, load=load, scale=offer.scale, seed=offer.seed,
         batch_tokens=0, seqs_max=0, engines=max(1, scores.device_ns // max(scores.window_ns, 1)),
@@ -176,6 +178,17 @@ def _of_sizes(seen: Sequence[Seen], options: TargetOptions, target: probe.Target
     sized = "" if options.prompts is PromptForm.TOKENS or target.sizes.asked else ", one word taken for a token"
     text = f"prompts are made of {how}{sized}; by the target's count they are {100 * off:+.1f} % of the trace's length"
     return text if abs(off) <= SIZE_OFF_MAX else f"PROMPTS ARE OFF: {text}"
+
+
+def _of_predictions(scores: Scores) -> str:
+    tokens, ttft = scores.kv_tokens_error, scores.ttft_error_ns
+    if not tokens.requests:
+        return "its log predicts nothing"
+    return (
+        f"predicted beside actual: KV tokens off by {100 * tokens.error_p50_share:.1f} % at the median and "
+        f"{100 * tokens.error_p99_share:.0f} % at p99 of {tokens.requests:,}, TTFT by "
+        f"{100 * ttft.error_p50_share:.1f} % and {100 * ttft.error_p99_share:.0f} % of {ttft.requests:,}"
+    )
 
 
 async def _prompts(

@@ -46,6 +46,7 @@ async def test_a_plain_vllm_is_asked_for_what_the_trace_says(engines: Engines) -
     assert result.scores.device_ns == result.scores.window_ns, "one engine"
     hits = after.prefix_hits_total - before.prefix_hits_total
     assert hits >= 7 * 2 * PREFIX_TOKENS, "prompts that share a prefix share its tokens"
+    assert result.scores.cached_token_share == pytest.approx(7 * 3 * PREFIX_TOKENS / (8 * 1_024), abs=0.05)
     assert "requests for llama-3-8b were asked of " + TEXT_MODEL in result.notes
 
 

@@ -32,7 +32,7 @@ class Plain:
     metrics: str = METRICS
     step_s: float = 0.001
     asked: list[dict[str, Any]] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
+    keys: list[tuple[str, str]] = field(default_factory=list)
     url: str = ""
 
     def tokens(self, prompt: str) -> int:
@@ -55,7 +55,8 @@ class Plain:
     async def complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.asked.append(body)
-        self.keys.append(request.headers.get("authorization", ""))
+        tenant = request.headers.get("x-llm-d-inference-fairness-id", "")
+        self.keys.append((tenant, request.headers.get("authorization", "")))
         if self.refuses or ("ignore_eos" in body and not self.takes_ignore_eos):
             return web.json_response({"error": {"message": "unknown field"}}, status=400)
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})

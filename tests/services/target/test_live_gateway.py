@@ -72,6 +72,7 @@ async def test_what_its_policies_predicted_and_its_engines_held_comes_from_its_l
         "slo_attainment", "occupancy", "held_llm", "held_embedding", "memory_llm", "memory_embedding",
     }  # fmt: skip
     assert not any("are not known" in note for note in found.result.notes)
+    assert any(note.startswith("predicted beside actual: KV tokens off by") for note in found.result.notes)
 
 
 async def test_prompts_have_the_length_of_the_trace_by_the_target_s_own_count(tmp_path: Path) -> None:

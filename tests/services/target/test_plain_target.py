@@ -45,7 +45,7 @@ async def test_prompts_are_sized_by_its_tokenizer_or_by_what_it_counts(tokenizes
 async def test_where_nobody_can_tell_a_word_is_taken_for_a_token_and_that_is_said() -> None:
     result = await ask(Plain(tokenizes=False, counts=False))
     assert said(result, "does not tell how long prompts were")
-    assert result.scores.slo_met == 8, "answers are counted by their events then"
+    assert result.scores.finished == 8
 
 
 async def test_prompts_of_token_ids_are_asked_as_such() -> None:
@@ -100,7 +100,7 @@ async def test_keys_go_to_their_tenants_and_one_to_all_others() -> None:
     async with plain(server):
         load = [replace(one, tenant="blue" if number % 2 else "red") for number, one in enumerate(LOAD)]
         await offered(server.url, load, TargetOptions(keys={"blue": "k1", "": "k0"}), offer=OFFER)
-    assert server.keys[-8:] == ["Bearer k0", "Bearer k1"] * 4
+    assert set(server.keys[-8:]) == {("red", "Bearer k0"), ("blue", "Bearer k1")}
 
 
 async def test_a_target_that_answers_nothing_at_all_is_refused_before_the_load() -> None:
