@@ -17,7 +17,7 @@ from events.decisions import WakeAsked
 from events.request import RequestArrived
 from replay.chain import Link
 from replay.outcome import NOTHING, Subject, Word, outcome, subject_of, word_of
-from replay.rule_words import rule_of
+from replay.rule_words import Rule, rule_of
 
 REQUESTS_MAX = 65_536
 """Requests, and other subjects, that are remembered: the newest ones. Of an older one a difference may count again."""
@@ -39,7 +39,8 @@ class Change(msgspec.Struct, kw_only=True):
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
     """One word that differs. `at` is the place of what was recorded (of its cause, where nothing was), `about` whom it
-    is about; `fields` are the names that differ where both said one thing. `chain` leads back to the arrival."""
+    is about; the rules are those that fired (None: nothing was said); `fields` are the names that differ where both
+    said one thing. `chain` leads back to the arrival."""
 
     actor: str
     at: str
@@ -49,6 +50,8 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str
     recorded: tuple[Word, ...]
     tried: tuple[Word, ...]
+    recorded_rule: Rule | None
+    tried_rule: Rule | None
     recorded_decisions: tuple[dict[str, Any], ...]
     tried_decisions: tuple[dict[str, Any], ...]
     fields: tuple[str, ...] = ()
@@ -204,6 +207,7 @@ class Tally:
             actor=self.found.actor, at=str(places[-1].at if places else cause.at), cause=str(cause.at),
             ts_ns=cause.ts_ns, about=subject.name, tenant=self._tenants.of(subject.name),
             recorded=outcome(theirs, subject), tried=outcome(ours, subject),
+            recorded_rule=_rule(theirs), tried_rule=_rule(ours),
             recorded_decisions=tuple(map(_plain, theirs)), tried_decisions=tuple(map(_plain, ours)),
             fields=tuple(dict.fromkeys(name for one, other in pairs for name in _fields(one, other))),
         )  # fmt: skip
@@ -224,9 +228,14 @@ def _remember(kept: dict[Any, Any], key: Any, value: Any, most: int) -> None:
         del kept[next(iter(kept))]
 
 
-def _code(said: Sequence[Event]) -> str:
+def _rule(said: Sequence[Event]) -> Rule | None:
     """The rule of the last word said."""
-    return rule_of(said[-1], said).code if said else NOTHING
+    return rule_of(said[-1], said) if said else None
+
+
+def _code(said: Sequence[Event]) -> str:
+    rule = _rule(said)
+    return rule.code if rule is not None else NOTHING
 
 
 def _verbs(said: Sequence[Event]) -> str:

@@ -34,7 +34,9 @@ def _show_open(found: OpenLoop, console: Console, journal: str) -> None:
     columns = ("policy", "words", "same", "other amounts", "other outcome", "still other", "other wakes", "requests")
     names = ("words", "same", "amounts", "outcomes", "standing", "wakes", "requests")
     console.print(table(columns, [(one.policy, *(str(one.total(name)) for name in names)) for one in found.tried]))
-    if found.not_run:
+    if len(found.tried[0].actors) == 0:
+        console.print("nothing was decided in this log: a trace is run under any policy by `tidegate replay simulate`")
+    elif found.not_run:
         console.print(f"never ran in this log, and not compared: {', '.join(found.not_run)}")
     if found.other_version:
         console.print(f"{found.other_version} owners ran another version of the code: differences may be the code's")
@@ -80,7 +82,10 @@ def _show_first(first: Difference, console: Console, journal: str) -> None:
     who = f" for {first.about}" if first.about else ""
     tenant = f" ({first.tenant})" if first.tenant else ""
     console.print(Text(f"first difference: record {first.cause}, {first.actor}{who}{tenant}", style="bold"))
-    console.print(Text(f"  recorded {text(first.recorded)}; tried {text(first.tried)}"))
+    for whose, words, rule in (
+        ("recorded", first.recorded, first.recorded_rule), ("tried", first.tried, first.tried_rule),
+    ):  # fmt: skip
+        console.print(Text(f"  {whose} {text(words)}" + (f": {rule.text}" if rule is not None else "")))
     recorded, ours = (said[-1] if said else {} for said in (first.recorded_decisions, first.tried_decisions))
     for name in first.fields[:SHOWN_MAX]:
         console.print(Text(f"  {name}: recorded {recorded.get(name)!r}, tried {ours.get(name)!r}"))

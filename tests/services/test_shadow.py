@@ -370,6 +370,8 @@ async def test_the_same_by_command(house: House, capsys: pytest.CaptureFixture[s
     await house.until(lambda found: all(one.seq >= seq for one in found.actors))
     assert await house.command("policy", "shadow", "status", "--json") == Exit.FINE
     assert json.loads(capsys.readouterr().out)["policy"] == FEWER.name
+    assert await house.command("replay", "whatif", "--pool", house.log.pool, "--policy", "recorded") == Exit.FINE
+    assert "first difference" not in capsys.readouterr().out
     assert await house.command("policy", "shadow", "stop") == Exit.FINE
     assert "admission" in capsys.readouterr().out
     async with asyncio.timeout(TIMEOUT_S):

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from events.base import PoolId
 from events.log.journal import JournalWriter
 from policies.catalog import PRESETS
 from replay.cluster import simulate
+from replay.workloads.facts import arrivals_to_messages
 from replay.workloads.mixed import Mixed, engines, mixed
 from services import cli
 from services.runtime.output import Exit
@@ -78,6 +80,19 @@ def test_people_see_what_differs_where_first_and_how_sure_that_is(
     for word in ("same facts, same past", "first difference: record", "request_arrived", "elsewhere", "by tenant",
                  "tidegate explain", "observed", "modelled", "beyond the error", "goodput_per_s"):  # fmt: skip
         assert word in out
+
+
+def test_a_trace_is_told_apart_from_a_log(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    with JournalWriter(path, PoolId("p")) as writer:
+        for message in arrivals_to_messages(mixed(3, SHAPE), engines()[0], pool=PoolId("p")):
+            writer.write(message)
+    code, out, _ = called(capsys, path, "--policy", "fifo")
+    assert code == Exit.FINE
+    assert "replay simulate" in out
+    code, _, err = called(capsys, path, "--policy", "fifo", "--closed-loop")
+    assert code == Exit.BAD_INPUT
+    assert "no engine is registered" in err
 
 
 def test_same_is_a_question_with_an_answer(capsys: pytest.CaptureFixture[str], journal: Path) -> None:
