@@ -83,6 +83,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     tuning: Tuning = Tuning()
     systems: Mapping[str, System] = msgspec.field(default_factory=lambda: dict(SYSTEMS))
     traces: Mapping[str, str] = msgspec.field(default_factory=dict)
+    guesses: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """Where the search for a knee begins, by workload, where that is not the workload's own guess."""
     knee_steps: tuple[int, ...] = ()
     """Only these steps of the search for a knee (none = as far as it goes): a look, not a result."""
     shipped_knee: bool = True
@@ -110,7 +112,7 @@ SMOKE: Final = Plan(
         ),
     ),
     tuning=Tuning(tokens=(1_024, 2_048), seqs=(256,), evictions=(LRU,), engines=2, seconds=60, loads=(1.2,)),
-    knee_steps=(-2, 0, 2), shipped_knee=False,
+    knee_steps=(-2, 0, 2), shipped_knee=False, guesses={"mixed": 1.8, "coding_small": 6.0},
 )  # fmt: skip
 STANDARD: Final = Plan(
     suite="standard",

@@ -45,7 +45,7 @@ def tuned(plan: Plan, runs: Runs) -> dict[str, Tuned]:
         engine=EngineModel.LIGHT, engines=tuning.engines, seconds=tuning.seconds, workloads=plan.workloads, systems=(),
         loads=tuning.loads, seeds=tuning.seeds,
     )  # fmt: skip
-    guesses = {name: WORKLOADS[name].guess for name in plan.workloads}
+    guesses = {name: plan.guesses.get(name, WORKLOADS[name].guess) for name in plan.workloads}
     careful = with_eviction(plan.systems[CAREFUL], LRU)
     first = searched(
         runs, guesses, plan.knee_steps,

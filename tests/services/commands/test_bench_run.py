@@ -1,0 +1,42 @@
+"""`tidegate bench run`: what is asked for, what comes out, and its exit codes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from replay.bench.memory.files import read_report
+from services import cli
+from services.runtime.output import Exit
+
+TINY = (
+    "bench", "run", "--suite", "smoke", "--workloads", "mixed", "--systems", "as_shipped,careful,honest_rival,tidegate",
+    "--seconds", "30", "--loads", "1.0", "--jobs", "1",
+)  # fmt: skip
+
+
+def test_the_goals_come_last_and_the_report_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*TINY, "--out", str(tmp_path)]) == Exit.FINE
+    said = capsys.readouterr().out
+    assert said.index("knee of the careful baseline") < said.index("goodput / careful at 1 ")
+    assert "as_shipped" in said
+    report = read_report(tmp_path)
+    assert {run.system for run in report.runs} == {"as_shipped", "careful", "honest_rival", "tidegate"}
+    assert report.calibrations
+    assert {path.name for path in tmp_path.iterdir()} >= {"report.json", "report.html", "cells.csv", "runs"}
+    capsys.readouterr()
+    assert cli.run([*TINY, "--out", str(tmp_path), "--json", "--strict"]) in (Exit.FINE, Exit.NO)
+    value = json.loads(capsys.readouterr().out)
+    again = value["report"]
+    assert [run["digest"] for run in again["runs"]] == [run.digest for run in report.runs]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--systems", "tidegat"), ("--workloads", "coding,mixd"), ("--loads", "x"), ("--seeds", "9"), ("--suite", "huge")],
+)
+def test_names_and_numbers_that_are_not_there_are_bad_input(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["bench", "run", option, value]) == Exit.BAD_INPUT
+    assert value.split(",")[-1] in capsys.readouterr().err
