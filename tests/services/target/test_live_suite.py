@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -20,8 +21,8 @@ STAGE = replace(SMOKE.light, workloads=("mixed",), seconds=3, loads=(1.0,), seed
 PLAN: Plan = replace(SMOKE, stages=(STAGE,))
 
 
-def live(url: str, **more: object) -> Live:
-    return Live(url=url, options=TargetOptions(embedding_model="tiny", drain_s=3), **more)  # type: ignore[arg-type]
+def live(url: str, **more: Any) -> Live:
+    return Live(url=url, options=TargetOptions(embedding_model="tiny", drain_s=3), **more)
 
 
 async def test_a_suite_on_a_live_target_is_a_report_like_any_other(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """What a client saw, as facts: each answer is scored as it would be in any log, and every refusal has its word."""
 
+from typing import Any
+
 import pytest
 
 from events import codec
@@ -19,7 +21,7 @@ MS = NS_PER_MS
 
 
 def seen(
-    name: str = "r", *, kind: RequestKind = RequestKind.LLM, due: int = 0, first: int = 0, last: int = 0, **more: object
+    name: str = "r", *, kind: RequestKind = RequestKind.LLM, due: int = 0, first: int = 0, last: int = 0, **more: Any
 ) -> Seen:
     arrival = Arrival(
         at_ns=due * MS, request_id=name, prompt_tokens=100, output_tokens=11, kind=kind,
@@ -28,7 +30,7 @@ def seen(
     base = {"status": 200, "ended": True, "whole": True, "events": 11, "output_tokens": 11, "prompt_tokens": 100}
     return Seen(
         arrival=arrival, due_ns=due * MS, sent_ns=due * MS, first_ns=first * MS, last_ns=last * MS, **{**base, **more}
-    )  # type: ignore[arg-type]
+    )
 
 
 def scored(*of: Seen) -> Scores:

@@ -2,6 +2,7 @@
 
 import json
 from itertools import takewhile
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,10 +13,10 @@ from replay.workloads.base import Arrival
 from services.target.prompts import WORDS, Sizes, text_prompts, token_prompts
 
 
-def arrival(name: str, tokens: int, prefix: tuple[int, ...] = (), **more: object) -> Arrival:
+def arrival(name: str, tokens: int, prefix: tuple[int, ...] = (), **more: Any) -> Arrival:
     return Arrival(
         at_ns=0, request_id=name, prompt_tokens=tokens, output_tokens=1, prefix=prefix, prefix_tokens=64, **more
-    )  # type: ignore[arg-type]
+    )
 
 
 def words(sizes: Sizes, one: Arrival) -> list[str]:
