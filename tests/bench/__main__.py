@@ -17,7 +17,7 @@ from rich.table import Table
 from services.runtime.aio import run
 from services.runtime.config import LogProfile
 from services.runtime.embedded import start_nats
-from tests.bench import deciding, fingerprinting, loop, memory, registry, replaying, streaming
+from tests.bench import deciding, engines, fingerprinting, loop, memory, registry, replaying, streaming
 from tests.bench.place import Place
 from tests.bench.rounds import ROUNDS, Row
 
@@ -31,6 +31,7 @@ SECTIONS: dict[str, Callable[[Place], Awaitable[list[Row]]]] = {
     "prefix": memory.measure_prefixes,
     "tiers": memory.measure_tiers,
     "registry": registry.measure,
+    "engines": engines.measure,
 }
 
 TABLE_WIDTH = 120

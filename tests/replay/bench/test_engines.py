@@ -1,0 +1,58 @@
+"""Light engine beside vLLM's scheduler: what is compared, and what counts as off."""
+
+import msgspec
+
+from replay.bench.engines import LIMITS, SHAPES, EngineTask, Figures, compared, held, play, tasks
+from replay.bench.memory.report import EngineModel
+
+FIGURES = Figures(
+    requests=100, answered=90, ttft_p50_ns=100_000_000, ttft_p99_ns=900_000_000, tpot_p50_ns=10_000_000,
+    tpot_p99_ns=20_000_000, tokens_per_s=1_000.0, goodput_per_s=2.0, cached_share=0.5, preemptions=9,
+)  # fmt: skip
+TASK = EngineTask(shape="mixed", engine=EngineModel.LIGHT, seconds=10)
+
+
+def test_the_same_figures_are_within_every_limit() -> None:
+    found = held(TASK, FIGURES, FIGURES)
+
+    assert found.calibrated
+    assert [one.name for one in found.checked] == [limit.name for limit in LIMITS]
+    assert all(one.off == 0 for one in found.checked)
+
+
+def test_a_figure_beyond_its_limit_is_said() -> None:
+    off = msgspec.structs.replace(FIGURES, tpot_p99_ns=23_000_000)
+
+    found = held(TASK, off, FIGURES)
+
+    assert not found.calibrated
+    assert [one.name for one in found.checked if one.off > one.off_max] == ["TPOT p99"]
+
+
+def test_every_workload_runs_on_both_kinds_and_all_that_ends_is_told() -> None:
+    asked: list[EngineTask] = []
+    done: list[None] = []
+
+    def players(some: list[EngineTask], on_done: object) -> list[Figures]:
+        asked.extend(some)
+        for number in range(len(some)):
+            on_done(number, FIGURES)  # type: ignore[operator]
+        return [FIGURES for _ in some]
+
+    found = compared(players, players, None, seconds=5, on_done=lambda: done.append(None))
+
+    assert [one.calibrated for one in found] == [True] * len(SHAPES)
+    assert {(task.shape, task.engine) for task in asked} == {
+        (name, kind) for name in SHAPES for kind in (EngineModel.LIGHT, EngineModel.VLLM_SCHEDULER)
+    }
+    assert len(done) == len(asked)
+
+
+def test_a_run_is_short_of_memory_on_purpose() -> None:
+    [task] = [one for one in tasks(EngineModel.LIGHT, None, 30) if one.shape == "mixed"]
+
+    found = play(task)
+
+    assert found.answered > 50
+    assert found.preemptions > 0
+    assert 0.2 < found.cached_share < 0.9
