@@ -40,6 +40,12 @@ class ShadowRuns(LogError):
     exit_code: ClassVar[int] = 2
 
 
+class ShadowSpeaksOtherwise(LogError):
+    """The pool's shadow is of another version of the program, and its answer cannot be read here."""
+
+    exit_code: ClassVar[int] = 2
+
+
 class ShadowStatus(msgspec.Struct, kw_only=True):
     """A running shadow: its start (`name`), what it tries, and how every actor compares."""
 
@@ -87,12 +93,12 @@ async def run(
 
 
 async def status_of(client: Client, pool: PoolId) -> ShadowStatus | None:
-    """How the pool's shadow stands; None when there is none."""
+    """How the pool's shadow stands; None when there is none. Raises ShadowSpeaksOtherwise."""
     return await _asked(client, pool, STATUS)
 
 
 async def stop_of(client: Client, pool: PoolId) -> ShadowStatus | None:
-    """Tell the pool's shadow to end; how it stood. None when there is none."""
+    """Tell the pool's shadow to end; how it stood. None when there is none. Raises ShadowSpeaksOtherwise."""
     return await _asked(client, pool, STOP)
 
 
@@ -101,7 +107,12 @@ async def _asked(client: Client, pool: PoolId, name: str) -> ShadowStatus | None
         answer = await client.request(subjects.rpc(pool, name), b"", timeout=ASK_TIMEOUT_S)
     except (NatsError, TimeoutError):
         return None
-    return msgspec.json.decode(answer.data, type=ShadowStatus)
+    try:
+        return msgspec.json.decode(answer.data, type=ShadowStatus)
+    except msgspec.DecodeError as error:
+        mend = "ask it with the version that it was started with; `stop` has ended it all the same"
+        what = f"the shadow runs another version of the program ({error})"
+        raise ShadowSpeaksOtherwise(what, where=f"pool {pool}", mend=mend) from error
 
 
 async def _work(shadows: list[Shadowing], stop: asyncio.Event) -> None:

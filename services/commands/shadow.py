@@ -146,7 +146,7 @@ def _show(found: "ShadowStatus", console: "Console") -> None:
 
 @click.command()
 @click.option("--least", type=click.IntRange(min=0), default=WORDS_MIN, show_default=True,
-              help="Refuse where the shadow compared less than so many words.")  # fmt: skip
+              help="Refuse where the shadow compared less than so many words, repeated ones left out.")  # fmt: skip
 @click.option("--pool", help="Which pool; the configured one if not given.")
 @with_settings
 @with_output

@@ -111,11 +111,12 @@ class Orders:
 
     async def promote(self, *, words_min: int) -> Promoted:
         """Write what the pool's newest shadow tried as its actors' settings, in one message, each with the shadow's
-        last report as its cause. Refused where it compared less than `words_min`, or broke, or an actor runs other code
-        than the one that judges the settings. Raises Refused, LogError."""
+        last report as its cause. Refused where it compared less than `words_min` (a subject that is still other in the
+        same way, at every tick, counts once), or broke, or an actor runs other code than the one that judges the
+        settings. Raises Refused, LogError."""
         reports = await self._shadow_reports()
         told = [one.event for one in reports if isinstance(one.event, ShadowCompared)]
-        words = sum(one.words for one in told)
+        words = sum(one.words - one.standing for one in told)
         if words < words_min:
             raise Refused(f"the shadow compared {words} words until now (allowed: from {words_min} on; see --least)")
         states, _ = await self._configured()
