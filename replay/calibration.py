@@ -163,11 +163,19 @@ def simulated(run: MeasuredRun, build: EngineBuilder) -> list[tuple[int, int]]:
             _take(times, engine.run_until(next_ns))
         request_id = RequestId(f"r{number}")
         times[request_id] = []
-        asked = SimRequest(request_id=request_id, prompt_tokens=one.prompt_tokens, output_tokens=one.output_tokens)
-        engine.submit(asked, one.at_ns)
+        engine.submit(_asked(request_id, number, one, unit_tokens=described.block_tokens), one.at_ns)
     while (next_ns := engine.next_ns()) is not None:
         _take(times, engine.run_until(next_ns))
     return [(first_ns, last_ns) for first_ns, last_ns in times.values()]
+
+
+def _asked(request_id: RequestId, number: int, one: Asked, *, unit_tokens: int) -> SimRequest:
+    """Of its prompt every block has a name, which no other prompt has: who was preempted finds what is left of it."""
+    blocks = tuple((number, block) for block in range(one.prompt_tokens // unit_tokens))
+    return SimRequest(
+        request_id=request_id, prompt_tokens=one.prompt_tokens, output_tokens=one.output_tokens, prefix=blocks,
+        unit_tokens=unit_tokens,
+    )  # fmt: skip
 
 
 def figures(asked: Sequence[Asked], times: Sequence[tuple[int, int]]) -> Figures:
