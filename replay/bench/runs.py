@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
+from signal import SIG_DFL, SIGINT, signal
 from typing import TypeVar
 
 import msgspec
@@ -46,12 +47,23 @@ def players(jobs: int, play: Callable[[T], R]) -> Iterator[Player[T, R]]:
     if jobs == 1:
         yield partial(_one_by_one, play)
         return
+    others = active_children()
     # Spawned, not forked: the parent may have threads (a progress bar has one).
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_end_at_interrupt)
     try:
         yield partial(_side_by_side, pool, play)
     finally:
-        pool.shutdown(cancel_futures=True)
+        ours = [child for child in active_children() if child not in others]
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in ours:  # Nobody waits for a run that is still going on.
+            child.terminate()
+        for child in ours:
+            child.join()
+
+
+def _end_at_interrupt() -> None:
+    """Ctrl-C reaches all processes of a terminal: who asked says what was done, these just end."""
+    signal(SIGINT, SIG_DFL)
 
 
 def _one_by_one(play: Callable[[T], R], tasks: Sequence[T], on_done: Callable[[int, R], None]) -> list[R]:

@@ -164,13 +164,13 @@ def _run(wanted: Wanted, plan: "Plan", out: Output) -> "Report":
 
 
 def _say_hours(plan: "Plan", players: "Players", jobs: int, out: Output) -> None:
-    """How long it will take, from the speed of one short run of our policy on each kind of engine."""
+    """How long it will take, from the speed of short runs on each kind of engine."""
     from replay.bench.memory.plan import hours
     from replay.bench.memory.suite import speed
 
     speeds = {engine: speed(plan, engine, players[engine]) for engine in players}
     said = ", ".join(f"{engine.value} {one:,.0f} x real time" for engine, one in speeds.items())
-    out.remark(f"about {hours(plan, speeds, jobs):.1f} h with {jobs} runs at a time (an engine of ours: {said})")
+    out.remark(f"about {hours(plan, speeds, jobs):.1f} h with {jobs} runs at a time (an engine: {said})")
 
 
 @contextmanager
