@@ -5,7 +5,8 @@ Looked at whenever a tier of an engine is measured, so that room, speed and queu
 - Relieve DRAM, so that there is room for what is worth more. Above `high_ppm` its least valuable slices go until it is
   at `low_ppm`, those that are quicker fetched back from SSD than computed: what is in SSD too is dropped from DRAM
   (engines write through), what is not is demoted while SSD has room. Others are dropped only if they are worthless
-  (fewer than `worthless_ppm` come back): where SSD is too slow to be of use, DRAM is left to the engine.
+  (fewer than `worthless_ppm` come back): where SSD is too slow to be of use, or there is none, DRAM is left to the
+  engine.
 - Relieve SSD. Above `high_ppm` its least valuable slices are dropped.
 - Promote. While DRAM has room below `high_ppm`, hot slices that are in SSD alone come up, parents first, where fetching
   is quicker than computing.
@@ -176,10 +177,10 @@ def _compute_ns(state: State, engine: TieredEngine, slice_id: SliceId) -> int:
 
 
 def _relieve_dram(state: State, draft: Draft, engine_id: EngineId) -> None:
-    surplus = _surplus(state, draft, engine_id, Tier.DRAM)
-    if not surplus:
-        return
     engine = state.engines[engine_id]
+    surplus = _surplus(state, draft, engine_id, Tier.DRAM)
+    if not surplus or not gauge(engine, Tier.SSD).slice_bytes:
+        return  # Without SSD the engine makes room when it needs some, and knows as well what is worth least.
     room = _ssd_room(state, draft, engine_id)
     dropped: list[SliceId] = []
     demoted: list[SliceId] = []

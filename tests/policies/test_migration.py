@@ -131,6 +131,11 @@ def test_what_nobody_asked_for_as_far_as_is_known_is_worthless() -> None:
     house(stored(DRAM, *"abcde")).when(FULL).then(dropped("e", reason=MoveReason.WORTHLESS))
 
 
+def test_without_ssd_dram_is_left_to_the_engine() -> None:
+    spec = given(MIGRATION, at(0, tick(0)), tiered(), gauged(DRAM), stored(DRAM, *"abcde"))
+    spec.when(FULL).then_nothing()
+
+
 def test_below_the_high_watermark_nothing_goes() -> None:
     spec = house(*asked("abcd"), stored(DRAM, *"abcd"), stored(SSD, *"abcd"))
     spec.when(gauged(DRAM, used=96)).then_nothing()
