@@ -1,9 +1,9 @@
 """What a suite of the memory benchmark runs, and about how long that takes.
 
 - smoke: is everything in its place? A look at three workloads on two engines, in less than a minute.
-- standard: the workloads and systems that the goals speak of, 30 virtual minutes on 8 light engines (those with the most
-  requests a second less: `synthetic` 15, `mixed` 10), and 5 virtual minutes on 2 engines with vLLM's scheduler. One seed
-  a load, and a smaller grid: half an hour on two cores.
+- standard: the workloads and systems that the goals speak of, 30 virtual minutes on 8 light engines (those with the
+  most requests a second less: `synthetic` 15, `mixed` 10), and 5 virtual minutes on 2 engines with vLLM's scheduler.
+  One seed a load, and a smaller grid: half an hour on two cores.
 - full: all systems, workloads and judging seeds. Hours.
 
 Choices (the point of the grid, lru or arc) are made with tuning seeds, results are those of judging seeds.
