@@ -169,7 +169,10 @@ def kv_tokens_of(workload: Workload) -> int:
 def engines(workload: Workload, count: int, *, batch_tokens: int, seqs_max: int) -> list[EngineRegistered]:
     """That many engines as the workload needs them."""
     described = registered("", workload.models, profile=PROFILE, kv_tokens=kv_tokens_of(workload))
-    capability = msgspec.structs.replace(described.capability, batch_tokens_max=batch_tokens, seqs_max=seqs_max)
+    capability = msgspec.structs.replace(
+        described.capability, batch_tokens_max=batch_tokens, seqs_max=seqs_max,
+        embedding=EMBEDDING_MODEL in workload.models,
+    )  # fmt: skip
     return [
         msgspec.structs.replace(described, engine_id=EngineId(f"e{number}"), capability=capability)
         for number in range(1, count + 1)
