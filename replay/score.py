@@ -64,7 +64,8 @@ class Error(msgspec.Struct, kw_only=True):
 class Scores(msgspec.Struct, kw_only=True):
     """What a run was worth. Times in ns; None = infinite (or nothing to measure). See the module for the words.
 
-    `prompt_tokens` and `hit_tokens_by_tier` are those of finished requests; `tokens_per_s` are prompts and output of
+    `prompt_tokens` and `hit_tokens_by_tier` are those of finished requests, `prompt_tokens_asked` the prompts of all
+    that count, whatever became of them; `tokens_per_s` are prompts and output of
     what finished within the window; `slo_tokens` those of requests that met their SLO, to which `device_ns` (engines x
     window) is held as hours per million. `migrations` and `prefetches` count orders, `quota_moves` moves of shares.
     """
@@ -97,6 +98,7 @@ class Scores(msgspec.Struct, kw_only=True):
     kv_tokens_error: Error = msgspec.field(default_factory=Error)
     ttft_error_ns: Error = msgspec.field(default_factory=Error)
     prompt_tokens: int = 0
+    prompt_tokens_asked: int = 0
     hit_tokens_by_tier: dict[str, int] = msgspec.field(default_factory=dict)
     evictions: int = 0
     migrations: int = 0
@@ -111,6 +113,12 @@ class Scores(msgspec.Struct, kw_only=True):
     occupancy_fluctuation: float | None = None
     occupancy_mean_ppm: int = 0
     occupancy_max_ppm: int = 0
+
+    @property
+    def hit_share(self) -> float:
+        """Reused tokens as a share of all prompts that count: who refuses what is not cached has reused no more."""
+        asked = self.prompt_tokens_asked or self.prompt_tokens
+        return self.cached_token_share * self.prompt_tokens / asked if asked else 0.0
 
     def plain(self) -> dict[str, Any]:
         """Plain values for JSON, in one order."""
@@ -244,6 +252,8 @@ class Scorer:
         _parts(out, lives, unsent)
         _errors(out, lives)
         _memory(out, self.gauges, done, slice_tokens=self.slice_tokens)
+        prompts = [one.arrived.prompt_tokens for one in lives] + [one.prompt_tokens for one in unsent]
+        out.prompt_tokens_asked = sum(prompts)
         _throughput(out, lives, self.gauges, start_ns=self.begun_ns if window_ns else lives[0].arrived_ns)
         return out
 

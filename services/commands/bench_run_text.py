@@ -41,9 +41,9 @@ def show(report: "Report", console: "Console") -> None:
 
 def _workload(report: "Report", info: "WorkloadInfo", console: "Console") -> None:
     console.print(f"\n{info.name} ({info.source})", markup=False, style="bold")
-    loop = "closed loop" if info.closed_loop else "open loop"
+    loop = f"at load {_load(report, info):g}, {'closed loop' if info.closed_loop else 'open loop'}"
     console.print(
-        f"{info.requests} requests in {seconds(info.seconds)} on {info.engines} engines at load 1, {loop}; unique KV "
+        f"{info.requests} requests in {seconds(info.seconds)} on {info.engines} engines {loop}; unique KV "
         f"{gib(info.unique_kv_bytes)}; at best {share(info.ideal_hit_share)} of prompt tokens cached", markup=False,
     )  # fmt: skip
     if info.drawn:
@@ -60,6 +60,11 @@ def _workload(report: "Report", info: "WorkloadInfo", console: "Console") -> Non
                 console.print(table([COLUMNS[n] for n in part], [[row[n] for n in part] for row in rows]))
 
 
+def _load(report: "Report", info: "WorkloadInfo") -> float:
+    """The load that a workload is described at: its knee, or the first that a live target got."""
+    return 1.0 if info.knee is not None else report.loads[0]
+
+
 def _knee(knee: "Knee") -> str:
     tried = ", ".join(f"{scale:g}: {good:.2f}" for scale, good in zip(knee.scales, knee.goodputs, strict=True))
     edge = ", at the edge of what was tried" if knee.at_edge else ""
@@ -69,7 +74,8 @@ def _knee(knee: "Knee") -> str:
 def _row(cell: "Cell") -> tuple[str, ...]:
     slower = sum(part for tier, part in cell.hit_by_tier.items() if tier != "device")
     return (
-        cell.system, f"{cell.load:g}", number(cell.goodput_per_s), number(cell.goodput_std), share(cell.attainment),
+        cell.system, f"{cell.load:g}", number(cell.goodput_per_s),
+        number(cell.goodput_std) if cell.runs > 1 else NOTHING, share(cell.attainment),
         *(number(cell.ratios.get(name)) for name in AGAINST),
         f"{span(cell.ttft_p50_ns)} / {span(cell.ttft_p99_ns)}", f"{span(cell.tpot_p50_ns)} / {span(cell.tpot_p99_ns)}",
         share(cell.hit_share), share(slower), number(cell.worst_class_share), f"{cell.throughput_tokens_per_s:,.0f}",
@@ -88,7 +94,7 @@ def _goal(goal: "Goal") -> tuple[str, ...]:
 
 def _verdict(goal: "Goal") -> str:
     if goal.met is None:
-        return "not measured"
+        return "not measured" if goal.value is None else "to look at"
     if goal.met:
         return "met"
     return "out of reach" if _is_out_of_reach(goal) else "missed"

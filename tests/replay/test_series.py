@@ -217,6 +217,15 @@ def test_what_was_never_sent_is_missed_everywhere() -> None:
     assert scores.fairness_jain < 1
 
 
+def test_who_refuses_what_is_not_cached_has_reused_no_more() -> None:
+    """Both have 40 tokens from a cache; one of them has never sent the longest prompt."""
+    all_of_it = score(log((0, arrived("a")), (100, finished("a", cached=40))))
+    a_part = score(log((0, arrived("a")), (100, finished("a", cached=40))), unsent=[unsent("b", prompt=900)])
+    assert all_of_it.cached_token_share == a_part.cached_token_share == all_of_it.hit_share
+    assert a_part.prompt_tokens_asked == all_of_it.prompt_tokens_asked + 900
+    assert a_part.hit_share == pytest.approx(40 / a_part.prompt_tokens_asked)
+
+
 def test_occupancy_and_throughput_fluctuate_over_the_middle_of_the_window() -> None:
     said: list[tuple[int, Event]] = [(0, registered()), (0, arrived("a")), (100 * S, arrived("b"))]
     total = 0

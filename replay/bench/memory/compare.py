@@ -67,7 +67,7 @@ METRICS: Final = (
     Metric(name="goodput_per_s", unit="/s", of=lambda scores: scores.goodput_per_s),
     Metric(name="attainment", unit="", of=lambda scores: scores.slo_attainment),
     *(_percentile(name) for name in ("ttft_p50_ns", "ttft_p99_ns", "tpot_p50_ns", "tpot_p99_ns")),
-    Metric(name="hit_share", unit="", of=lambda scores: scores.cached_token_share),
+    Metric(name="hit_share", unit="", of=lambda scores: scores.hit_share),
     Metric(name="throughput_tokens_per_s", unit="/s", of=lambda scores: scores.tokens_per_s),
     Metric(name="worst_class_share", unit="", of=_worst_class),
     Metric(name="jain", unit="", of=lambda scores: scores.fairness_jain),

@@ -34,6 +34,8 @@ BELOW: Final = 0.98
 """Never below by more than 2 %."""
 OWN_LOAD, OWN_PEAK_SHARE = 1.5, 0.95
 CLASS_SHARE: Final = 0.5
+REQUESTS_MIN: Final = 50
+"""Of fewer requests no goal says anything."""
 GAP_SHARE: Final = 0.5
 GAP_MIN: Final = 0.01
 """A gap of less than this part of the careful baseline's goodput is none."""
@@ -71,13 +73,19 @@ class _Found:
 
 def goals(cells: Sequence[Cell], infos: Mapping[str, WorkloadInfo]) -> tuple[Goal, ...]:
     """All goals that the cells say something about, by kind of engine and workload. Where a load that a goal speaks of
-    was not run, its value is None; on engines that ran a part of the loads only, such goals are left out."""
+    was not run, or there was next to nothing to do, its value is None; on engines that ran a part of the loads only,
+    such goals are left out."""
     made: list[Goal] = []
     for engine in dict.fromkeys(cell.engine for cell in cells):
         for name in dict.fromkeys(cell.workload for cell in cells if cell.engine is engine):
             found = _Found(cells, infos[name], engine)
-            made += [one for one in _of(found) if engine is EngineModel.LIGHT or one.value is not None]
+            known = [one for one in _of(found) if engine is EngineModel.LIGHT or one.value is not None]
+            made += known if infos[name].requests >= REQUESTS_MIN else [_too_few(one, infos[name]) for one in known]
     return tuple(made)
+
+
+def _too_few(goal: Goal, info: WorkloadInfo) -> Goal:
+    return replace(goal, value=None, bound=None, bound_by="", where=f"{info.requests} requests say nothing")
 
 
 def _of(found: _Found) -> Iterator[Goal]:
@@ -168,10 +176,13 @@ def _classes(found: _Found) -> Goal:
 
 
 def _gaps(found: _Found, suffix: str) -> Iterator[Goal]:
-    """How much of the gap between the careful baseline and the bound is closed, at each load up to the knee."""
+    """How much of the gap between the careful baseline and the bound is closed, at each load up to the knee. The bound
+    is unlimited KV under the better of the two policies that were run with it, so that nobody is above it by policy."""
     percent = (DRAM_SMALL_PPM if suffix else DRAM_PPM) // 10_000
     for load in found.loads(OURS + suffix, most=KNEE):
-        own, careful, bound = (found.cell(name, load) for name in (OURS + suffix, CAREFUL + suffix, UNLIMITED))
+        own, careful = (found.cell(name, load) for name in (OURS + suffix, CAREFUL + suffix))
+        free = [cell for name in (UNLIMITED, OURS_UNLIMITED) if (cell := found.cell(name, load)) is not None]
+        bound = max(free, key=lambda cell: cell.goodput_per_s, default=None)
         name = f"gap to unlimited KV closed at {load:g}, DRAM {percent} %"
         if own is None or careful is None or bound is None:
             continue
@@ -180,7 +191,8 @@ def _gaps(found: _Found, suffix: str) -> Iterator[Goal]:
             yield found.goal(name, GAP_SHARE, 1.0, where=f"no gap: {gap:+.2f}/s of {careful.goodput_per_s:.2f}/s")
             continue
         value = (own.goodput_per_s - careful.goodput_per_s) / gap
-        yield found.goal(name, GAP_SHARE, value, where=f"gap {gap:.2f}/s of {careful.goodput_per_s:.2f}/s")
+        said = f"gap {gap:.2f}/s of {careful.goodput_per_s:.2f}/s, to {bound.system}"
+        yield found.goal(name, GAP_SHARE, value, where=said)
 
 
 # Latency.

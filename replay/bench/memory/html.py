@@ -231,6 +231,8 @@ def _goal(goal: Goal) -> GoalCell:
         True: ("met", "✓", "met"), False: ("missed", "✗", "not met"), None: ("open", "–", "not measured"),
     }[goal.met]  # fmt: skip
     bound = ""
+    if goal.met is None and goal.value is not None:
+        verdict = "to look at"
     if goal.met is False and goal.bound is not None and (goal.bound > goal.limit) is goal.at_most:
         verdict = "not met, out of reach"
     if goal.bound is not None:

@@ -139,7 +139,8 @@ class WorkloadInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 class Goal(msgspec.Struct, frozen=True, kw_only=True):
     """One goal: `value` must be at least (or, with `at_most`, at most) `limit`. None: not measured. `bound` is the most
-    (the least) that is possible, and `bound_by` what stops it there: unlimited KV, Belady, compute, the offer."""
+    (the least) that is possible, and `bound_by` what stops it there: unlimited KV, Belady, compute, the offer. Of a
+    limit of 0 nothing is asked: the number is there to be looked at."""
 
     workload: str
     name: str
@@ -153,8 +154,8 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def met(self) -> bool | None:
-        """Whether it is met; None where it was not measured."""
-        if self.value is None:
+        """Whether it is met; None where it was not measured, or nothing is asked."""
+        if self.value is None or not self.limit:
             return None
         return self.value <= self.limit if self.at_most else self.value >= self.limit
 

@@ -35,7 +35,7 @@ def cells(results: Iterable[RunResult]) -> tuple[Cell, ...]:
 def _cell(runs: Sequence[RunResult]) -> Cell:
     first, scores = runs[0], [one.scores for one in runs]
     goodputs = [one.goodput_per_s for one in scores]
-    prompt_tokens = sum(one.prompt_tokens for one in scores) or 1
+    asked = sum(one.prompt_tokens_asked or one.prompt_tokens for one in scores) or 1
     return Cell(
         workload=first.workload, system=first.system, engine=first.engine, load=first.load, runs=len(runs),
         offered_per_s=fmean(one.offered_per_s for one in scores),
@@ -45,9 +45,9 @@ def _cell(runs: Sequence[RunResult]) -> Cell:
         ttft_p99_ns=_whole(scores, lambda one: one.ttft_p99_ns),
         tpot_p50_ns=_whole(scores, lambda one: one.tpot_p50_ns),
         tpot_p99_ns=_whole(scores, lambda one: one.tpot_p99_ns),
-        hit_share=sum(one.cached_token_share * one.prompt_tokens for one in scores) / prompt_tokens,
+        hit_share=sum(one.cached_token_share * one.prompt_tokens for one in scores) / asked,
         hit_by_tier={
-            tier: sum(one.hit_tokens_by_tier.get(tier, 0) for one in scores) / prompt_tokens
+            tier: sum(one.hit_tokens_by_tier.get(tier, 0) for one in scores) / asked
             for tier in dict.fromkeys(tier for one in scores for tier in one.hit_tokens_by_tier)
         },
         worst_class_share=worst_class(scores)[0],

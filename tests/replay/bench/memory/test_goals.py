@@ -70,6 +70,27 @@ def test_the_gap_to_unlimited_kv_is_closed_as_far_as_goodput_says_and_none_is_cl
     assert not [name for name in names if "gap to unlimited" in name and "1.2" in name]
 
 
+def test_the_gap_is_to_unlimited_kv_under_the_better_policy() -> None:
+    """Ours has 5.6, the careful baseline 4; with unlimited KV ours would have 8, the baseline 5."""
+    made = [*cells(), cell(OURS_UNLIMITED, 1.0, goodput_per_s=8.0)]
+    goal = found(made, "gap to unlimited KV closed at 1, DRAM 10 %")
+    assert goal.value == pytest.approx(0.4)
+    assert OURS_UNLIMITED in goal.where
+
+
+def test_of_a_handful_of_requests_no_goal_is_met_or_missed() -> None:
+    few = info(requests=49)
+    assert {goal.met for goal in goals(cells(), {few.name: few})} == {None}
+    assert all("49 requests" in goal.where for goal in goals(cells(), {few.name: few}))
+
+
+def test_a_number_to_look_at_is_no_goal_that_is_met() -> None:
+    goal = found(
+        [replace(one, flops_used=0.2, flops_bound=0.4) for one in cells(workload="mixed")], "model-FLOPs", info("mixed")
+    )
+    assert (goal.value, goal.bound, goal.met) == (0.2, 0.4, None)
+
+
 def test_the_way_to_beladys_rule_begins_at_the_careful_baseline() -> None:
     made = [replace(one, hit_share=0.2) if one.system == CAREFUL else one for one in cells()]
     goal = found(made, "gap from the careful baseline's hits")
