@@ -18,6 +18,7 @@ from vllm.v1.outputs import KVConnectorOutput
 from policies.predictors.step_time import FS_PER_NS
 from replay.engines.links import FS_PER_S
 from replay.engines.tiers import TRIES_MAX
+from replay.engines.vllm_order import Numbered
 from replay.faults import FINE, Fate
 
 
@@ -70,7 +71,7 @@ class VirtualWorker:
         """What has ended by then, as vLLM's worker says it at the end of a step; None = nothing."""
         if not self._to_come or self._to_come[0][0] > now_fs:
             return None
-        said, loaded = OffloadingWorkerMetadata(), set()
+        said, loaded = OffloadingWorkerMetadata(), Numbered()
         while self._to_come and self._to_come[0][0] <= now_fs:
             _, job, request_id = heappop(self._to_come)
             del self._ends_fs[job]

@@ -1,8 +1,9 @@
 """Sets of vLLM's in one order: what it does with their members one after the other would else hang on PYTHONHASHSEED.
 
-Two places of vllm 0.32 matter: requests that ended since the last step (their last blocks are offloaded in that order),
-and the chunks of a transfer (the order in which they may be evicted from then on). Any order is as good as another
-there; a run shall be a function of its arguments.
+Three places of vllm 0.32 matter: requests that ended since the last step (their last blocks are offloaded in that
+order), requests whose loads ended (those that were aborted meanwhile give back their blocks in that order), and the
+chunks of a transfer (the order in which they may be evicted from then on). Any order is as good as another there; a run
+shall be a function of its arguments.
 """
 
 from collections.abc import Collection, Iterator
