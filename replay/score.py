@@ -64,9 +64,9 @@ class Error(msgspec.Struct, kw_only=True):
 class Scores(msgspec.Struct, kw_only=True):
     """What a run was worth. Times in ns; None = infinite (or nothing to measure). See the module for the words.
 
-    `prompt_tokens` and `hit_tokens_by_tier` are those of finished requests, `prompt_tokens_asked` the prompts of all
-    that count, whatever became of them; `tokens_per_s` are prompts and output of
-    what finished within the window; `slo_tokens` those of requests that met their SLO, to which `device_ns` (engines x
+    `prompt_tokens` and `hit_tokens_by_tier` are those of finished LLM requests, `prompt_tokens_asked` the prompts of
+    all LLM requests that count, whatever became of them. Of both kinds, `tokens_per_s` are prompts and output of what
+    finished within the window; `slo_tokens` those of requests that met their SLO, to which `device_ns` (engines x
     window) is held as hours per million. `migrations` and `prefetches` count orders, `quota_moves` moves of shares.
     """
 
@@ -251,9 +251,7 @@ class Scorer:
         _percentiles(out, lives, unsent)
         _parts(out, lives, unsent)
         _errors(out, lives)
-        _memory(out, self.gauges, done, slice_tokens=self.slice_tokens)
-        prompts = [one.arrived.prompt_tokens for one in lives] + [one.prompt_tokens for one in unsent]
-        out.prompt_tokens_asked = sum(prompts)
+        _memory(out, self.gauges, lives, unsent, slice_tokens=self.slice_tokens)
         _throughput(out, lives, self.gauges, start_ns=self.begun_ns if window_ns else lives[0].arrived_ns)
         return out
 
@@ -287,8 +285,13 @@ def _percentiles(out: Scores, lives: Sequence[Life], unsent: Sequence[Arrival]) 
     out.tpot_p50_ns, out.tpot_p99_ns = percentile(tpot, 50), percentile(tpot, 99)
 
 
-def _memory(out: Scores, gauges: Gauges, done: Sequence[RequestFinished], *, slice_tokens: int) -> None:
-    """What was reused, and what was moved."""
+def _memory(
+    out: Scores, gauges: Gauges, lives: Sequence[Life], unsent: Sequence[Arrival], *, slice_tokens: int
+) -> None:  # fmt: skip
+    """What was reused, and what was moved. Embedding jobs are no prompts that a cache could have had."""
+    asked: list[RequestArrived | Arrival] = [*(one.arrived for one in lives), *unsent]
+    out.prompt_tokens_asked = sum(one.prompt_tokens for one in asked if one.kind is RequestKind.LLM)
+    done = [one.finished for one in lives if one.finished is not None and one.arrived.kind is RequestKind.LLM]
     out.prompt_tokens = sum(one.prompt_tokens for one in done)
     cached = sum(one.cached_tokens for one in done)
     out.cached_token_share = cached / out.prompt_tokens if out.prompt_tokens else 0.0

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 import msgspec
 
 from events import codec
-from events.base import NS_PER_S, PPM
+from events.base import NS_PER_S, PPM, RequestKind
 from events.log.base import Message
 from replay.gauges import DEVICE, DRAM, PEER, SSD, TIERS, Share, Step
 from replay.score import Scorer
@@ -79,11 +79,11 @@ def _attainment(scorer: Scorer) -> dict[int, float]:
 
 
 def _hit_shares(scorer: Scorer) -> dict[str, dict[int, float]]:
-    """By tier: the part of the prompt tokens that were served from there."""
+    """By tier: the part of the prompt tokens (of answers, not of embeddings) that were served from there."""
     prompts: dict[int, int] = {}
     cached: dict[int, int] = {}
     for one in scorer.lives:
-        if one.finished is not None:
+        if one.finished is not None and one.arrived.kind is RequestKind.LLM:
             # An answer in one piece shows its first token to nobody.
             number = scorer.gauges.number(one.first_ns or one.over_ns)
             prompts[number] = prompts.get(number, 0) + one.finished.prompt_tokens

@@ -136,6 +136,14 @@ def test_tenants_are_compared() -> None:
     assert scores.cached_token_share == 0.5
 
 
+def test_an_embedding_is_no_prompt_that_a_cache_could_have_had() -> None:
+    """Bounds of what can be reused are over prompts of answers, and so is what was reused."""
+    both = (arrived("r", tenant="a"), finished("r", cached=50), arrived("v", kind=RequestKind.EMBEDDING))
+    scores = of(*both, finished("v", tpot_ms=0, output=0))
+    assert (scores.cached_token_share, scores.hit_share) == (0.5, 0.5)
+    assert (scores.prompt_tokens, scores.prompt_tokens_asked) == (100, 100)
+
+
 def test_an_empty_log_has_no_scores() -> None:
     assert score([]).plain()["requests"] == 0
 
