@@ -50,9 +50,9 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
 
 
 SHAPES: Final = {
-    "conversation": Shape(workload="conversation", scale=0.9, kv_tokens=90_000, dram_bytes=64 * GIB),
-    "coding": Shape(workload="coding_small", scale=8.0, kv_tokens=160_000, dram_bytes=48 * GIB),
-    "mixed": Shape(workload="mixed", scale=0.9, kv_tokens=40_000, dram_bytes=16 * GIB),
+    "conversation": Shape(workload="conversation", scale=0.7, kv_tokens=90_000, dram_bytes=64 * GIB),
+    "coding": Shape(workload="coding_small", scale=4.0, kv_tokens=160_000, dram_bytes=32 * GIB),
+    "mixed": Shape(workload="mixed", scale=0.5, kv_tokens=50_000, dram_bytes=16 * GIB),
 }
 """By name."""
 

@@ -34,10 +34,11 @@ class Simulation(msgspec.Struct, frozen=True, kw_only=True):
 
 def play_on_vllm(simulation: Simulation) -> Run:
     """Run it on engines whose every choice is made by vLLM's scheduler. ImportError where there is no vLLM."""
-    from replay.engines.vllm_scheduler import vllm_engine
+    from replay.engines.vllm_scheduler import vllm_builder
 
     given = msgspec.structs.asdict(simulation)
-    return simulate(given.pop("arrivals"), given.pop("engines"), build=vllm_engine, **given)
+    build = vllm_builder(slice_tokens=max((one.prefix_tokens for one in simulation.arrivals), default=1))
+    return simulate(given.pop("arrivals"), given.pop("engines"), build=build, **given)
 
 
 def play_far(python: Path, simulation: Simulation) -> Run:

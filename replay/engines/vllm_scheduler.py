@@ -36,54 +36,17 @@ from replay.engines.job import Finished, FirstToken, Outcome, Refused, SimReques
 from replay.engines.tier_cache import SliceAt, TierCache
 from replay.engines.tiers import TierSizes
 from replay.engines.vllm_commons import VllmCommons
+from replay.engines.vllm_inside import NO_TOKEN, TOKEN, VECTOR, Inside, Part, Step
 from replay.engines.vllm_offload import VirtualWorker
 from replay.engines.vllm_order import order_steps, order_transfers
+from replay.engines.vllm_plugged import SLICE_TOKENS, Clock, Mind, Plugged, mind_of
 from replay.engines.vllm_prompts import Hasher, Prompts
-from replay.engines.vllm_setup import STOCK, Plugged, scheduler_of
+from replay.engines.vllm_setup import scheduler_of
 from replay.engines.vllm_slices import VllmSlices
 from replay.faults import TransferFaults, fates
 
-TOKEN: Final = [2]
-"""What a step makes for a sequence that decodes; nobody reads it."""
-NO_TOKEN: Final[list[int]] = []
-VECTOR: Final = ()
-"""What it makes for an input whose last token was computed."""
 IDLE_STEPS_MAX: Final = 8
 """Steps in a row without work while requests are there: more, and vLLM waits for something that will not come."""
-
-
-class _Job:
-    """A request inside, and what vLLM has of it: `names` of its parts (one, or one for each input of an embedding), of
-    which `left` have not ended."""
-
-    __slots__ = ("cached", "left", "names", "preemptions", "request")
-
-    def __init__(self, request: SimRequest) -> None:
-        self.request = request
-        self.names: list[str] = []
-        self.left = self.cached = self.preemptions = 0
-
-
-class _Part:
-    """One of vLLM's requests."""
-
-    __slots__ = ("job", "prompt_tokens", "request")
-
-    def __init__(self, job: _Job, request: Any) -> None:
-        self.job, self.request, self.prompt_tokens = job, request, request.num_prompt_tokens
-
-
-class _Step:
-    """A step that is scheduled: what vLLM scheduled and for whom, what it makes for each, and when it ends."""
-
-    __slots__ = ("end_fs", "made", "names", "output", "prompt_tokens", "vectors")
-
-    def __init__(self, output: Any) -> None:
-        self.output = output
-        self.names: list[str] = list(output.num_scheduled_tokens)
-        self.made: list[list[int]] = []
-        self.vectors: list[object] | None = None
-        self.prompt_tokens = self.end_fs = 0
 
 
 class VllmEngine:
@@ -93,13 +56,16 @@ class VllmEngine:
     def __init__(
         self, registered: EngineRegistered, *, now_ns: int = 0, tiers: TierSizes | None = None,
         faults: TransferFaults | None = None, prompts: Prompts | None = None, overlaps: bool = True,
-        plugged: Plugged = STOCK, commons: VllmCommons | None = None,
+        plugged: Plugged | None = None, commons: VllmCommons | None = None,
     ) -> None:  # fmt: skip
         assert registered.step is not None, "a simulated engine has a step model"
         self.engine_id: EngineId = registered.engine_id
         self._capability, self._model = registered.capability, registered.step
         self._blocks, self._block_bytes = registered.kv_blocks, registered.block_bytes
         self._kv_tokens = registered.kv_blocks * registered.block_tokens
+        self._clock, self._plugged = Clock(), plugged
+        self._clock.now_fs = now_ns * FS_PER_NS
+        self._mind: Mind | None = mind_of(plugged, self._clock) if plugged is not None else None
         self._scheduler = scheduler_of(registered, tiers, overlaps=overlaps, plugged=plugged)
         self._pool = self._scheduler.kv_cache_manager.block_pool
         self._prompts = prompts or Prompts(registered.block_tokens)
@@ -112,11 +78,11 @@ class VllmEngine:
                 bytes_per_s=tiers.dram_bytes_per_s, block_bytes=registered.block_bytes, fates=drawn
             )
         self._ahead = 2 if overlaps else 1
-        self._jobs: dict[RequestId, _Job] = {}
-        self._parts: dict[str, _Part] = {}
-        self._coming: list[_Job] = []  # vLLM hears of these, and that those are gone, between two steps.
-        self._gone: list[_Job] = []
-        self._flight: deque[_Step] = deque()
+        self._jobs: dict[RequestId, Inside] = {}
+        self._parts: dict[str, Part] = {}
+        self._coming: list[Inside] = []  # vLLM hears of these, and that those are gone, between two steps.
+        self._gone: list[Inside] = []
+        self._flight: deque[Step] = deque()
         self._serial = self._idle_steps = 0
         self._asleep = False
         self._at_fs = now_ns * FS_PER_NS
@@ -127,7 +93,9 @@ class VllmEngine:
         self._pool._emit_block_removed_events = self._evicted  # noqa: SLF001 - vLLM tells them for KV events only
         self._slices: VllmSlices | None = None
         if tiers is not None and self._worker is not None:
-            self._slices = VllmSlices(registered, tiers, self._scheduler, self._worker, self._request_of)
+            self._slices = VllmSlices(
+                registered, tiers, self._scheduler, self._worker, self._request_of, tells_dram=plugged is None
+            )
 
     # What its owner calls.
 
@@ -141,7 +109,7 @@ class VllmEngine:
         if refusal is not None:
             self._outcomes.append(Refused(request.request_id, now_ns, refusal))
             return
-        job = self._jobs[request.request_id] = _Job(request)
+        job = self._jobs[request.request_id] = Inside(request)
         self._coming.append(job)
 
     def abort(self, request_id: RequestId, now_ns: int) -> bool:
@@ -167,10 +135,16 @@ class VllmEngine:
         return False
 
     def direct(self, directive: EngineDirected) -> None:
-        """vLLM's own classes know no directive: it changes nothing."""
+        """From the next step on, choose by this; vLLM's own classes know no directive, and go on as before."""
+        if self._mind is not None:
+            self._mind.direct(directive)
 
     def order(self, order: TransferOrdered | TransferCancelled, now_ns: int) -> None:
-        """vLLM's own classes take no orders: it is not answered."""
+        """Carry out an order about slices; vLLM's own classes take none, and it is not answered."""
+        if self._mind is not None:
+            self._arrive_at(now_ns)
+            self._clock.now_fs = now_ns * FS_PER_NS
+            self._mind.order(order)
 
     def accept(self, at: SliceAt, tier: Tier, now_ns: int) -> bool:  # noqa: ARG002
         """vLLM's own classes take nothing from peers."""
@@ -181,7 +155,10 @@ class VllmEngine:
         Nothing without tiers."""
         if self._slices is None:
             return []
-        return self._slices.facts(self._now_ns * FS_PER_NS, measure=measure)
+        said = self._slices.facts(self._now_ns * FS_PER_NS, measure=measure)
+        if self._mind is not None and (measure or said):
+            said += self._mind.facts()
+        return said
 
     def ssd(self) -> TierCache | None:
         """It has none."""
@@ -193,7 +170,7 @@ class VllmEngine:
             return self._now_ns
         if self._flight:
             return _ceil_ns(self._flight[0].end_fs)
-        if not self._jobs and not self._gone:
+        if not self._jobs and not self._gone and (self._mind is None or not self._mind.has_orders()):
             return None  # Stores may still be on their way; nobody waits for them.
         wake_fs = self._wake_fs()
         return max(self._now_ns, _ceil_ns(wake_fs)) if wake_fs is not None else None
@@ -226,6 +203,7 @@ class VllmEngine:
             output_tokens_total=self._output_tokens,
             evictions_total=self._evictions,
             embedding_bytes=self._embedding_blocks() * self._block_bytes,
+            directive_version=self._mind.directive_version() if self._mind is not None else 0,
         )
 
     def check_integrity(self) -> None:
@@ -264,7 +242,7 @@ class VllmEngine:
     def _has_work(self) -> bool:
         if self._asleep:
             return False
-        return bool(self._coming or self._gone) or self._scheduler.has_requests()
+        return bool(self._coming or self._gone) or bool(self._scheduler.has_requests())
 
     def _wake_fs(self) -> int | None:
         """When to look again, with no step in flight."""
@@ -276,6 +254,7 @@ class VllmEngine:
 
     def _begin(self) -> None:
         """Have vLLM schedule a step; it computes when the one before it has ended."""
+        self._clock.now_fs = self._at_fs
         self._take_back()
         for job in self._coming:
             self._hand_over(job)
@@ -289,7 +268,7 @@ class VllmEngine:
         self._preemptions += len(output.preempted_req_ids or ())
         for new in output.scheduled_new_reqs:
             self._entered(self._parts[new.req_id])
-        step = _Step(output)
+        step = Step(output)
         step.end_fs = begin_fs + self._takes_fs(step)
         self._flight.append(step)
         if any(one.names for one in self._flight):
@@ -299,7 +278,7 @@ class VllmEngine:
             self._end(self._flight.popleft())
         self._rest()
 
-    def _takes_fs(self, step: _Step) -> int:
+    def _takes_fs(self, step: Step) -> int:
         """How long the step computes; and what it makes."""
         pairs = context = seqs = 0
         parts, made = self._parts, step.made
@@ -326,9 +305,9 @@ class VllmEngine:
             return 0
         return step_fs(self._model, tokens=seqs + step.prompt_tokens, qk=pairs // 2, context=context, seqs=seqs)
 
-    def _end(self, step: _Step) -> None:
+    def _end(self, step: Step) -> None:
         """A step is over: vLLM hears what it made, and says who has ended."""
-        self._at_fs = step.end_fs
+        self._at_fs = self._clock.now_fs = step.end_fs
         self._take_back()
         said = self._worker.ended(step.end_fs) if self._worker is not None else None
         if step.names:
@@ -357,7 +336,7 @@ class VllmEngine:
 
     # One request.
 
-    def _hand_over(self, job: _Job) -> None:
+    def _hand_over(self, job: Inside) -> None:
         """vLLM hears of it."""
         request = job.request
         if request.kind is RequestKind.EMBEDDING:
@@ -371,16 +350,23 @@ class VllmEngine:
         known = self._prompts.hashes(full, request.unit_tokens)
         if self._commons is not None:
             self._commons.put_into(self._pool, known)
-        self._add(job, tokens, _sampling(max(1, request.output_tokens)), Hasher(self._prompts.hasher, known))
+        self._add(job, tokens, self._sampling(request), Hasher(self._prompts.hasher, known))
 
-    def _add(self, job: _Job, tokens: list[int], sampling: SamplingParams | None, hasher: Hasher | None) -> None:
+    def _sampling(self, request: SimRequest) -> SamplingParams:
+        tokens = max(1, request.output_tokens)
+        if self._plugged is None:
+            return _sampling(tokens)
+        hints = self._plugged.hints(request, self._now_ns)
+        return SamplingParams(max_tokens=tokens, ignore_eos=True, extra_args=hints)
+
+    def _add(self, job: Inside, tokens: list[int], sampling: SamplingParams | None, hasher: Hasher | None) -> None:
         self._serial += 1
         name = str(self._serial)
         request = Request(
             name, tokens, sampling, None if sampling is not None else _POOLING, block_hasher=hasher,
             arrival_time=self._now_ns / NS_PER_S, priority=job.request.priority,
         )  # fmt: skip
-        self._parts[name] = _Part(job, request)
+        self._parts[name] = Part(job, request)
         job.names.append(name)
         job.left += 1
         self._scheduler.add_request(request)
@@ -419,7 +405,7 @@ class VllmEngine:
 
     # Amounts.
 
-    def _emitted(self, job: _Job) -> int:
+    def _emitted(self, job: Inside) -> int:
         parts = (self._parts.get(name) for name in job.names)
         return sum(part.request.num_output_tokens for part in parts if part is not None)
 
@@ -428,7 +414,7 @@ class VllmEngine:
         jobs = (job for job in self._jobs.values() if job.request.kind is RequestKind.EMBEDDING)
         return sum(len(one.req_to_blocks.get(name, ())) for job in jobs for name in job.names for one in managers)
 
-    def _entered(self, part: _Part) -> None:
+    def _entered(self, part: Part) -> None:
         """A request enters its first step."""
         stats = part.request.prefill_stats
         self._queries += part.prompt_tokens
@@ -446,19 +432,13 @@ class VllmEngine:
         return part.job.request if part is not None else None
 
 
-def vllm_engine(
-    registered: EngineRegistered, *, now_ns: int, tiers: TierSizes | None, faults: TransferFaults | None,
-    ssd: TierCache | None, peer: Callable[[EngineId], VirtualEngine | None],
-) -> VllmEngine:  # fmt: skip
-    """vLLM as it is shipped, with its own CPU offload where there are tiers. Whatever its forerunner held in an SSD,
-    and its peers, mean nothing to it."""
-    del ssd, peer
-    return VllmEngine(registered, now_ns=now_ns, tiers=tiers, faults=faults, prompts=_prompts(registered.block_tokens))
-
-
-def sharing_vllm_engine() -> EngineBuilder:
-    """Makes engines that all have what any of them has computed: for one run."""
-    commons = VllmCommons()
+def vllm_builder(*, slice_tokens: int = SLICE_TOKENS, shared: bool = False) -> EngineBuilder:
+    """Makes engines for one run: vLLM as it is shipped, with its own CPU offload where tiers say how that evicts. Where
+    tiers leave it to the directive, this project's classes are in it: they choose who gives way and what leaves DRAM,
+    and carry out orders, in slices of `slice_tokens` tokens (the unit of the run's prompts). `shared`: all have what
+    any of them has computed. What a forerunner held in an SSD, and peers, mean nothing to them."""
+    commons = VllmCommons() if shared else None
+    plugged = Plugged(slice_tokens=slice_tokens)
 
     def build(
         registered: EngineRegistered, *, now_ns: int, tiers: TierSizes | None, faults: TransferFaults | None,
@@ -467,10 +447,19 @@ def sharing_vllm_engine() -> EngineBuilder:
         del ssd, peer
         return VllmEngine(
             registered, now_ns=now_ns, tiers=tiers, faults=faults, prompts=_prompts(registered.block_tokens),
-            commons=commons,
+            plugged=plugged if tiers is not None and not tiers.eviction else None, commons=commons,
         )  # fmt: skip
 
     return build
+
+
+vllm_engine: Final = vllm_builder()
+"""For runs whose prompts have units of SLICE_TOKENS."""
+
+
+def sharing_vllm_engine() -> EngineBuilder:
+    """For one run of engines that share what they compute."""
+    return vllm_builder(shared=True)
 
 
 @cache

@@ -8,7 +8,6 @@ Making a configuration takes seconds the first time and a tenth of one later; en
 """
 
 import os
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,8 +25,10 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, KVCacheTensor
 from vllm.v1.structured_output import StructuredOutputManager
 
+from events.base import EngineId
 from events.engine import EngineRegistered
 from replay.engines.tiers import TierSizes
+from replay.engines.vllm_plugged import Plugged
 from replay.engines.vllm_prompts import HASH_ALGORITHM, VOCABULARY
 
 LAYER: Final = "model.layers.0.self_attn.attn"
@@ -43,20 +44,6 @@ _MODEL: Final = {
 }  # fmt: skip
 
 
-class Plugged(msgspec.Struct, frozen=True, kw_only=True):
-    """Classes that run in vLLM's scheduler instead of its own, by dotted names ("" = vLLM's): `scheduler` (what
-    `--scheduler-cls` takes), `connector` (class) in `connector_module`. `extra` is added to the connector's
-    configuration."""
-
-    scheduler: str = ""
-    connector: str = ""
-    connector_module: str = ""
-    extra: Mapping[str, Any] = msgspec.field(default_factory=dict)
-
-
-STOCK: Final = Plugged()
-
-
 class _Asked(msgspec.Struct, frozen=True):
     """What a configuration depends on, in plain values."""
 
@@ -70,14 +57,15 @@ class _Asked(msgspec.Struct, frozen=True):
 
 
 def scheduler_of(
-    registered: EngineRegistered, tiers: TierSizes | None, *, overlaps: bool, plugged: Plugged = STOCK
+    registered: EngineRegistered, tiers: TierSizes | None, *, overlaps: bool, plugged: Plugged | None = None
 ) -> Any:
     """A scheduler of vLLM, with its KV cache manager, for this engine; `tiers` are vLLM's own CPU offload. `overlaps`:
     vLLM's asynchronous scheduling. One block more than the engine has is asked for: vLLM keeps one as a hole."""
     able = registered.capability
     asked = _Asked(
         registered.block_tokens, able.batch_tokens_max, min(able.seqs_max, able.batch_tokens_max),
-        able.context_tokens_max, overlaps, plugged.scheduler, _transfer(tiers, plugged),
+        able.context_tokens_max, overlaps, plugged.scheduler if plugged is not None else "",
+        _transfer(registered.engine_id, tiers, plugged),
     )  # fmt: skip
     config, blocks = _config(asked), registered.kv_blocks + 1
     config.cache_config.num_gpu_blocks = blocks
@@ -102,19 +90,17 @@ def scheduler_of(
     return made
 
 
-def _transfer(tiers: TierSizes | None, plugged: Plugged) -> str:
+def _transfer(engine_id: EngineId, tiers: TierSizes | None, plugged: Plugged | None) -> str:
     """The connector and its settings, as JSON; "" = none."""
     if tiers is None or not tiers.dram_bytes:
         return ""
     if tiers.ssd_bytes:
         raise ValueError("there is no SSD in virtual time behind vLLM's scheduler: simulate with ssd_bytes = 0")
-    extra = {"cpu_bytes_to_use": tiers.dram_bytes, **plugged.extra}
-    if not plugged.connector:
-        extra.setdefault("eviction_policy", tiers.eviction or EVICTION_DEFAULT)
-    connector = {"kv_connector": plugged.connector or "OffloadingConnector", "kv_role": "kv_both"}
-    if plugged.connector_module:
-        connector["kv_connector_module_path"] = plugged.connector_module
-    return msgspec.json.encode({**connector, "kv_connector_extra_config": extra}).decode()
+    if plugged is not None:
+        return msgspec.json.encode(plugged.transfer(engine_id, tiers.dram_bytes)).decode()
+    extra = {"cpu_bytes_to_use": tiers.dram_bytes, "eviction_policy": tiers.eviction or EVICTION_DEFAULT}
+    connector = {"kv_connector": "OffloadingConnector", "kv_role": "kv_both", "kv_connector_extra_config": extra}
+    return msgspec.json.encode(connector).decode()
 
 
 @cache

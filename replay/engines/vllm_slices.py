@@ -39,11 +39,11 @@ class _Told(list[OffloadingEvent]):
 
 class VllmSlices:
     """See the module. `request_of` finds what a request of vLLM's was made from, by its name; None = it has no
-    slices."""
+    slices. Classes that are plugged in tell of hits and of DRAM themselves (not `tells_dram`)."""
 
     def __init__(
         self, registered: EngineRegistered, tiers: TierSizes, scheduler: Any, worker: VirtualWorker,
-        request_of: Callable[[str], SimRequest | None],
+        request_of: Callable[[str], SimRequest | None], *, tells_dram: bool,
     ) -> None:  # fmt: skip
         self._engine_id, self._sizes, self._worker, self._request_of = (
             registered.engine_id, tiers, worker, request_of
@@ -51,7 +51,7 @@ class VllmSlices:
         self._block_tokens, self._block_bytes = registered.block_tokens, registered.block_bytes
         self._blocks = registered.kv_blocks
         self._pool = scheduler.kv_cache_manager.block_pool
-        self._manager = scheduler.connector.connector_scheduler.manager
+        self._manager: Any = scheduler.connector.connector_scheduler.manager if tells_dram else None
         self._changes = {tier: Changes() for tier in TIERS}
         self._hits: dict[Tier, list[Hashable]] = {tier: [] for tier in TIERS}
         self._hits_total, self._evictions = dict.fromkeys(TIERS, 0), dict.fromkeys(TIERS, 0)
@@ -60,11 +60,12 @@ class VllmSlices:
         self._is_new = True
         self._cache_full_blocks = self._pool.cache_full_blocks
         self._pool.cache_full_blocks = self._cached
-        self._manager.events = _Told(self._offloaded)
+        if self._manager is not None:
+            self._manager.events = _Told(self._offloaded)
 
     def entered(self, request: SimRequest, stats: Any) -> None:
         """A request begins with what vLLM found for it (`PrefillStats`)."""
-        if not self._unit_blocks(request):
+        if not self._unit_blocks(request) or self._manager is None:
             return
         keys = request.prefix[: (request.prompt_tokens - 1) // request.unit_tokens]
         held = stats.num_local_cached_tokens // request.unit_tokens
@@ -82,7 +83,7 @@ class VllmSlices:
             if key is None or self._pool.cached_block_hash_to_block.get_one_block(one) is not None:
                 continue
             self._removed(Tier.HBM, key)
-            if self._manager._policy.get(make_offload_key(block, GROUP)) is None:  # noqa: SLF001
+            if self._manager is None or self._manager._policy.get(make_offload_key(block, GROUP)) is None:  # noqa: SLF001
                 del self._names[block]
 
     def facts(self, now_fs: int, *, measure: bool) -> list[Event]:
@@ -100,7 +101,8 @@ class VllmSlices:
             said += [SlicesHit(engine_id=self._engine_id, tier=tier, slices=slices) for slices in named(keys)]
             self._hits_total[tier] += len(keys)
             keys.clear()
-        return [*said, self._device_measured(), self._dram_measured(now_fs)]
+        said.append(self._device_measured())
+        return [*said, self._dram_measured(now_fs)] if self._manager is not None else said
 
     # What vLLM tells.
 

@@ -5,18 +5,30 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
-from events.base import RequestId
+from events.base import EngineId, Event, RequestId, SliceId
+from events.decisions import EngineDirected, Move, MoveReason, TransferOrdered
 from events.engine import Capability, EngineRegistered
-from events.slice import SlicesHit, SlicesRemoved, SlicesStored, Tier, TierMeasured
+from events.slice import (
+    ChoiceMade,
+    SlicesHit,
+    SlicesRemoved,
+    SlicesStored,
+    Tier,
+    TierMeasured,
+    TransferEnd,
+    TransferFinished,
+)
 from replay.bench.simulated import Simulation, play_far
 from replay.costmodel import registered
 from replay.engines.job import Finished, Outcome
 from replay.engines.tiers import TierSizes
 from replay.engines.vllm_commons import VllmCommons
+from replay.engines.vllm_plugged import Plugged
 from replay.engines.vllm_prompts import Hasher, Prompts
 from replay.engines.vllm_scheduler import VllmEngine
 from replay.faults import TransferFaults
@@ -180,3 +192,63 @@ def test_failing_and_stalling_transfers_only_take_longer() -> None:
     assert served(faults) == served(faults)
     assert sorted(ends(served(faults))) == sorted(ends(served(None)))
     assert served(faults)[-1].at_ns > served(None)[-1].at_ns
+
+
+def plugged_run(seed: int) -> tuple[list[Outcome], list[Event], VllmEngine]:
+    """An engine with this project's classes in it, under a directive, some orders and little memory."""
+    tiers = TierSizes(dram_bytes=60 * 2 * BLOCK_BYTES)
+    engine = VllmEngine(described(kv_blocks=120), tiers=tiers, prompts=PROMPTS, plugged=Plugged(slice_tokens=32))
+    engine.direct(
+        EngineDirected(
+            engine_id=EngineId("e1"), version=7, eviction="slo_aware", horizon_ns=60 * S, protect_ppm=900_000
+        )
+    )
+    found, facts = list[Outcome](), list[Event]()
+    for at_ns, request in offered(seed, 80):
+        while (next_ns := engine.next_ns()) is not None and next_ns < at_ns:
+            found += engine.run_until(next_ns)
+        named = [SliceId(f"{int(key.split()[0][1:]):016x}{int(key.split()[1]):016x}") for key in request.prefix]
+        engine.submit(msgspec.structs.replace(request, prefix=tuple(named), deadline_ns=at_ns + S), at_ns)
+        facts += engine.slice_facts(measure=True)
+    found += drain(engine)
+    engine.check_integrity()
+    return found, facts + engine.slice_facts(measure=True), engine
+
+
+def test_this_projects_classes_run_in_it_on_the_engines_clock() -> None:
+    found, facts, engine = plugged_run(5)
+
+    assert type(engine._scheduler).__name__ == "TidegateScheduler"
+    assert engine._scheduler._failures == 0
+    assert len(ends(found)) == 80
+    assert engine.measured().directive_version == 7
+    choices = [fact for fact in facts if isinstance(fact, ChoiceMade)]
+    assert {fact.directive_version for fact in choices} == {7}
+    stored = {key for fact in facts if isinstance(fact, SlicesStored) and fact.tier is Tier.DRAM for key in fact.slices}
+    assert stored
+    assert all(len(key) == 32 for key in stored)
+    assert (found, facts) == plugged_run(5)[:2]
+
+
+def test_an_order_is_carried_out_and_answered() -> None:
+    tiers = TierSizes(dram_bytes=200 * 2 * BLOCK_BYTES)
+    engine = VllmEngine(described(), tiers=tiers, prompts=PROMPTS, plugged=Plugged(slice_tokens=32))
+    names = tuple(SliceId(f"{number:032x}") for number in range(8))
+    engine.submit(llm("a", 8 * 32 + 1, 2, names), 0)
+    drain(engine)
+    engine.submit(llm("b", 40, 40), 1 * S)  # Steps, in which stores end and orders are taken up.
+    drop = TransferOrdered(
+        order="o1", engine_id=EngineId("e1"), move=Move.DROP, slices=names[4:], from_tier=Tier.DRAM,
+        reason=MoveReason.WORTHLESS,
+    )  # fmt: skip
+    for _ in range(10):
+        engine.run_until(engine.next_ns() or 0)
+    engine.order(drop, engine._now_ns)
+    drain(engine)
+
+    facts = engine.slice_facts(measure=True)
+
+    [answer] = [fact for fact in facts if isinstance(fact, TransferFinished)]
+    assert (answer.order, answer.end, answer.slices_done) == ("o1", TransferEnd.DONE, 4)
+    gone = [fact.slices for fact in facts if isinstance(fact, SlicesRemoved) and fact.tier is Tier.DRAM]
+    assert {key for some in gone for key in some} == set(names[4:])

@@ -24,6 +24,7 @@ from replay.engines.light import light_engine, sharing_light_engine
 from replay.engines.tiers import TierSizes
 from replay.flops import utilisation
 from replay.series import series
+from replay.traces.mooncake import BLOCK_TOKENS as SLICE_TOKENS
 from replay.workloads.base import Arrival
 
 PPM = 1_000_000
@@ -71,7 +72,7 @@ def run_of(task: MemoryTask, build: EngineBuilder | None = None) -> Run:
     return simulate(
         offered, described, settings=settings_of(task.system), slo=SLO, tiers=tiers,
         closed_loop=workload.closed_loop, until_ns=task.offer.seconds * NS_PER_S,
-        build=build if build is not None else builder(task.engine, task.system),
+        build=build if build is not None else builder(task.engine, task.system, _slice_tokens(offered)),
     )  # fmt: skip
 
 
@@ -101,17 +102,22 @@ def behind(
     return reporting, {one.engine_id: sizes for one in reporting}
 
 
-def builder(engine: EngineModel, system: System) -> EngineBuilder:
-    """What makes the engines of a kind, for a system. ImportError where vLLM is not installed and would be needed."""
+def builder(engine: EngineModel, system: System, slice_tokens: int = SLICE_TOKENS) -> EngineBuilder:
+    """What makes the engines of a kind, for a system and prompts with units of `slice_tokens`. ImportError where vLLM
+    is not installed and would be needed."""
     match engine:
         case EngineModel.LIGHT:
             return sharing_light_engine() if system.shared_kv else light_engine
         case EngineModel.VLLM_SCHEDULER:
-            from replay.engines.vllm_scheduler import sharing_vllm_engine, vllm_engine
+            from replay.engines.vllm_scheduler import vllm_builder
 
-            return sharing_vllm_engine() if system.shared_kv else vllm_engine
+            return vllm_builder(slice_tokens=slice_tokens, shared=system.shared_kv)
         case EngineModel.LIVE:
             raise ValueError("a live engine is at an address: see --target")
+
+
+def _slice_tokens(offered: Sequence[Arrival]) -> int:
+    return max((one.prefix_tokens for one in offered), default=SLICE_TOKENS)
 
 
 def _grown(described: EngineRegistered, tokens: int) -> EngineRegistered:
