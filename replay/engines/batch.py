@@ -144,6 +144,7 @@ class Batch:
         for job, count in slow.loads.take_ended():
             job.computed += count * job.request.unit_tokens
             self._cache_units(job)
+            slow.brought_up(job)
             self._begin_prefill(job)
             ended = True
         if ended:  # Who waited goes on at its place in line: it came before those that entered meanwhile.

@@ -41,6 +41,10 @@ class DeviceMemory:
 
     # For orders and reports (`slow_memory.Device`).
 
+    def before_eviction(self, hear: Callable[[SliceAt], None]) -> None:
+        """`hear` is told of every unit that is about to make room, once it is watched."""
+        self.cache.before_eviction = lambda unit: hear(self._as_slice(unit))
+
     @property
     def bytes_max(self) -> int:
         """All of it."""
@@ -59,11 +63,12 @@ class DeviceMemory:
     def slice_at(self, key: Hashable) -> SliceAt | None:
         """A cached unit, as what stands behind knows it."""
         unit = self.cache.named(key)
-        if unit is None:
-            return None
+        return self._as_slice(unit) if unit is not None else None
+
+    def _as_slice(self, unit: Unit) -> SliceAt:
         assert unit.parent is not None, "a root has no key"
         blocks = unit.blocks
-        return SliceAt(key, unit.parent.key, unit.depth, blocks, blocks * self.block_bytes, unit.depth + 1)
+        return SliceAt(unit.key, unit.parent.key, unit.depth, blocks, blocks * self.block_bytes, unit.depth + 1)
 
     def adopt(self, at: SliceAt) -> bool:
         """Put a slice there that has come, which nobody uses yet; True too where it is there already. False where the

@@ -53,6 +53,8 @@ class PrefixCache:
         self._changes: Changes | None = None
         self._block_bytes = 0
         self._named: dict[Hashable, Unit] = {}
+        self.before_eviction: Callable[[Unit], None] | None = None
+        """Hears of each unit that is about to make room."""
         self.now_ns = 0
         self.blocks = self.evictable = self.kept = self.evictions = 0
 
@@ -170,6 +172,8 @@ class PrefixCache:
             assert not unit.children, "children are evicted before their parents"
             freed += unit.blocks
             self.evictions += 1
+            if self.before_eviction is not None:
+                self.before_eviction(unit)
             self._take_out(unit)
         self.blocks -= freed
         self.evictable -= freed

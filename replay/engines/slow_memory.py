@@ -25,6 +25,10 @@ class Device(carrier.Device, Protocol):
     """Of its prefix cache."""
     block_bytes: int
 
+    def before_eviction(self, hear: Callable[[SliceAt], None]) -> None:
+        """`hear` is told of every slice that is about to make room."""
+        ...
+
     @property
     def bytes_max(self) -> int:
         """All of it."""
@@ -56,6 +60,9 @@ class SlowMemory:
         self._device_hits: list[Hashable] = []
         self._totals = dict.fromkeys(ORDER, 0)
         self._is_new = True
+        self._is_lazy = sizes.lazy
+        if sizes.lazy:
+            device.before_eviction(self.tiers.keep)
 
     def advance(self, now_fs: int) -> None:
         """Do what is done by then on the links."""
@@ -84,10 +91,16 @@ class SlowMemory:
 
     def computed(self, job: Job) -> None:
         """Units of its prompt that are in device memory now are written through."""
-        if job.offered < len(job.units):
+        if job.offered < len(job.units) and not self._is_lazy:
             for at in self._chain(job, job.offered, len(job.units)):
                 self.tiers.keep(at)
             job.offered = len(job.units)
+
+    def brought_up(self, job: Job) -> None:
+        """What it waited for is in device memory; lazy tiers have the room of that for something else."""
+        if self._is_lazy:
+            for unit in reversed(job.units):
+                self.tiers.dram.drop(unit.key)
 
     def _chain(self, job: Job, first: int, last: int) -> list[SliceAt]:
         blocks = job.unit_blocks

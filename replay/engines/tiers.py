@@ -4,6 +4,11 @@ Modelled on vLLM's tiered offloading: whole slices; what is computed is written 
 a load from SSD goes by way of DRAM, and stays there. A tier is written when the link has taken all bytes: there is no
 half slice. The link to DRAM works in both directions at once, so does the SSD, at different speeds.
 
+Lazy tiers are not written through: a slice goes to DRAM when device memory is about to evict it, and leaves DRAM when
+it is brought back, so that the two hold different slices. (`lazy_offload` of vLLM's SimpleCPUOffloadConnector; making
+storage exclusive by demotion, Wong and Wilkes, USENIX ATC 2002.) vLLM copies what is next in line to be evicted some
+steps ahead; here the copy begins with the eviction and the block is free at once, which is as good as far ahead enough.
+
 A transfer that fails is sent again at once, TRIES_MAX times in all. What would stand in a queue for longer than
 STORE_WAIT_NS is not stored at all: a link that is slower than the engine computes holds nothing up.
 """
@@ -32,6 +37,7 @@ class TierSizes(msgspec.Struct, frozen=True, kw_only=True):
     """What stands behind the device memory of a simulated engine, in bytes and bytes per second. Without DRAM there is
     nothing; SSD 0 = none. The link to DRAM has its speed in each direction; `peer` is to other engines. `eviction`
     "lru" or "arc": the tiers evict by that rule of their own, as vLLM's CPU offloading does; "" = by the directive.
+    `lazy`: slices are stored when device memory evicts them, not when they are computed.
 
     Speeds are those of one H100 server: PCIe 5 x16 as copies from pinned memory reach it, one PCIe 4 NVMe drive as
     data sheets give it, and 100 GbE.
@@ -44,6 +50,7 @@ class TierSizes(msgspec.Struct, frozen=True, kw_only=True):
     ssd_write_bytes_per_s: int = 4_000_000_000
     peer_bytes_per_s: int = 12_000_000_000
     eviction: str = ""
+    lazy: bool = False
 
 
 def sizes_of(measured: Iterable[TierMeasured]) -> TierSizes | None:
