@@ -22,6 +22,7 @@ from typing import Final
 import msgspec
 
 from replay.bench.memory.report import Cell, EngineModel, Report, RunResult
+from replay.bench.memory.summary import worst_class
 from replay.score import Scores
 
 SEEDS_MIN: Final = 3
@@ -52,11 +53,6 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
     is_percentile: bool = False
 
 
-def _worst_class(scores: Scores) -> float | None:
-    shares = [part.slo_attainment for part in scores.prompts.values() if part.requests]
-    return min(shares) / scores.slo_attainment if shares and scores.slo_attainment else None
-
-
 def _percentile(name: str) -> Metric:
     return Metric(
         name=name, unit="ns", of=lambda scores: getattr(scores, name), more_is_better=False, is_percentile=True
@@ -69,7 +65,7 @@ METRICS: Final = (
     *(_percentile(name) for name in ("ttft_p50_ns", "ttft_p99_ns", "tpot_p50_ns", "tpot_p99_ns")),
     Metric(name="hit_share", unit="", of=lambda scores: scores.hit_share),
     Metric(name="throughput_tokens_per_s", unit="/s", of=lambda scores: scores.tokens_per_s),
-    Metric(name="worst_class_share", unit="", of=_worst_class),
+    Metric(name="worst_class_share", unit="", of=lambda scores: worst_class([scores])[0]),
     Metric(name="jain", unit="", of=lambda scores: scores.fairness_jain),
     Metric(
         name="device_hours_per_million", unit="h", of=lambda scores: scores.device_hours_per_million,

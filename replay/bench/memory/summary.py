@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from replay.bench.memory.report import Cell, RunResult
 from replay.bench.memory.systems import CAREFUL, RIVAL, SHIPPED, UNLIMITED
-from replay.score import Part, Scores
+from replay.score import MILLION, NS_PER_HOUR, Part, Scores
 
 AGAINST = (SHIPPED, CAREFUL, RIVAL, UNLIMITED)
 """Systems that a cell has its ratio of goodput to."""
@@ -41,6 +41,7 @@ def _cell(runs: Sequence[RunResult]) -> Cell:
         offered_per_s=fmean(one.offered_per_s for one in scores),
         goodput_per_s=fmean(goodputs), goodput_std=stdev(goodputs) if len(goodputs) > 1 else 0.0,
         attainment=sum(one.slo_met for one in scores) / max(1, sum(one.requests for one in scores)),
+        attainment_retried=sum(one.slo_met_retried for one in scores) / max(1, sum(one.requests for one in scores)),
         ttft_p50_ns=_whole(scores, lambda one: one.ttft_p50_ns),
         ttft_p99_ns=_whole(scores, lambda one: one.ttft_p99_ns),
         tpot_p50_ns=_whole(scores, lambda one: one.tpot_p50_ns),
@@ -54,7 +55,7 @@ def _cell(runs: Sequence[RunResult]) -> Cell:
         throughput_tokens_per_s=fmean(one.tokens_per_s for one in scores),
         throughput_fluctuation=_mean(one.throughput_fluctuation for one in scores),
         occupancy_fluctuation=_mean(one.occupancy_fluctuation for one in scores),
-        device_hours_per_million=_mean(one.device_hours_per_million for one in scores),
+        device_hours_per_million=_cost(scores),
         jain=fmean(one.fairness_jain for one in scores),
         flops_used=_mean(one.flops.used if one.flops else None for one in runs),
         flops_bound=_mean(one.flops.bound if one.flops else None for one in runs),
@@ -84,6 +85,12 @@ def _pooled(by_run: Sequence[Mapping[str, Part]]) -> dict[str, Part]:
             known.requests += part.requests
             known.slo_met += part.slo_met
     return pooled
+
+
+def _cost(scores: Sequence[Scores]) -> float | None:
+    """Device-hours per million SLO-met tokens, of all runs together: one that served nobody was paid for too."""
+    device_ns, tokens = sum(one.device_ns for one in scores), sum(one.slo_tokens for one in scores)
+    return device_ns / NS_PER_HOUR * MILLION / tokens if device_ns and tokens else None
 
 
 def _whole(scores: Sequence[Scores], of: Callable[[Scores], int | None]) -> int | None:
