@@ -64,6 +64,7 @@ class Error(msgspec.Struct, kw_only=True):
 class Scores(msgspec.Struct, kw_only=True):
     """What a run was worth. Times in ns; None = infinite (or nothing to measure). See the module for the words.
 
+    Of `slo_met`, `slo_met_retried` had been offered before: their TTFT does not count what they waited till then.
     `prompt_tokens` and `hit_tokens_by_tier` are those of finished LLM requests, `prompt_tokens_asked` the prompts of
     all LLM requests that count, whatever became of them. Of both kinds, `tokens_per_s` are prompts and output of what
     finished within the window; `slo_tokens` those of requests that met their SLO, to which `device_ns` (engines x
@@ -75,6 +76,7 @@ class Scores(msgspec.Struct, kw_only=True):
     unfinished: int = 0
     unsent: int = 0
     slo_met: int = 0
+    slo_met_retried: int = 0
     slo_attainment: float = 0.0
     window_ns: int = 0
     offered_per_s: float = 0.0
@@ -240,6 +242,7 @@ class Scorer:
         out.finished, out.retried = len(done), sum(one.retried for one in lives)
         out.unfinished = sum(not one.ended and one.finished is None for one in lives)
         out.slo_met = sum(one.met() for one in lives)
+        out.slo_met_retried = sum(one.retried and one.met() for one in lives)
         out.slo_attainment = out.slo_met / out.requests
         out.window_ns = window_ns or max(WINDOW_MIN_NS, lives[-1].arrived_ns - lives[0].arrived_ns)
         out.offered_per_s = out.requests * NS_PER_S / out.window_ns

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from replay.bench.memory.goals import NEVER as INFINITE
-from replay.bench.memory.said import NEVER, NOTHING, gib, number, seconds, share, span
+from replay.bench.memory.said import NEVER, NOTHING, attained, gib, number, seconds, share, span
 from services.runtime.output import table
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ def _workload(report: "Report", info: "WorkloadInfo", console: "Console") -> Non
     for whose, knee in (("careful baseline", info.knee), ("vLLM as shipped", info.shipped_knee)):
         if knee is not None:
             console.print(f"knee of the {whose}: {_knee(knee)}", markup=False)
+    for kind, knee in info.other_knees.items():
+        console.print(f"knee of the careful baseline for {kind} engines: {_knee(knee)}", markup=False)
     for engine in dict.fromkeys(cell.engine for cell in report.cells):
         cells = [cell for cell in report.cells if cell.workload == info.name and cell.engine is engine]
         if cells:
@@ -75,7 +77,8 @@ def _row(cell: "Cell") -> tuple[str, ...]:
     slower = sum(part for tier, part in cell.hit_by_tier.items() if tier != "device")
     return (
         cell.system, f"{cell.load:g}", number(cell.goodput_per_s),
-        number(cell.goodput_std) if cell.runs > 1 else NOTHING, share(cell.attainment),
+        number(cell.goodput_std) if cell.runs > 1 else NOTHING,
+        attained(cell.attainment, cell.attainment_retried),
         *(number(cell.ratios.get(name)) for name in AGAINST),
         f"{span(cell.ttft_p50_ns)} / {span(cell.ttft_p99_ns)}", f"{span(cell.tpot_p50_ns)} / {span(cell.tpot_p99_ns)}",
         share(cell.hit_share), share(slower), number(cell.worst_class_share), f"{cell.throughput_tokens_per_s:,.0f}",

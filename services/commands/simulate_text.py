@@ -22,7 +22,7 @@ def show(run: "Run", made: Path | None, console: "Console") -> None:
     scores = run.scores
     rows = [
         ("requests", _requests(scores)),
-        ("SLO attainment", f"{scores.slo_attainment:.1%}"),
+        ("SLO attainment", _attainment(scores)),
         ("missed", _missed(scores)),
         ("goodput", f"{scores.goodput_per_s:.2f} requests/s of {scores.offered_per_s:.2f} offered"),
         ("TTFT p50 / p99", f"{_ms(scores.ttft_p50_ns)} / {_ms(scores.ttft_p99_ns)}"),
@@ -57,6 +57,11 @@ def _requests(scores: "Scores") -> str:
     if not scores.unsent:
         return str(scores.requests)
     return f"{scores.requests}, of which {scores.unsent} never sent: an earlier turn had no answer in time"
+
+
+def _attainment(scores: "Scores") -> str:
+    retried = f"; {scores.slo_met_retried} of them came back after they were refused" if scores.slo_met_retried else ""
+    return f"{scores.slo_attainment:.1%}{retried}"
 
 
 def _missed(scores: "Scores") -> str:

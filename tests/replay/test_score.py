@@ -98,6 +98,7 @@ def test_offered_again_is_the_same_request() -> None:
     lost = RequestAborted(request_id=RequestId("r"), reason=AbortReason.ENGINE_LOST, final=False)
     scores = of(arrived("r"), lost, arrived("r", attempt=1), finished("r"))
     assert (scores.requests, scores.slo_met, scores.retried, scores.aborted) == (1, 1, 1, {})
+    assert (scores.slo_met_retried, of(arrived("r"), finished("r")).slo_met_retried) == (1, 0)
 
 
 def test_goodput_counts_per_second_of_arrivals() -> None:

@@ -190,9 +190,11 @@ def _at_loads(section: Section, titles: Mapping[str, str]) -> list[AtLoad]:
 
 def _row(cell: Cell, titles: Mapping[str, str], others: Sequence[str]) -> tuple[str, ...]:
     return (
-        titles.get(cell.system, cell.system), said.number(cell.goodput_per_s), said.number(cell.goodput_std),
+        titles.get(cell.system, cell.system), said.number(cell.goodput_per_s),
+        said.number(cell.goodput_std if cell.runs > 1 else None),
         *(said.number(cell.ratios.get(name)) for name in others),
-        said.share(cell.attainment), said.span(cell.ttft_p50_ns), said.span(cell.ttft_p99_ns),
+        said.attained(cell.attainment, cell.attainment_retried),
+        said.span(cell.ttft_p50_ns), said.span(cell.ttft_p99_ns),
         said.span(cell.tpot_p50_ns), said.span(cell.tpot_p99_ns), said.share(cell.hit_share),
         said.number(cell.throughput_tokens_per_s, 0), said.share(cell.throughput_fluctuation),
         said.share(cell.occupancy_fluctuation), said.number(cell.worst_class_share), said.number(cell.jain, 3),

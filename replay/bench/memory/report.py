@@ -36,7 +36,8 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
     """What is compared: policies, what stands behind device memory, and how engines are run.
 
     `preset` is of `policies.catalog`; `settings` by actor on top of it. Tiers are shares of the workload's unique KV
-    bytes over all engines, in millionths. `batch_tokens` and `seqs_max` 0 = the best of the grid for this system.
+    bytes over all engines, in millionths; `lazy_tiers` take in what device memory evicts (light engines alone).
+    `batch_tokens` and `seqs_max` 0 = the best of the grid for this system.
     `unlimited_kv`: device memory holds all there ever is; `shared_kv`: what one engine has all have. `source` says
     whose rule it is.
     """
@@ -48,6 +49,7 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
     dram_ppm: int = 0
     ssd_ppm: int = 0
     tier_eviction: str = ""
+    lazy_tiers: bool = False
     batch_tokens: int = 0
     seqs_max: int = 0
     unlimited_kv: bool = False
@@ -104,6 +106,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     jain: float = 1.0
     flops_used: float | None = None
     flops_bound: float | None = None
+    attainment_retried: float = 0.0
     ratios: dict[str, float] = msgspec.field(default_factory=dict)
 
 
@@ -135,6 +138,7 @@ class WorkloadInfo(msgspec.Struct, frozen=True, kw_only=True):
     knee: Knee | None = None
     shipped_knee: Knee | None = None
     hit_bounds: dict[str, float] = msgspec.field(default_factory=dict)
+    other_knees: dict[str, Knee] = msgspec.field(default_factory=dict)
 
 
 class Goal(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,6 +18,11 @@ def share(value: float | None) -> str:
     return NOTHING if value is None else f"{value * 100:.1f} %"
 
 
+def attained(value: float, retried: float) -> str:
+    """The share of requests in time, and how many of all those are that came back after they were refused."""
+    return f"{share(value)} ({share(retried)} retried)" if retried else share(value)
+
+
 def ppm(value: int) -> str:
     """A share in millionths, in percent."""
     return f"{value * 100 / PPM:g} %"
