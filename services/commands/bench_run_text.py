@@ -48,9 +48,9 @@ def _workload(report: "Report", info: "WorkloadInfo", console: "Console") -> Non
     )  # fmt: skip
     if info.drawn:
         console.print(f"drawn: {info.drawn}", markup=False)
-    for whose, knee in (("careful baseline", info.knee), ("vLLM as shipped", info.shipped_knee)):
+    for whose, knee in (("the careful baseline", info.knee), ("vLLM as shipped", info.shipped_knee)):
         if knee is not None:
-            console.print(f"knee of the {whose}: {_knee(knee)}", markup=False)
+            console.print(f"knee of {whose}: {_knee(knee)}", markup=False)
     for kind, knee in info.other_knees.items():
         console.print(f"knee of the careful baseline for {kind} engines: {_knee(knee)}", markup=False)
     for engine in dict.fromkeys(cell.engine for cell in report.cells):

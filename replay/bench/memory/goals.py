@@ -100,8 +100,9 @@ def _of(found: _Found) -> Iterator[Goal]:
     yield _classes(found)
     for suffix in ("", SMALL):
         yield from _gaps(found, suffix)
-    yield from _latencies(found)
-    yield from _reuse(found)
+    if found.engine is EngineModel.LIGHT:  # Of other engines neither that knee nor what was offered is the same.
+        yield from _latencies(found)
+        yield from _reuse(found)
     if _is_coding(found):
         yield from _steady(found)
     if "mixed" in found.info.name or "embedding" in found.info.name:

@@ -27,7 +27,7 @@ from replay.bench.memory.systems import (
     UNLIMITED,
 )
 from replay.bench.memory.task import MemoryTask
-from replay.bench.memory.tuning import Tuned, point_of, tasks_of, tuned, with_eviction
+from replay.bench.memory.tuning import Tuned, knee_for, point_of, tasks_of, tuned, with_eviction
 from replay.bench.memory.workloads import WORKLOADS, Offer
 from replay.bench.runs import Player
 from replay.code_version import code_version
@@ -94,15 +94,15 @@ def stage_tasks(plan: Plan, stage: Stage, found: Mapping[str, Tuned]) -> Iterato
         one = found[workload]
         for name in stage.systems:
             system = with_eviction(plan.systems[name], one.eviction)
-            for load in _loads(stage, name, one):
-                scale = round(load * one.knee.scale, 6)
+            for load in _loads(plan, stage, name, one):
+                scale = round(load * knee_for(stage, one).scale, 6)
                 for task in tasks_of(plan, stage, workload, system, point_of(system, one), scale):
                     yield task, load
 
 
-def _loads(stage: Stage, name: str, one: Tuned) -> list[float]:
+def _loads(plan: Plan, stage: Stage, name: str, one: Tuned) -> list[float]:
     loads = list(stage.loads_of(name))
-    if one.shipped_knee is not None and name in AT_SHIPPED_KNEE:
+    if stage is plan.light and one.shipped_knee is not None and name in AT_SHIPPED_KNEE:
         loads.append(load_of(one.shipped_knee.scale, one.knee.scale))
     return sorted(set(loads))
 
@@ -117,7 +117,8 @@ def _described(plan: Plan, workload: str, one: Tuned) -> WorkloadInfo:
         workload=workload, seed=stage.seeds[0], scale=round(KNEE_LOAD * one.knee.scale, 6),
         seconds=stage.seconds_of(workload), engines=stage.engines, trace=plan.traces.get(workload, ""),
     )  # fmt: skip
-    return described(offer, one.knee, one.shipped_knee, (DRAM_PPM, DRAM_SMALL_PPM))
+    info = described(offer, one.knee, one.shipped_knee, (DRAM_PPM, DRAM_SMALL_PPM))
+    return replace(info, other_knees=one.other_knees)
 
 
 def _systems(plan: Plan, results: list[RunResult]) -> tuple[System, ...]:

@@ -5,6 +5,8 @@
    has the most goodput; the careful baseline also the tier eviction, which goes for all that have the same tier.
 3. The knee that loads are multiples of: the careful baseline at its best, on the engines, window and seeds on which
    all are judged. And the knee of vLLM as shipped, at its best, the same way.
+4. The knee for every other stage: on as many engines and for as long as there, but on light ones, which are cheap.
+   (A knee on two engines and five minutes is not that on eight and thirty.)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +34,8 @@ class Tuned(msgspec.Struct, kw_only=True):
 
     knee: Knee
     shipped_knee: Knee | None = None
+    other_knees: dict[str, Knee] = msgspec.field(default_factory=dict)
+    """By kind of engine."""
     eviction: str = LRU
     points: dict[str, Point] = msgspec.field(default_factory=dict)
     tried: dict[str, dict[str, float]] = msgspec.field(default_factory=dict)
@@ -54,11 +58,16 @@ def tuned(plan: Plan, runs: Runs) -> dict[str, Tuned]:
     found = {name: Tuned(knee=knee) for name, knee in first.items()}
     _go_through_grid(plan, small, runs, found)
     scales = {name: one.knee.scale for name, one in found.items()}
-    for name, knee in searched(runs, scales, plan.knee_steps, _at(plan, found, CAREFUL)).items():
+    for name, knee in searched(runs, scales, plan.knee_steps, _at(plan, plan.light, found, CAREFUL)).items():
         found[name].knee = knee
     if plan.shipped_knee:
-        for name, knee in searched(runs, scales, plan.knee_steps, _at(plan, found, SHIPPED)).items():
+        for name, knee in searched(runs, scales, plan.knee_steps, _at(plan, plan.light, found, SHIPPED)).items():
             found[name].shipped_knee = knee
+    for stage in plan.stages[1:]:
+        as_light = replace(stage, engine=EngineModel.LIGHT)
+        guesses = {name: scales[name] for name in stage.workloads if runs.can(stage.engine)}
+        for name, knee in searched(runs, guesses, plan.knee_steps, _at(plan, as_light, found, CAREFUL)).items():
+            found[name].other_knees[stage.engine.value] = knee
     return found
 
 
@@ -103,10 +112,15 @@ def searched(
     return {name: knee_of(guess, found[name]) for name, guess in guesses.items()}
 
 
-def _at(plan: Plan, found: Mapping[str, Tuned], name: str) -> Callable[[str, float], list[MemoryTask]]:
+def knee_for(stage: Stage, chosen: Tuned) -> Knee:
+    """The knee that the loads of a stage are multiples of."""
+    return chosen.other_knees.get(stage.engine.value, chosen.knee)
+
+
+def _at(plan: Plan, stage: Stage, found: Mapping[str, Tuned], name: str) -> Callable[[str, float], list[MemoryTask]]:
     def tasks(workload: str, scale: float) -> list[MemoryTask]:
         system = with_eviction(plan.systems[name], found[workload].eviction)
-        return tasks_of(plan, plan.light, workload, system, point_of(system, found[workload]), scale)
+        return tasks_of(plan, stage, workload, system, point_of(system, found[workload]), scale)
 
     return tasks
 
