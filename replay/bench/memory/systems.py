@@ -76,6 +76,14 @@ _EVERY: Final = (
         source="a bound: the default policy where all that any engine computed is everywhere",
     ),
     System(
+        name=f"{CAREFUL}_lazy", title="careful baseline, lazy DRAM", preset="first_come_affinity", dram_ppm=DRAM_PPM,
+        tier_eviction=LRU, lazy_tiers=True, source=f"vLLM 0.32 SimpleCPUOffloadConnector, lazy_offload; {_AFFINITY}",
+    ),
+    System(
+        name=f"{OURS}_lazy", title="Tidegate, lazy DRAM", dram_ppm=DRAM_PPM, lazy_tiers=True,
+        source="the default policy, before DRAM that takes in what device memory evicts (the plugin writes through)",
+    ),
+    System(
         name=f"{CAREFUL}_ssd", title="careful baseline, DRAM and SSD", preset="first_come_affinity",
         dram_ppm=DRAM_PPM, ssd_ppm=SSD_PPM, source="vLLM 0.32 tiered offloading (fs behind CPU); the careful baseline",
     ),
@@ -89,7 +97,8 @@ _EVERY: Final = (
 def _small(system: System) -> System:
     return System(
         name=system.name + SMALL, title=f"{system.title}, DRAM 5 %", preset=system.preset, settings=system.settings,
-        dram_ppm=DRAM_SMALL_PPM, tier_eviction=system.tier_eviction, source=system.source,
+        dram_ppm=DRAM_SMALL_PPM, tier_eviction=system.tier_eviction, lazy_tiers=system.lazy_tiers,
+        source=system.source,
     )  # fmt: skip
 
 

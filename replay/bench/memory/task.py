@@ -97,6 +97,7 @@ def behind(
     sizes = TierSizes(
         dram_bytes=unique * system.dram_ppm // PPM // len(described),
         ssd_bytes=unique * system.ssd_ppm // PPM // len(described), eviction=system.tier_eviction,
+        lazy=system.lazy_tiers,
     )  # fmt: skip
     reporting = [replace(one, capability=replace(one.capability, reports_slices=True)) for one in described]
     return reporting, {one.engine_id: sizes for one in reporting}
@@ -111,6 +112,8 @@ def builder(engine: EngineModel, system: System, slice_tokens: int = SLICE_TOKEN
         case EngineModel.VLLM_SCHEDULER:
             from replay.engines.vllm_scheduler import vllm_builder
 
+            if system.lazy_tiers:
+                raise ValueError(f"{system.name}: the offloading that stands behind vLLM's scheduler here is not lazy")
             return vllm_builder(slice_tokens=slice_tokens, shared=system.shared_kv)
         case EngineModel.LIVE:
             raise ValueError("a live engine is at an address: see --target")
