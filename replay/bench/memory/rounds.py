@@ -7,6 +7,7 @@ from statistics import fmean
 from replay.bench.memory.report import EngineModel, RunResult
 from replay.bench.memory.store import Store
 from replay.bench.memory.task import MemoryTask
+from replay.bench.memory.workloads import WORKLOADS
 from replay.bench.runs import Player
 
 Players = Mapping[EngineModel, Player[MemoryTask, RunResult]]
@@ -29,7 +30,8 @@ class Runs:
         missing = list({task.digest(): task for task in tasks if self._store.get(task) is None}.values())
         self._advance(len(tasks) - len(missing))
         for engine in dict.fromkeys(task.engine for task in missing):
-            batch = [task for task in missing if task.engine is engine]
+            # The longest first, so that none is begun when all others are over.
+            batch = sorted((task for task in missing if task.engine is engine), key=_amount, reverse=True)
             self._players[engine](batch, partial(self._keep, batch))
         return [result for result in map(self._store.get, tasks) if result is not None]
 
@@ -49,3 +51,9 @@ class Runs:
     def _advance(self, count: int) -> None:
         self.done += count
         self._on_progress(self.done)
+
+
+def _amount(task: MemoryTask) -> float:
+    """About how much there is to do."""
+    offer = task.offer
+    return offer.scale / WORKLOADS[offer.workload].guess * offer.seconds * offer.engines
