@@ -41,5 +41,5 @@ class Step:
         self.output = output
         self.names: list[str] = list(output.num_scheduled_tokens)
         self.made: list[list[int]] = []
-        self.vectors: list[object] | None = None
+        self.vectors: list[object] = []
         self.prompt_tokens = self.end_fs = 0

@@ -79,21 +79,27 @@ class Mind(Protocol):
 
     def set_clock(self, clock: Clock) -> None:
         """Have all of it read this clock."""
+        ...
 
     def direct(self, directive: EngineDirected) -> None:
         """A directive stands in the log."""
+        ...
 
     def order(self, said: TransferOrdered | TransferCancelled) -> None:
         """An order stands in the log, or is taken back."""
+        ...
 
     def facts(self) -> list[Event]:
         """What was told since this was last asked."""
+        ...
 
     def directive_version(self) -> int:
         """The newest that choices are made by."""
+        ...
 
     def has_orders(self) -> bool:
         """Whether a step has to be made although there is no request."""
+        ...
 
 
 def mind_of(plugged: Plugged, clock: Clock) -> Mind:

@@ -298,7 +298,8 @@ class VllmEngine:
             elif request.pooling_params is None:
                 made.append(TOKEN)
             else:
-                step.vectors = step.vectors or [None] * len(step.names)
+                if not step.vectors:
+                    step.vectors += [None] * len(step.names)
                 step.vectors[len(made)] = VECTOR
                 made.append(NO_TOKEN)
         if not made:
@@ -313,7 +314,7 @@ class VllmEngine:
         if step.names:
             runner = ModelRunnerOutput(
                 req_ids=step.names, req_id_to_index={name: place for place, name in enumerate(step.names)},
-                sampled_token_ids=step.made, pooler_output=step.vectors, kv_connector_output=said,
+                sampled_token_ids=step.made, pooler_output=step.vectors or None, kv_connector_output=said,
             )  # fmt: skip
         else:
             runner = ModelRunnerOutput.with_kv_conn_output_only(said)

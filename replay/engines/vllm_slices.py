@@ -7,7 +7,7 @@ here.
 """
 
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Final
 
 from vllm.v1.core.kv_cache_utils import get_block_hash, make_block_hash_with_group_id
 from vllm.v1.kv_offload.base import OffloadingEvent, get_offload_block_hash, make_offload_key
@@ -23,7 +23,7 @@ from replay.engines.vllm_offload import VirtualWorker
 
 GROUP = 0
 """The only group of a model with full attention everywhere."""
-TIERS = (Tier.HBM, Tier.DRAM)
+TIERS: Final[tuple[Tier, ...]] = (Tier.HBM, Tier.DRAM)
 
 
 class _Told(list[OffloadingEvent]):
@@ -52,9 +52,10 @@ class VllmSlices:
         self._blocks = registered.kv_blocks
         self._pool = scheduler.kv_cache_manager.block_pool
         self._manager: Any = scheduler.connector.connector_scheduler.manager if tells_dram else None
-        self._changes = {tier: Changes() for tier in TIERS}
+        self._changes: dict[Tier, Changes] = {tier: Changes() for tier in TIERS}
         self._hits: dict[Tier, list[Hashable]] = {tier: [] for tier in TIERS}
-        self._hits_total, self._evictions = dict.fromkeys(TIERS, 0), dict.fromkeys(TIERS, 0)
+        self._hits_total: dict[Tier, int] = dict.fromkeys(TIERS, 0)
+        self._evictions: dict[Tier, int] = dict.fromkeys(TIERS, 0)
         self._misses = self._slice_bytes = 0
         self._names: dict[bytes, Hashable] = {}  # By the hash of its last block, while a cache has it.
         self._is_new = True

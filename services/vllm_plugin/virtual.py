@@ -53,9 +53,9 @@ def set_clock(clock: Any) -> None:
     package = __name__.rpartition(".")[0]
     for name, module in list(sys.modules.items()):
         if name.startswith(f"{package}.") and hasattr(module, "time"):
-            vars(module)["time"] = clock
+            module.__dict__["time"] = clock
     assert connector.__name__.startswith(package), "all of it is one copy"
-    vars(scheduler)["Agent"] = _NoAgent
+    scheduler.__dict__["Agent"] = _NoAgent
 
 
 def direct(directive: EngineDirected) -> None:
