@@ -1,12 +1,14 @@
 """Many runs in virtual time, side by side in processes: a run is a function of its task, so neither the number of
 processes nor their order changes a result."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from signal import SIG_DFL, SIGINT, signal
+from threading import Thread
 from typing import TypeVar
 
 import msgspec
@@ -49,7 +51,7 @@ def players(jobs: int, play: Callable[[T], R]) -> Iterator[Player[T, R]]:
         return
     others = active_children()
     # Spawned, not forked: the parent may have threads (a progress bar has one).
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_end_at_interrupt)
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_end_with_parent)
     try:
         yield partial(_side_by_side, pool, play)
     finally:
@@ -61,9 +63,18 @@ def players(jobs: int, play: Callable[[T], R]) -> Iterator[Player[T, R]]:
             child.join()
 
 
-def _end_at_interrupt() -> None:
-    """Ctrl-C reaches all processes of a terminal: who asked says what was done, these just end."""
+def _end_with_parent() -> None:
+    """Ctrl-C reaches all processes of a terminal: who asked says what was done, these just end. So they do when who
+    asked is gone without a word, which they would not notice while they wait for a task."""
     signal(SIGINT, SIG_DFL)
+    Thread(target=_outlive, daemon=True).start()
+
+
+def _outlive() -> None:
+    parent = parent_process()
+    assert parent is not None, "it was spawned"
+    parent.join()
+    os._exit(1)
 
 
 def _one_by_one(play: Callable[[T], R], tasks: Sequence[T], on_done: Callable[[int, R], None]) -> list[R]:
