@@ -30,6 +30,7 @@ from services.runtime.facts import BODY_BYTES_MAX
 from services.runtime.history import Recall
 from services.runtime.metrics import ActorMetrics
 from services.runtime.ownership import RETRY_FIRST_S, RETRY_MAX_S, Ownership
+from services.runtime.side_by_side import CANCEL_AGAIN_S
 from services.runtime.snapshot import CrashNote, Snapshot, SnapshotStore
 
 FAILED_STARTS_MAX: Final = 2
@@ -389,8 +390,10 @@ class Actor(Generic[S]):
 
 async def _ended(task: "asyncio.Task[None]") -> PolicyFailed | None:
     """Stop a task and wait for its end. What it raised is raised here, but for PolicyFailed, which is given back."""
-    task.cancel()
-    await asyncio.wait((task,))
+    while not task.done():
+        # Once is not enough: a reader that is just being set up may swallow it, in a client library's `wait_for`.
+        task.cancel()
+        await asyncio.wait((task,), timeout=CANCEL_AGAIN_S)
     if task.cancelled():
         return None
     failed = task.exception()

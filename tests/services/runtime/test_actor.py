@@ -77,6 +77,34 @@ def assert_replay_agrees(log: MemoryLog) -> None:
     assert decisions(log) == [(str(s.recorded.at), d) for s in steps for d in s.decisions]
 
 
+class StubbornLog(MemoryLog):
+    """Swallows the first cancellation of a reader, as a client library was seen to while it sets one up."""
+
+    def __init__(self) -> None:
+        super().__init__(toy.POOL)
+        self.swallowed = 0
+
+    async def read(self, *, after: int = 0, pattern: str = ">", follow: bool = False) -> AsyncIterator[list[Message]]:
+        while follow and not self.swallowed:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.swallowed += 1
+        async for batch in super().read(after=after, pattern=pattern, follow=follow):
+            yield batch
+
+
+async def test_an_actor_stops_although_its_reader_swallows_the_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.runtime.actor.CANCEL_AGAIN_S", 0.01)
+    log, stop = StubbornLog(), asyncio.Event()
+    run = asyncio.create_task(an_actor(log).run(stop))
+    await toy.until(lambda: len(stored(log)) == 1)
+    stop.set()
+    async with asyncio.timeout(10):
+        await run
+    assert log.swallowed == 1
+
+
 async def test_a_state_that_outgrew_its_limit_is_not_kept_and_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshot, "STATE_BYTES_MAX", 1)
     log, snapshots = MemoryLog(toy.POOL), MemorySnapshots()
