@@ -91,9 +91,9 @@ def command(out: Output, live: "Live | None", **said: Any) -> int:
     before = baseline_of(wanted.against, plan.suite) if wanted.against is not None else None
     report = _run(wanted, plan, out) if live is None else live_report(live, plan, out)
     if wanted.folder is not None:
-        from replay.bench.memory.files import write_report
-
-        write_report(report, wanted.folder)
+        _keep(report, wanted.folder)
+        if report.stopped_early and live is None:
+            out.remark(f"stopped: {wanted.folder} has what was done, and the same command goes on from there")
     lost = [] if before is None or report.stopped_early else regressions_of(before, report, kinds)
 
     def show(console: "Console") -> None:
@@ -108,6 +108,15 @@ def command(out: Output, live: "Live | None", **said: Any) -> int:
         return Exit.INTERRUPTED
     missed = wanted.strict and any(goal.met is False for goal in report.goals)
     return Exit.NO if missed or lost else Exit.FINE
+
+
+def _keep(report: "Report", folder: Path) -> None:
+    """All files of it, also when Ctrl-C is pressed meanwhile."""
+    from replay.bench.memory.files import write_report
+    from services.runtime.interrupt import held_interrupt
+
+    with held_interrupt():
+        write_report(report, folder)
 
 
 def planned(wanted: Wanted) -> "Plan":
@@ -185,6 +194,11 @@ def _players(plan: "Plan", wanted: Wanted, jobs: int, out: Output) -> "Iterator[
         found = {EngineModel.LIGHT: stack.enter_context(players(jobs, play))}
         if any(stage.engine is EngineModel.VLLM_SCHEDULER for stage in plan.stages):
             python = engine_python(wanted.engine_python)
+            if python is None and wanted.engine_python is not None:
+                raise ConfigError(
+                    f"{wanted.engine_python} is not there", where="--engine-python", key="",
+                    allowed="an interpreter that has vLLM 0.32, or --light-only",
+                )  # fmt: skip
             if python is None:
                 out.remark("vLLM's environment is not there: its part is left out (make test-engine builds it)")
             else:

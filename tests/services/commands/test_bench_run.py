@@ -1,13 +1,17 @@
 """`tidegate bench run`: what is asked for, what comes out, and its exit codes."""
 
 import json
+import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from replay.bench.memory import files
 from replay.bench.memory.files import read_report
+from replay.bench.memory.report import Report
 from services import cli
-from services.runtime.output import Exit
+from services.runtime.output import Exit, Output
 
 TINY = (
     "bench", "run", "--suite", "smoke", "--workloads", "mixed", "--systems", "as_shipped,careful,honest_rival,tidegate",
@@ -40,3 +44,29 @@ def test_names_and_numbers_that_are_not_there_are_bad_input(
 ) -> None:
     assert cli.run(["bench", "run", option, value]) == Exit.BAD_INPUT
     assert value.split(",")[-1] in capsys.readouterr().err
+
+
+def test_an_interpreter_that_is_not_there_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("bench", "run", "--suite", "standard", "--engine-python", str(tmp_path / "python"), "--jobs", "1")
+    assert cli.run(words) == Exit.BAD_INPUT
+    assert "--engine-python" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_a_report_also_when_it_comes_while_that_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pressed(done: int) -> None:
+        if done > 2:
+            raise KeyboardInterrupt
+
+    def page(_report: Report) -> str:
+        signal.raise_signal(signal.SIGINT)
+        return "the page"
+
+    monkeypatch.setattr(Output, "progress", lambda _self, _what, _total: nullcontext(pressed))
+    monkeypatch.setattr(files, "page", page)
+    assert cli.run([*TINY, "--out", str(tmp_path)]) == Exit.INTERRUPTED
+    assert "goes on from there" in capsys.readouterr().err
+    assert read_report(tmp_path).stopped_early
+    assert (tmp_path / "report.html").read_text() == "the page"
+    assert len(list((tmp_path / "runs").iterdir())) > 2
