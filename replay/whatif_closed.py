@@ -13,11 +13,10 @@ import msgspec
 
 from events.base import EngineId
 from events.engine import EngineRegistered, StepModel
-from replay.bench.memory.report import EngineModel, Origin
+from replay.bench.memory.report import EngineModel, Origin, System
+from replay.bench.memory.task import as_able, builder, slice_tokens_of
 from replay.bench.runs import Player, players
 from replay.cluster import CONTROL_NS, simulate
-from replay.engines.base import EngineBuilder
-from replay.engines.light import light_engine
 from replay.engines.tiers import TierSizes
 from replay.recorded import Lengths, World, check, world_of
 from replay.replayer import Source
@@ -27,6 +26,8 @@ from replay.workloads.base import Arrival
 
 OBSERVED = "observed"
 SEEDS = (1, 2, 3)
+_AS_IT_WAS = System(name="as it was", title="")
+"""Nothing is added to what the log says of its engines."""
 
 
 class Column(msgspec.Struct, kw_only=True):
@@ -111,7 +112,7 @@ def play_again(task: Again) -> Modelled:
         task.arrivals, task.engines, settings=task.settings, pool="whatif", tiers=task.tiers,
         control_ns=task.control_ns, closed_loop=task.sessions_wait, until_ns=task.until_ns,
         # Clients that came back stand in the log as arrivals of their own.
-        retry_rejected=False, build=_builder(task.engine),
+        retry_rejected=False, build=builder(task.engine, _AS_IT_WAS, slice_tokens_of(task.arrivals)),
     )  # fmt: skip
     return Modelled(scores=run.scores, digest=run.digest)
 
@@ -178,7 +179,8 @@ def settings_of(world: World, one: Candidate) -> dict[str, dict[str, Any]]:
 
 def _task(world: World, one: Candidate, *, sessions_wait: bool, engine: EngineModel) -> Again:
     return Again(
-        arrivals=world.arrivals, engines=world.engines, tiers=world.tiers, settings=settings_of(world, one),
+        arrivals=world.arrivals, engines=as_able(engine, world.engines), tiers=world.tiers,
+        settings=settings_of(world, one),
         control_ns=CONTROL_NS if world.control_ns is None else world.control_ns, until_ns=world.span_ns,
         sessions_wait=sessions_wait, engine=engine,
     )  # fmt: skip
@@ -187,15 +189,6 @@ def _task(world: World, one: Candidate, *, sessions_wait: bool, engine: EngineMo
 def _one_by_one(tasks: Sequence[Again], on_done: Callable[[int, Modelled], None]) -> list[Modelled]:
     with players(1, play_again) as play_all:
         return play_all(tasks, on_done)
-
-
-def _builder(engine: EngineModel) -> EngineBuilder:
-    if engine is EngineModel.VLLM_SCHEDULER:
-        from replay.engines.vllm_scheduler import vllm_engine
-
-        return vllm_engine
-    assert engine is EngineModel.LIGHT, "a live engine cannot be asked again"
-    return light_engine
 
 
 def _measure(

@@ -8,6 +8,8 @@ import msgspec
 from events.base import EngineId
 from events.engine import EngineRegistered
 from replay.bench.far import far_players
+from replay.bench.memory.report import EngineModel
+from replay.bench.memory.task import as_able, slice_tokens_of
 from replay.cluster import Run, simulate
 from replay.engines.tiers import TierSizes
 from replay.faults import Fault, TransferFaults
@@ -37,8 +39,9 @@ def play_on_vllm(simulation: Simulation) -> Run:
     from replay.engines.vllm_scheduler import vllm_builder
 
     given = msgspec.structs.asdict(simulation)
-    build = vllm_builder(slice_tokens=max((one.prefix_tokens for one in simulation.arrivals), default=1))
-    return simulate(given.pop("arrivals"), given.pop("engines"), build=build, **given)
+    build = vllm_builder(slice_tokens=slice_tokens_of(simulation.arrivals))
+    able = as_able(EngineModel.VLLM_SCHEDULER, given.pop("engines"))
+    return simulate(given.pop("arrivals"), able, build=build, **given)
 
 
 def play_far(python: Path, simulation: Simulation) -> Run:

@@ -68,11 +68,11 @@ def run_of(task: MemoryTask, build: EngineBuilder | None = None) -> Run:
     workload = WORKLOADS[task.offer.workload]
     offered = arrivals(task.offer)
     described = engines(workload, task.offer.engines, batch_tokens=task.batch_tokens, seqs_max=task.seqs_max)
-    described, tiers = behind(task.system, described, offered)
+    described, tiers = behind(task.system, as_able(task.engine, described), offered)
     return simulate(
         offered, described, settings=settings_of(task.system), slo=SLO, tiers=tiers,
         closed_loop=workload.closed_loop, until_ns=task.offer.seconds * NS_PER_S,
-        build=build if build is not None else builder(task.engine, task.system, _slice_tokens(offered)),
+        build=build if build is not None else builder(task.engine, task.system, slice_tokens_of(offered)),
     )  # fmt: skip
 
 
@@ -103,6 +103,13 @@ def behind(
     return reporting, {one.engine_id: sizes for one in reporting}
 
 
+def as_able(engine: EngineModel, described: Sequence[EngineRegistered]) -> list[EngineRegistered]:
+    """The engines, with what those of that kind can do: vLLM has no call to preempt."""
+    if engine is not EngineModel.VLLM_SCHEDULER:
+        return list(described)
+    return [replace(one, capability=replace(one.capability, can_preempt=False)) for one in described]
+
+
 def builder(engine: EngineModel, system: System, slice_tokens: int = SLICE_TOKENS) -> EngineBuilder:
     """What makes the engines of a kind, for a system and prompts with units of `slice_tokens`. ImportError where vLLM
     is not installed and would be needed."""
@@ -119,7 +126,8 @@ def builder(engine: EngineModel, system: System, slice_tokens: int = SLICE_TOKEN
             raise ValueError("a live engine is at an address: see --target")
 
 
-def _slice_tokens(offered: Sequence[Arrival]) -> int:
+def slice_tokens_of(offered: Sequence[Arrival]) -> int:
+    """How long the units of these prompts are."""
     return max((one.prefix_tokens for one in offered), default=SLICE_TOKENS)
 
 

@@ -3,6 +3,8 @@
 import pytest
 from msgspec.structs import replace
 
+from events import codec
+from events.engine import EngineRegistered
 from policies.catalog import ACTORS
 from replay.belady import unique_bytes
 from replay.bench.memory.plan import STANDARD
@@ -12,6 +14,7 @@ from replay.bench.memory.systems import CAREFUL, LRU, OURS, RIVAL, SHIPPED, SYST
 from replay.bench.memory.task import MemoryTask, behind, builder, play, run_of, settings_of
 from replay.bench.memory.tuning import with_eviction
 from replay.bench.memory.workloads import WORKLOADS, Offer, arrivals, engines
+from replay.engines.light import light_engine
 
 OFFER = Offer(workload="mixed", seed=3, scale=0.5, seconds=30, engines=2)
 
@@ -88,3 +91,17 @@ def test_with_series_a_result_has_quantities_over_time_and_flops_and_the_same_lo
     assert drawn.flops is not None
     assert 0 < drawn.flops.used <= drawn.flops.bound
     assert plain.digest == drawn.digest
+
+
+@pytest.mark.parametrize("engine", [EngineModel.LIGHT, EngineModel.VLLM_SCHEDULER])
+def test_policies_are_told_that_vllm_has_no_call_to_preempt(engine: EngineModel) -> None:
+    """Else they would count on memory that an order to preempt does not give back."""
+    run = run_of(task(OURS, engine=engine), light_engine)
+    told = [
+        recorded.event
+        for message in run.messages
+        for recorded in codec.decode(message.seq, message.subject, message.body)
+        if isinstance(recorded.event, EngineRegistered)
+    ]
+    assert len(told) == OFFER.engines
+    assert {one.capability.can_preempt for one in told} == {engine is EngineModel.LIGHT}
