@@ -49,7 +49,7 @@ def command(first: Path, second: Path, everything: bool, fail_on: str, out: Outp
     value = {
         "differences": shown, "compared": len(found.differences), "only_first": found.only_first,
         "only_second": found.only_second, "few_seeds": found.few_seeds, "other_offers": found.other_offers,
-        "regressions": lost,
+        "unlike": found.unlike, "regressions": lost,
     }  # fmt: skip
 
     def show(console: "Console") -> None:
@@ -117,6 +117,8 @@ def show_comparison(found: "Comparison", shown: "Sequence[Difference]", console:
             f"{found.other_offers} cells were offered more or fewer requests a second than in the first (a load is a"
             " multiple of each report's own knee): read ratios and shares, not requests a second"
         )
+    for what in found.unlike:
+        console.print(f"not the same workload: {what}", markup=False)
     for places, which in ((found.only_first, "first"), (found.only_second, "second")):
         if places:
             names = ", ".join(

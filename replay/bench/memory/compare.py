@@ -107,13 +107,15 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """All differences of what both reports have, and what only one of them has. `few_seeds`: cells whose noise is not
     known. `other_offers`: cells that were offered more or fewer requests a second, since a load is a multiple of each
-    report's own knee."""
+    report's own knee. `unlike`: workloads that have another source, window or number of engines in the second report:
+    of one name, and nothing that can be compared."""
 
     differences: tuple[Difference, ...]
     only_first: tuple[Place, ...]
     only_second: tuple[Place, ...]
     few_seeds: int
     other_offers: int
+    unlike: tuple[str, ...] = ()
 
     def counted(self, *verdicts: Verdict) -> tuple[Difference, ...]:
         """The differences with one of these verdicts; without any: all that count."""
@@ -136,6 +138,7 @@ def compare(first: Report, second: Report) -> Comparison:
         only_second=tuple(place for place in there if place not in here),
         few_seeds=sum(min(len(here[place]), len(there[place])) < SEEDS_MIN for place in both),
         other_offers=sum(_is_other_offer(here[place], there[place]) for place in both),
+        unlike=_unlike(first, second),
     )
 
 
@@ -177,6 +180,17 @@ def margin_of(noise: float | None) -> float:
 
 def _by_place(report: Report) -> dict[Place, list[RunResult]]:
     return {place_of(cell): runs_of(report, cell) for cell in report.cells}
+
+
+def _unlike(first: Report, second: Report) -> tuple[str, ...]:
+    said = [
+        {one.name: f"{one.source}, {one.seconds:g} s on {one.engines} engines" for one in report.workloads}
+        for report in (first, second)
+    ]
+    return tuple(
+        f"{name}: {before} in the first, {after} in the second"
+        for name, before in said[0].items() if before != (after := said[1].get(name, before))
+    )  # fmt: skip
 
 
 def _is_other_offer(first: Sequence[RunResult], second: Sequence[RunResult]) -> bool:

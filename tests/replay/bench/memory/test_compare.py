@@ -119,6 +119,15 @@ def test_cells_that_were_offered_something_else_are_counted() -> None:
     assert compare(before, replace(before, runs=runs)).other_offers == 2
 
 
+def test_one_name_with_another_window_or_source_is_another_workload() -> None:
+    before = small(1)
+    assert compare(before, small(2)).unlike == ()
+    first, *rest = before.workloads
+    for other in (replace(first, seconds=first.seconds + 1), replace(first, source="drawn"), replace(first, engines=9)):
+        (said,) = compare(before, replace(before, workloads=(other, *rest))).unlike
+        assert said.startswith(f"{first.name}: ")
+
+
 def test_other_seeds_pool_their_spread_and_the_same_seeds_are_paired() -> None:
     first = {1: 10.0, 2: 20.0, 3: 30.0}
     paired = noise_of(first, {seed: value + 1 for seed, value in first.items()})
