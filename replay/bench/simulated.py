@@ -1,5 +1,6 @@
 """A simulation as one value, so that it can be done in another Python: where vLLM is (`replay.bench.far`)."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import msgspec
 
 from events.base import EngineId
 from events.engine import EngineRegistered
-from replay.bench.far import far_players
+from events.log.base import Message
+from replay.bench.far import FarError, far_players
 from replay.bench.memory.report import EngineModel
 from replay.bench.memory.task import as_able, slice_tokens_of
 from replay.cluster import Run, simulate
@@ -48,3 +50,26 @@ def play_far(python: Path, simulation: Simulation) -> Run:
     """The same in a Python that has vLLM. Raises FarError where that fails."""
     with far_players(python, 1, play_on_vllm) as play:
         return play([simulation], lambda _number, _run: None)[0]
+
+
+def simulate_far(python: Path) -> Callable[..., Run]:
+    """`replay.cluster.simulate`, on vLLM's scheduler in that Python. What is heard of the log comes when it is over.
+    The function raises ValueError with the reason where it fails."""
+
+    def play(
+        arrivals: Sequence[Arrival], engines: Sequence[EngineRegistered], *,
+        on_message: Callable[[Message], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None, **given: Any,
+    ) -> Run:  # fmt: skip
+        try:
+            run = play_far(python, Simulation(arrivals=tuple(arrivals), engines=tuple(engines), **given))
+        except FarError as error:
+            raise ValueError(error.why.rpartition("\n")[2]) from error
+        if on_message is not None:
+            for message in run.messages:
+                on_message(message)
+        if on_progress is not None:
+            on_progress(len(arrivals), len(arrivals))
+        return run
+
+    return play

@@ -1,6 +1,6 @@
 """`tidegate replay simulate`: the same deciders against a workload, a trace or a recorded log."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from services.runtime.output import Exit, Output
 
 if TYPE_CHECKING:
     from events.log.base import Message
+    from replay.cluster import Run
     from replay.faults import Fault
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -54,13 +55,16 @@ FAILING_PPM, STALLING_PPM = 10_000, 10_000
 @click.option("--gateways", type=click.IntRange(min=1), default=1, show_default=True, help="Requests take turns.")
 @click.option("--faults", type=int, metavar="SEED",
               help="Engines and gateways are lost, clients go, transfers fail: drawn by this seed.")  # fmt: skip
+@click.option("--engine-model", "engine_model", type=click.Choice(["light", "vllm_scheduler"]), default="light",
+              show_default=True, help="A model of vLLM, or vLLM's own scheduler (.venv-engine).")  # fmt: skip
 @click.option("--out", "made", type=FILE, help="Keep the run's log as a journal, what there is of it after Ctrl-C.")
 @with_settings
 @with_output
 def simulate(
     path: Path | None, form: str, workload: str | None, seed: int, limit: int | None, speed: float,
     seconds: int | None, closed_loop: bool, policy: str, dram_gib: float, ssd_gib: float, dram_ppm: int, ssd_ppm: int,
-    tier_eviction: str, gateways: int, faults: int | None, made: Path | None, settings: Settings, out: Output,
+    tier_eviction: str, gateways: int, faults: int | None, engine_model: str, made: Path | None, settings: Settings,
+    out: Output,
 ) -> int:  # fmt: skip
     """The same deciders against simulated engines, deterministic and faster than real time.
 
@@ -96,6 +100,8 @@ def simulate(
         drawn = draw_faults(faults, span_ns=span_ns, holders_lost=gateways - 1)
         failing = TransferFaults(seed=faults, failing_ppm=FAILING_PPM, stalling_ppm=STALLING_PPM)
     heard: list[Message] = []
+    if engine_model != "light":
+        play = _on_vllm()
     with out.progress("simulate", len(offered)) as advance:
         try:
             run = play(
@@ -115,6 +121,16 @@ def simulate(
     value = {"digest": run.digest, "messages": len(run.messages), "journal": str(made or ""), **run.scores.plain()}
     out.result(value, lambda console: show(run, made, console))
     return Exit.FINE
+
+
+def _on_vllm() -> "Callable[..., Run]":
+    from replay.bench.far import ENGINE_PYTHON, engine_python
+    from replay.bench.simulated import simulate_far
+
+    python = engine_python()
+    if python is None:
+        raise ConfigError(f"{ENGINE_PYTHON} is not there", where="--engine-model", key="", allowed="make test-engine")
+    return simulate_far(python)
 
 
 def _keep(made: Path, pool: str, messages: "Sequence[Message]") -> None:
