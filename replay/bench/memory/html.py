@@ -24,6 +24,8 @@ from replay.bench.memory.report import (
     System,
     WorkloadInfo,
 )
+from replay.bench.memory.workloads import PROFILE
+from replay.costmodel import PROFILES
 
 TEMPLATE: Final = "report.html.jinja"
 ENGINE_TITLES: Final = {
@@ -114,7 +116,7 @@ def page(report: Report) -> str:
         across=beside.across(report),
         calibrations=[_calibration(one) for one in report.calibrations],
         systems=[_system(one, report.runs) for one in report.systems], workload_columns=WORKLOAD_COLUMNS,
-        workloads=[_workload(one) for one in report.workloads],
+        workloads=[_workload(one) for one in report.workloads], steps=PROFILES[PROFILE].step.source,
     )  # fmt: skip
 
 

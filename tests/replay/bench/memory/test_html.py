@@ -13,6 +13,8 @@ from replay.bench.memory.charts import DARK, LIGHT
 from replay.bench.memory.goals import NEVER
 from replay.bench.memory.report import EngineModel, Goal, Report
 from replay.bench.memory.systems import CAREFUL, OURS, SHIPPED, SYSTEMS, UNLIMITED
+from replay.bench.memory.workloads import PROFILE
+from replay.costmodel import PROFILES
 from tests.replay.bench.memory.drawn_report import LOADS, drawn_report
 
 SHOWN = (OURS, CAREFUL, SHIPPED, "tidegate_dram5", UNLIMITED)
@@ -174,6 +176,16 @@ def test_what_a_reader_has_to_know_is_said(
 ) -> None:
     monkeypatch.setattr(charts, "has_charts", lambda: False)
     assert says in text_of(html.page(replace(report, **changes)))
+
+
+def test_calibrated_names_the_boards_and_is_said_of_models_alone(report: Report) -> None:
+    """What stands beside measured runs is the engine, on their boards; what the benchmark's own step times rest on is
+    said in the same breath. Of engines that answered themselves nothing was modelled."""
+    said = text_of(html.page(report))
+    assert "on the boards of those runs" in said
+    assert f"Step times of this benchmark: {PROFILES[PROFILE].step.source}." in said
+    live = text_of(html.page(replace(report, calibrations=())))
+    assert "calibrated:" not in live
 
 
 def test_without_the_extra_there_are_tables_and_one_line_says_why(
