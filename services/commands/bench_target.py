@@ -19,6 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 KEY_VARIABLE = "TIDEGATE_TARGET_KEY"
 """The bearer token for the target: on a command line everybody on the host could read it."""
 PROMPTS = ("text", "tokens")
+V1 = "/v1"
 
 
 def target_options(command: F) -> F:
@@ -37,8 +38,9 @@ def target_options(command: F) -> F:
         "--target-in-flight", type=click.IntRange(min=1), help="Most requests open at a time (default: 1024)."
     )
     @click.option("--target-metrics", multiple=True, help="More /metrics addresses: of engines behind it.")
-    @click.option("--target-log", default="", help="NATS address of the target's log: predictions beside actuals.")
-    @click.option("--target-pool", default="", help="Its pool, with --target-log.")
+    @click.option("--target-log", default="", help="NATS address of the target's log, where that is not the one that "
+                  "`tidegate up` runs from this folder. NATS_CREDS says who asks.")  # fmt: skip
+    @click.option("--target-pool", default="", help="The pool of that log: predictions beside actuals.")
     @functools.wraps(command)
     def with_target(*args: Any, **named: Any) -> Any:
         said = {name: named.pop(name) for name in list(named) if name.startswith("target")}
@@ -70,7 +72,7 @@ def _live(said: dict[str, Any]) -> "Live":
     url = said["target"]
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"{url!r} is no address", where="--target", key="", allowed="http://HOST:PORT")
-    if bool(said["target_log"]) != bool(said["target_pool"]):
+    if said["target_log"] and not said["target_pool"]:
         raise ConfigError("a log is named by its server and its pool", where="--target-log", key="",
                           allowed="--target-log together with --target-pool")  # fmt: skip
     key = os.environ.get(KEY_VARIABLE, "")
@@ -78,5 +80,7 @@ def _live(said: dict[str, Any]) -> "Live":
         model=said["target_model"], embedding_model=said["target_embedding_model"], keys={"": key} if key else {},
         prompts=PromptForm(said["target_prompts"]), in_flight_max=said["target_in_flight"] or IN_FLIGHT_MAX,
         metrics=said["target_metrics"], log_url=said["target_log"], pool=said["target_pool"],
+        creds=os.environ.get("NATS_CREDS", ""),
     )  # fmt: skip
-    return Live(url=url, options=options, name=said["target_name"], engines=said["target_engines"])
+    base = url.rstrip("/").removesuffix(V1)  # Clients of OpenAI's API have it in their address, and `up` prints it.
+    return Live(url=base, options=options, name=said["target_name"], engines=said["target_engines"])

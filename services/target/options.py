@@ -26,8 +26,8 @@ class TargetOptions(msgspec.Struct, frozen=True, kw_only=True):
     No more than `in_flight_max` requests are open at a time: what comes then is sent late, and the result says so. What
     has not ended `drain_s` after the last arrival stays unfinished.
 
-    `metrics` are more addresses of engines behind the target. `log_url` and `pool` name the log of a gateway of ours:
-    its decisions stand beside what was seen.
+    `metrics` are more addresses of engines behind the target. `log_url` and `pool` name the log of a gateway of ours
+    (a pool alone: the one that `tidegate up` runs from this folder): its decisions stand beside what was seen.
     """
 
     model: str = ""

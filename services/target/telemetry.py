@@ -162,7 +162,7 @@ def _counted(message: Message, since: SinceFirst) -> Message:
 @asynccontextmanager
 async def log_of(options: TargetOptions) -> AsyncIterator[Log | None]:
     """The log that the options name; None where they name none. Raises LogError, also where the pool has none there."""
-    if not options.log_url:
+    if not options.pool:
         yield None
         return
     config = Config(pool=options.pool, nats=NatsConfig(url=options.log_url, creds=options.creds))

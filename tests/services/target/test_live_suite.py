@@ -57,6 +57,7 @@ def test_runs_of_a_target_are_those_of_the_plan_in_order() -> None:
         (["--target", "http://t", "--target-log", "nats://n"], "a log is named by its server and its pool"),
         (["--target", "http://t", "--against", "."], "no baseline is of a live target"),
         (["--target", "http://127.0.0.1:1", "--workloads", "mixed", "--seconds", "30"], "nothing answers at"),
+        (["--target", "http://127.0.0.1:1/v1/", "--workloads", "mixed"], "nothing answers at http://127.0.0.1:1:"),
     ],
 )
 def test_what_cannot_be_asked_of_a_target_is_one_line(
