@@ -37,7 +37,7 @@ DARK: Final = {
 Design, 2008), darker or lighter until each has three to one of contrast to its paper (WCAG 1.4.11)."""
 
 _SYSTEM_COLOURS, _TIER_COLOURS = 8, 4
-_MARKERS: Final = "osD^vPX*"
+_MARKERS: Final = "osD^vPX*<>h"
 _DASHES: Final = ((), (1, 1.2), (4, 1.5), (6, 1.5, 1, 1.5))
 _DASH_BOUND: Final = (9, 3)
 _LEGEND_COLUMNS: Final = 4
