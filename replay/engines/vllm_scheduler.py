@@ -458,11 +458,6 @@ vllm_engine: Final = vllm_builder()
 """For runs whose prompts have units of SLICE_TOKENS."""
 
 
-def sharing_vllm_engine() -> EngineBuilder:
-    """For one run of engines that share what they compute."""
-    return vllm_builder(shared=True)
-
-
 @cache
 def _prompts(block_tokens: int) -> Prompts:
     """Of this process: hashes are kept from run to run."""

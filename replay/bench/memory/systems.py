@@ -106,8 +106,3 @@ SYSTEMS: dict[str, System] = {
     system.name: system for one in _EVERY for system in ((one, _small(one)) if one.dram_ppm == DRAM_PPM else (one,))
 }
 """By name. Those with a DRAM tier of 10 % have a twin with 5 %, named `..._dram5`."""
-
-
-def is_baseline(system: System) -> bool:
-    """Whether it is one of those that our policy is measured against, which get the best of the grid each."""
-    return system.preset != "default"
