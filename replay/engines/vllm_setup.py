@@ -8,7 +8,7 @@ Making a configuration takes seconds the first time and a tenth of one later; en
 """
 
 import os
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -32,6 +32,8 @@ from replay.engines.vllm_plugged import Plugged
 from replay.engines.vllm_prompts import HASH_ALGORITHM, VOCABULARY
 
 LAYER: Final = "model.layers.0.self_attn.attn"
+CONFIGS_MAX: Final = 64
+"""Configurations that are kept: tiers are of another size at every load and seed, so there are ever new ones."""
 KV_AND_BF16: Final = 4
 """Bytes of a token's keys and values, for one number of each."""
 EVICTION_DEFAULT: Final = "lru"
@@ -103,7 +105,7 @@ def _transfer(engine_id: EngineId, tiers: TierSizes | None, plugged: Plugged | N
     return msgspec.json.encode(connector).decode()
 
 
-@cache
+@lru_cache(maxsize=CONFIGS_MAX)
 def _config(asked: _Asked) -> Any:
     transfer = KVTransferConfig(**msgspec.json.decode(asked.transfer)) if asked.transfer else None
     config = EngineArgs(
