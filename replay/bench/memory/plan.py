@@ -64,13 +64,15 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
 
 class Tuning(msgspec.Struct, frozen=True, kw_only=True):
     """The grid that baselines get the best of, and how it is gone through: on light engines, so many, for so many
-    virtual seconds, at these loads of a knee that is looked for the same way."""
+    virtual seconds (`longer` where sessions need longer until as many are open as there will be), at these loads of a
+    knee that is looked for the same way."""
 
     tokens: tuple[int, ...] = GRID_TOKENS
     seqs: tuple[int, ...] = GRID_SEQS
     evictions: tuple[str, ...] = (LRU, ARC)
     engines: int = 4
     seconds: int = 300
+    longer: Mapping[str, int] = msgspec.field(default_factory=lambda: {"coding": 1_800})
     loads: tuple[float, ...] = (1.0, 1.2)
     seeds: tuple[int, ...] = TUNING_SEEDS[:1]
 
@@ -168,7 +170,7 @@ def phases(plan: Plan) -> list[Phase]:
     points = len(tuning.tokens) * len(tuning.seqs)
     kinds = len(tuned_systems(plan)) + len(tuning.evictions) - 1  # The careful baseline is tried with each.
     short = len(tuning.seeds) * workloads
-    small = tuning.engines * tuning.seconds
+    small = tuning.engines * sum(tuning.longer.get(name, tuning.seconds) for name in plan.workloads) // workloads
     large = first.engines * sum(map(first.seconds_of, plan.workloads)) // workloads
     searches = (2 if plan.shipped_knee else 1) * steps * workloads * len(first.seeds)
     return [

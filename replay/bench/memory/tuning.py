@@ -47,7 +47,7 @@ def tuned(plan: Plan, runs: Runs) -> dict[str, Tuned]:
     tuning = plan.tuning
     small = Stage(
         engine=EngineModel.LIGHT, engines=tuning.engines, seconds=tuning.seconds, workloads=plan.workloads, systems=(),
-        loads=tuning.loads, seeds=tuning.seeds,
+        loads=tuning.loads, seeds=tuning.seeds, shorter=tuning.longer,
     )  # fmt: skip
     guesses = {name: plan.guesses.get(name, WORKLOADS[name].guess) for name in plan.workloads}
     careful = with_eviction(plan.systems[CAREFUL], LRU)
