@@ -15,13 +15,13 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryFile
-from typing import IO, Any, Final, TypeVar, get_type_hints
+from typing import IO, Any, ClassVar, Final, TypeVar, get_type_hints
 
 import msgspec
 
@@ -41,6 +41,8 @@ GC_THRESHOLD: Final = 200_000
 
 class FarError(Exception):
     """A run over there did not come to its end; `why` is the traceback, or what the process said last."""
+
+    exit_code: ClassVar[int] = 2
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
@@ -146,7 +148,8 @@ class _Process:
         self._said.wait(END_TIMEOUT_S)
         for file in (self._said.stdin, self._said.stdout, self._errors):
             if file is not None:
-                file.close()
+                with suppress(BrokenPipeError):  # What it had not read when it ended.
+                    file.close()
 
     def _last_words(self) -> str:
         code = self._said.wait(END_TIMEOUT_S)

@@ -29,6 +29,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 TRACES_BESIDE = Path("../shared/traces")
 """Where traces are looked for when no folder is named."""
 SUITES = ("smoke", "standard", "full")
+SECONDS_MAX = 86_400
 QUICK = "smoke"
 """The suite that is over before an estimate of its time would be of use."""
 SWEEPS = ("ratio", "quota", "eviction", "admission", "routing", "tiers")
@@ -65,7 +66,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--workloads", help="Only these, such as conversation,coding.")
 @click.option("--loads", help="Multiples of the careful baseline's knee, such as 0.8,1.2.")
 @click.option("--seeds", help="So many of the judging seeds, a list (1,2,3), or 'tuning'.")
-@click.option("--seconds", type=click.IntRange(min=30), help="Virtual seconds of each run on light engines.")
+@click.option("--seconds", type=click.IntRange(min=30, max=SECONDS_MAX),
+              help="Virtual seconds of each run on light engines.")  # fmt: skip
 @click.option("--traces", type=FOLDER, help="Folder of public traces (default: one beside the checkout, else drawn).")
 @click.option("--engine-python", type=FILE, help="An interpreter that has vLLM (default: .venv-engine/bin/python).")
 @click.option("--light-only", is_flag=True, help="Leave out the part on vLLM's scheduler.")

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from replay.faults import Fault
 
 FILE = click.Path(path_type=Path, dir_okay=False)
+UNTIL_MAX_S = 90 * 86_400
+SPEED_MIN, SPEED_MAX = 0.001, 1e9
+TIER_GIB_MAX = 1 << 20
+"""A run takes the pool's time in steps of a second: a quarter of a year of it at most. A tier has a PiB at most."""
 FAILING_PPM, STALLING_PPM = 10_000, 10_000
 """Of the transfers between tiers so many fail, and so many stall, where faults are drawn."""
 
@@ -36,17 +40,18 @@ FAILING_PPM, STALLING_PPM = 10_000, 10_000
     help="Seed of the workload, and of when sessions begin whose trace does not say.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many requests.")
-@click.option("--speed", type=Amount(min=0, min_open=True), default=1.0, show_default=True,
+@click.option("--speed", type=Amount(min=SPEED_MIN, max=SPEED_MAX), default=1.0, show_default=True,
               help="So many times the offered load; in a closed loop sessions begin so much denser.")  # fmt: skip
-@click.option("--until", "seconds", type=click.IntRange(min=1), metavar="SECONDS",
+@click.option("--until", "seconds", type=click.IntRange(min=1, max=UNTIL_MAX_S), metavar="SECONDS",
               help="Nothing is sent after that; rates are over so long.")  # fmt: skip
 @click.option("--closed-loop", is_flag=True,
               help="Turns wait for the answers before them; what is rejected comes back once.")  # fmt: skip
 @click.option("--policy", default="default", show_default=True,
               help="Preset: default, first_come, first_come_affinity, honest_rival...")  # fmt: skip
-@click.option("--dram-gib", type=Amount(min=0), default=0.0, show_default=True,
+@click.option("--dram-gib", type=Amount(min=0, max=TIER_GIB_MAX), default=0.0, show_default=True,
               help="DRAM behind each engine whose tiers neither settings nor log name.")  # fmt: skip
-@click.option("--ssd-gib", type=Amount(min=0), default=0.0, show_default=True, help="SSD behind that.")
+@click.option("--ssd-gib", type=Amount(min=0, max=TIER_GIB_MAX), default=0.0, show_default=True,
+              help="SSD behind that.")  # fmt: skip
 @click.option("--dram-ppm", type=click.IntRange(min=0), default=0, show_default=True,
               help="Instead of GiB: millionths of what all prompts would take, over all engines.")  # fmt: skip
 @click.option("--ssd-ppm", type=click.IntRange(min=0), default=0, show_default=True, help="The same of SSD.")

@@ -67,9 +67,13 @@ def import_(
     """
     from events.subjects import token
 
+    try:
+        token(pool, what="--pool")
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     _refuse_overwriting(made, force)
     trace, rows = _read(path, form, profile, reading, out)
-    done = _write(rows, len(trace.arrivals), made, pool=token(pool, what="pool"), out=out)
+    done = _write(rows, len(trace.arrivals), made, pool=pool, out=out)
     done = msgspec.structs.replace(done, left_out=trace.left_out, estimated=trace.estimated)
     return _said(done, f"of {path.name}", len(trace.arrivals), out)
 

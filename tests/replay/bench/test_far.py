@@ -1,6 +1,7 @@
 """Runs in another Python: the same results in the same order, and what goes wrong over there is said here."""
 
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -63,6 +64,14 @@ def test_what_fails_over_there_is_said_here_with_its_traceback() -> None:
 def test_a_process_that_dies_is_noticed() -> None:
     with far_players(PYTHON, 1, work) as play, pytest.raises(FarError, match=r"ended with -9"):
         play([Work(99)], lambda _number, _one: None)
+
+
+def test_an_interpreter_that_ends_at_once_is_said_and_hides_nothing() -> None:
+    """Its pipe is broken by the time that it is closed."""
+    false = shutil.which("false")
+    assert false is not None
+    with far_players(Path(false), 1, work) as play, pytest.raises(FarError, match="ended with 1"):
+        play([Work(1)] * 50, lambda _number, _result: None)
 
 
 def test_without_an_environment_there_is_no_python(tmp_path: Path) -> None:

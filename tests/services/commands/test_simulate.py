@@ -75,7 +75,10 @@ def test_sizes_may_be_shares_of_what_all_prompts_would_take(capsys: pytest.Captu
         (("--workload", "mixde"), "no profile 'mixde'"),
         (("--tier-eviction", "arc"), "--dram-gib"),
         (("--speed", "nan"), "nan is no amount"),
-        (("--dram-gib", "inf"), "inf is no amount"),
+        (("--dram-gib", "inf"), "not in the range"),
+        (("--dram-gib", "1e300"), "not in the range"),
+        (("--speed", "1e-300"), "not in the range"),
+        (("--until", "1000000000000"), "not in the range"),
     ],
 )
 def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str) -> None:

@@ -217,6 +217,7 @@ def test_a_cut_archive_is_bad_input(capsys: pytest.CaptureFixture[str], tmp_path
         (("anonymise", "x.jsonl", "--out", "y.jsonl", "--key-file", "short"), "give 16 to 64"),
         (("info", "here.jsonl"), "no request arrives"),
         (("info", "short"), "--format"),
+        (("import", "x.csv", "--format", "csv", "--out", "y.jsonl", "--pool", "a b"), "--pool 'a b'"),
         (("sample", "here.jsonl", "--share", "nan", "--out", "y.jsonl"), "nan is no amount"),
         (("anonymise", "here.jsonl", "--shift", "1e30", "--out", "y.jsonl"), "not in the range"),
     ],
