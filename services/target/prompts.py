@@ -5,10 +5,13 @@ id alone. The words are frequent English ones, which byte-pair vocabularies have
 them; how many tokens one is for the target's tokenizer is measured where it can be asked (`Sizes`).
 """
 
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
+from hashlib import blake2b
 from random import Random
 from typing import Final, NamedTuple
+
+from msgspec.structs import replace
 
 from events.base import RequestKind
 from replay.workloads.base import Arrival
@@ -24,6 +27,8 @@ _TEXT: Final = (
 )
 WORDS: Final = tuple(_TEXT.split())
 RUNS_CACHED_MAX: Final = 16_384
+ID_BYTES: Final = 7
+"""Of a fresh prefix id: `services.load` writes it into a prompt of token ids."""
 
 
 class Sizes(NamedTuple):
@@ -40,6 +45,20 @@ class Sizes(NamedTuple):
 
 Prompts = Callable[[Arrival], bytes]
 """The prompt (or the input) of an arrival, as a JSON value."""
+
+
+def fresh(arrivals: Sequence[Arrival], salt: str) -> list[Arrival]:
+    """The same requests under names that no run with another salt has: they share prefixes with each other as before,
+    and with nothing that a target was asked earlier (at another load, or yesterday), which its cache may still hold."""
+
+    @cache
+    def unit(prefix_id: int) -> int:
+        return int.from_bytes(blake2b(f"{salt} {prefix_id}".encode(), digest_size=ID_BYTES).digest())
+
+    def name(own: str) -> str:
+        return f"{own}.{blake2b(f'{salt} {own}'.encode(), digest_size=4).hexdigest()}"
+
+    return [replace(one, request_id=name(one.request_id), prefix=tuple(map(unit, one.prefix))) for one in arrivals]
 
 
 def text_prompts(sizes: Sizes) -> Prompts:

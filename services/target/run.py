@@ -7,6 +7,7 @@ predicted. Nothing of the answers is kept but counts and times.
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -28,11 +29,12 @@ from services.runtime.config_sources import ConfigError
 from services.target import observed, probe
 from services.target.client import OpenLoop, Seen
 from services.target.options import CONNECT_S_MAX, QUIET_S_MAX, PromptForm, TargetOptions
-from services.target.prompts import Prompts, text_prompts, token_prompts
+from services.target.prompts import Prompts, fresh, text_prompts, token_prompts
 from services.target.telemetry import Record, Watch, log_of
 
 LATE_NS_MAX = 100 * NS_PER_MS
 """Requests are on time if 99 of 100 were sent within this of when they were due."""
+SALT_BYTES = 8
 SIZE_OFF_MAX = 0.02
 """Prompts have the length of the trace if the target counts as many tokens, to within this share."""
 
@@ -68,17 +70,19 @@ async def _run(
 
 async def offered(
     url: str, arrivals: Sequence[Arrival], options: TargetOptions, *, offer: Offer, load: float = 0.0,
-    name: str = "target", slo: Slo = SLO, log: Log | None = None,
+    name: str = "target", slo: Slo = SLO, log: Log | None = None, salt: str = "",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Found:  # fmt: skip
-    """The same for arrivals that are there already (`offer` says what they are called), and a `log` that is open."""
+    """The same for arrivals that are there already (`offer` says what they are called), and a `log` that is open. They
+    are sent as requests that the target has never seen: see `fresh`; `salt` "" = a drawn one."""
     began = time.monotonic()
     url = url.rstrip("/")
     theirs = Record(log) if log is not None else None
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S_MAX, sock_read=QUIET_S_MAX)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
         target = await probe.look(session, url, options)
-        wanted, notes = served(arrivals, target.models, options)
+        unseen = fresh(arrivals, salt or secrets.token_hex(SALT_BYTES))
+        wanted, notes = served(unseen, target.models, options)
         prompts = await _prompts(session, url, target, wanted, options)
         await probe.unloaded(session, url, target, prompts, wanted, keys=options.keys)
         asked = [

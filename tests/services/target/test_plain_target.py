@@ -34,6 +34,23 @@ def said(result: RunResult, part: str) -> str:
     return note
 
 
+@pytest.mark.parametrize("form", list(PromptForm))
+async def test_a_run_asks_nothing_that_the_target_has_from_an_earlier_one(form: PromptForm) -> None:
+    """Probes neither: else a target would be held to the pace that its cache has."""
+
+    class Any(Plain):
+        def tokens(self, prompt: object) -> int:
+            return 900
+
+    runs = []
+    for _ in range(2):
+        server = Any()
+        await ask(server, TargetOptions(prompts=form))
+        runs.append({str(body["prompt"]) for body in server.asked})
+    assert len(runs[0]) >= len(LOAD)
+    assert not runs[0] & runs[1]
+
+
 @pytest.mark.parametrize("tokenizes", [True, False])
 async def test_prompts_are_sized_by_its_tokenizer_or_by_what_it_counts(tokenizes: bool) -> None:
     server = Plain(tokens_per_word=1.5, tokenizes=tokenizes)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from events.base import RequestKind
 from replay.workloads.base import Arrival
-from services.target.prompts import WORDS, Sizes, text_prompts, token_prompts
+from services.target.prompts import WORDS, Sizes, fresh, text_prompts, token_prompts
 
 
 def arrival(name: str, tokens: int, prefix: tuple[int, ...] = (), **more: Any) -> Arrival:
@@ -54,6 +54,16 @@ def test_prompts_of_different_requests_differ_where_nothing_is_shared() -> None:
 
 def test_the_same_prompt_is_made_again_in_every_process() -> None:
     assert words(Sizes(), arrival("a", 4, ())) == ["business", "office", "reason", "city"]
+
+
+def test_fresh_requests_share_with_each_other_what_they_shared_and_nothing_with_others() -> None:
+    old = [arrival("a", 200, (1, 2)), arrival("b", 200, (1, 3)), arrival("c", 200)]
+    new, other = fresh(old, "now"), fresh(old, "later")
+    assert [len(set(each)) for each in zip(*(one.prefix for one in new[:2]), strict=True)] == [1, 2]
+    assert [one.prompt_tokens for one in new] == [200, 200, 200]
+    every = [*old, *new, *other]
+    assert len({one.request_id for one in every}) == len({token_prompts(one) for one in every}) == len(every)
+    assert len({" ".join(words(Sizes(), one)) for one in every}) == len(every)
 
 
 def test_inputs_of_an_embedding_stand_side_by_side() -> None:
