@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 RUNS_BESIDE = Path("../shared/profiles/llmservingsim/bench_RTXPRO6000_Llama-3.1-8B")
 """Where the measured run is looked for when none is named."""
 LIGHT, SCHEDULER = "light", "vllm_scheduler"
+SMALL = 10
+"""Figures below it have three decimals: shares have nothing else."""
 
 
 @click.command("calibrate")
@@ -44,7 +46,7 @@ def command(
         runs = RUNS_BESIDE
     if runs is None:
         out.remark("no measured run was given, and none lies beside the checkout: this is what was found last")
-        found = list(calibrations())
+        found = [one for one in calibrations() if not engines or (LIGHT in engines) == one.model.startswith(LIGHT)]
     else:
         found = _found(runs, engines, engine_python, out)
     if made is not None:
@@ -95,18 +97,23 @@ def plain(one: "Calibration") -> dict[str, object]:
     return {**msgspec.to_builtins(one), "checked": checked, "calibrated": one.calibrated}
 
 
-def show(found: "list[Calibration]", console: "Console") -> None:
-    """Calibrations for people, every quantity beside its limit."""
+def show(
+    found: "list[Calibration]", console: "Console", sides: tuple[str, str] = ("measured", "modelled")
+) -> None:  # fmt: skip
+    """Calibrations for people, every quantity beside its limit. `sides` are what is held against what."""
+    from replay.bench.memory.said import number as said
+
     for number, one in enumerate(found):
         if number:
             console.print()
         console.print(f"{one.model}\n  against {one.against}; {one.requests} requests")
         rows = [
-            (item.name, f"{item.measured:,.1f}", f"{item.modelled:,.1f}", item.unit,
-             f"{100 * (item.modelled / item.measured - 1):+.1f} %", f"{100 * item.off_max:.0f} %",
+            (item.name, *(said(value, 3 if abs(value) < SMALL else 1) for value in (item.measured, item.modelled)),
+             item.unit, f"{100 * (item.modelled / item.measured - 1):+.1f} %" if item.measured else "-",
+             f"{100 * item.off_max:.0f} %",
              "within" if item.off <= item.off_max else "NOT within")
             for item in one.checked
         ]  # fmt: skip
-        console.print(table(("quantity", "measured", "modelled", "unit", "off", "may be", ""), rows))
+        console.print(table(("quantity", *sides, "unit", "off", "may be", ""), rows))
         console.print(one.note)
         console.print("calibrated" if one.calibrated else "uncalibrated: a goal is not reached")

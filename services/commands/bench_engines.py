@@ -13,6 +13,7 @@ from services.runtime.config_sources import ConfigError
 from services.runtime.output import Exit, Output
 
 SECONDS = 300
+SIDES = ("vLLM's own", "light")
 
 
 @click.command("engines")
@@ -28,7 +29,8 @@ SECONDS = 300
 def command(seconds: int, traces: Path | None, engine_python: Path | None, jobs: int, strict: bool, out: Output) -> int:
     """Three workloads, short of memory, on both kinds of simulated engine: how far the light one is off.
 
-    `measured` is vLLM's scheduler with its KV cache manager and CPU offload, `modelled` the light engine.
+    Both are models, in virtual time: vLLM's scheduler is its own code with its KV cache manager and CPU offload. With
+    --json its figures are `measured`, those of the light engine `modelled`.
     """
     from replay.bench.engines import SHAPES, compared, play
     from replay.bench.far import ENGINE_PYTHON, FarError, far_players
@@ -54,5 +56,5 @@ def command(seconds: int, traces: Path | None, engine_python: Path | None, jobs:
                 f"vLLM's scheduler did not run there: {error.why.rpartition(chr(10))[2]}", where="--engine-python",
                 key="", allowed="an interpreter with vLLM 0.32 and msgspec",
             ) from None  # fmt: skip
-    out.result([plain(one) for one in calibrations], lambda console: show(calibrations, console))
+    out.result([plain(one) for one in calibrations], lambda console: show(calibrations, console, SIDES))
     return Exit.NO if strict and not all(one.calibrated for one in calibrations) else Exit.FINE

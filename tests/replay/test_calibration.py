@@ -92,7 +92,7 @@ def test_a_model_is_calibrated_against_itself_and_not_against_a_server_a_fifth_s
 
 def test_claims_that_rest_on_nothing_are_uncalibrated() -> None:
     assert uncalibrated([]) != ""
-    assert Checked(name="n", measured=0, modelled=1, unit="", off_max=0.1).off == 0, "nothing measured, nothing off"
+    assert Checked(name="n", measured=0, modelled=1, unit="", off_max=0.1).off > 0.1, "in the model alone"
 
 
 @dataclass

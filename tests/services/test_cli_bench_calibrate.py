@@ -1,12 +1,16 @@
 """`tidegate bench calibrate`: shows what was found, refuses what is no run, and says with its exit code how it went."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from replay.bench.memory.report import Calibration, Checked
 from replay.calibration import calibrations
 from services import cli
+from services.commands.bench_calibrate import show
 from services.runtime.output import Exit
 
 
@@ -60,3 +64,25 @@ def test_a_model_that_is_off_is_called_uncalibrated(capsys: pytest.CaptureFixtur
 def test_what_cannot_be_done_is_refused(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["bench", "calibrate", *argv]) == Exit.BAD_INPUT
     assert said in capsys.readouterr().err
+
+
+def test_a_quantity_that_was_not_there_is_off_by_nothing_or_by_everything() -> None:
+    def checked(measured: float, modelled: float) -> Checked:
+        return Checked(name="hits", measured=measured, modelled=modelled, unit="share", off_max=0.05)
+
+    assert (checked(0.0, 0.0).off, checked(0.0, 0.3).off) == (0.0, math.inf)
+    one = Calibration(model="light", against="vLLM", requests=1, checked=(checked(0.0, 0.3), checked(0.4, 0.42)))
+    console = Console(width=200, record=True)
+    show([one], console, ("theirs", "ours"))
+    said = console.export_text()
+    assert "NOT within" in said
+    assert "0.420" in said
+    assert "theirs" in said
+
+
+def test_what_was_found_last_is_told_of_the_engines_that_were_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    models = {}
+    for engine in ("light", "vllm_scheduler"):
+        assert cli.run(["bench", "calibrate", "--engine", engine, "--json"]) == Exit.FINE
+        models[engine] = {one["model"].split()[0] for one in json.loads(capsys.readouterr().out)}
+    assert models == {"light": {"light"}, "vllm_scheduler": {"vLLM"}}

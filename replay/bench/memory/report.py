@@ -5,6 +5,7 @@ that it is held against. Goodput and attainment are in the words of `replay.scor
 where a name ends in `_ns`, seconds in series.
 """
 
+import math
 from enum import StrEnum
 
 import msgspec
@@ -175,8 +176,10 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def off(self) -> float:
-        """Relative error of the model."""
-        return abs(self.modelled - self.measured) / self.measured if self.measured else 0.0
+        """Relative error of the model; infinite where there is something in the model alone."""
+        if not self.measured:
+            return math.inf if self.modelled else 0.0
+        return abs(self.modelled - self.measured) / self.measured
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
