@@ -50,8 +50,8 @@ class Lengths(msgspec.Struct, frozen=True, kw_only=True):
 class World(msgspec.Struct, kw_only=True):
     """A log's world. `settings` by actor are those in force at the last arrival, `changed` how often they changed after
     the first; actors that never ran are off. `control_ns` is the mean way from a decision to its engine (None: nobody
-    went it). `span_ns` is from the first arrival to the last record. `waiting_turns` wait for the answer before them.
-    `left_out` counts, by word, what happened and is not done again."""
+    went it). `span_ns` is from the first arrival, at `first_ns`, to the last record. `waiting_turns` wait for the
+    answer before them. `left_out` counts, by word, what happened and is not done again."""
 
     engines: list[EngineRegistered]
     tiers: dict[EngineId, TierSizes]
@@ -59,6 +59,7 @@ class World(msgspec.Struct, kw_only=True):
     settings: dict[str, dict[str, Any]]
     changed: int
     control_ns: int | None
+    first_ns: int
     span_ns: int
     lengths: Lengths
     waiting_turns: int
@@ -79,7 +80,7 @@ def world_of(source: Source, *, seed: int = 1, step_model: StepModel | None = No
     return World(
         engines=engines, tiers={name: size for name, size in tiers.items() if size is not None},
         arrivals=arrivals, settings=read.in_force(), changed=read.changed,
-        control_ns=way_ns, span_ns=max(1, read.last_ns - read.first_ns), lengths=lengths,
+        control_ns=way_ns, first_ns=read.first_ns, span_ns=max(1, read.last_ns - read.first_ns), lengths=lengths,
         waiting_turns=sum(one.after != "" for one in arrivals), left_out=dict(sorted(read.left_out.items())),
     )  # fmt: skip
 

@@ -231,7 +231,7 @@ class Scorer:
         if known is not None and known.finished is None:
             known.ended, known.over_ns = why, ts_ns
 
-    def scores(self, *, unsent: Sequence[Arrival] = (), window_ns: int = 0) -> Scores:
+    def scores(self, *, unsent: Sequence[Arrival] = (), window_ns: int = 0, start_ns: int = 0) -> Scores:
         """The scores of all that arrived so far, and of those who were to come, and never did."""
         lives = self.lives
         out = Scores(requests=len(lives) + len(unsent), unsent=len(unsent), deferrals=self._deferrals)
@@ -255,18 +255,21 @@ class Scorer:
         _parts(out, lives, unsent)
         _errors(out, lives)
         _memory(out, self.gauges, lives, unsent, slice_tokens=self.slice_tokens)
-        _throughput(out, lives, self.gauges, start_ns=self.begun_ns if window_ns else lives[0].arrived_ns)
+        start_ns = start_ns or (self.begun_ns if window_ns else lives[0].arrived_ns)
+        _throughput(out, lives, self.gauges, start_ns=start_ns)
         return out
 
 
-def score(messages: Iterable[Message], *, unsent: Sequence[Arrival] = (), window_ns: int = 0) -> Scores:
-    """The scores of a log from its first message on. `unsent` were never sent, and are missed; `window_ns` 0 = from the
-    first arrival to the last."""
+def score(
+    messages: Iterable[Message], *, unsent: Sequence[Arrival] = (), window_ns: int = 0, start_ns: int = 0
+) -> Scores:  # fmt: skip
+    """The scores of a log. `unsent` were never sent, and are missed; `window_ns` 0 = from the first arrival to the
+    last, else the window begins at `start_ns` (0 = with the log)."""
     scorer = Scorer()
     for message in messages:
         for recorded in codec.decode(message.seq, message.subject, message.body):
             scorer.take(recorded)
-    return scorer.scores(unsent=unsent, window_ns=window_ns)
+    return scorer.scores(unsent=unsent, window_ns=window_ns, start_ns=start_ns)
 
 
 def _count_ends(out: Scores, lives: Sequence[Life]) -> None:

@@ -151,7 +151,7 @@ def closed_loop(
             on_progress(len(done), len(tasks))
 
     found = (play_all or _one_by_one)(tasks, told)
-    seen = score(source, window_ns=world.span_ns)
+    seen = score(source, window_ns=world.span_ns, start_ns=world.first_ns)
     columns = [Column(policy=OBSERVED, origin=Origin.OBSERVED, scores=seen)]
     columns += [
         Column(policy=one.name, origin=Origin.MODELLED, scores=run.scores, digest=run.digest)

@@ -108,6 +108,14 @@ def test_goodput_counts_per_second_of_arrivals() -> None:
     assert scores.output_tokens_per_s == pytest.approx(22 / 9)
 
 
+def test_a_window_may_begin_later_than_the_log() -> None:
+    """A pool was up for a minute before anybody asked."""
+    measured = EngineMeasured(engine_id=EngineId("e1"), running=0, waiting=0, kv_used_ppm=0)
+    said = log((0, measured), (60_000, arrived("r1")), (64_000, finished("r1")))
+    assert score(said, window_ns=10 * NS_PER_S).tokens_per_s == 0
+    assert score(said, window_ns=10 * NS_PER_S, start_ns=60 * NS_PER_S).tokens_per_s == pytest.approx(111 / 10)
+
+
 def test_predictions_are_held_against_what_came_from_the_admission_on() -> None:
     first = FirstTokenSeen(request_id=RequestId("r"), engine_id=EngineId("e1"), ttft_ns=900 * NS_PER_MS)
     scores = score(log((0, arrived("r")), (800, admitted("r")), (900, first), (1_000, finished("r"))))

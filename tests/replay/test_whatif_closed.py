@@ -69,7 +69,8 @@ def test_every_column_says_where_it_comes_from_and_has_the_same_requests() -> No
     ]  # fmt: skip
     assert {one.scores.requests for one in found.columns} == {found.requests}
     assert {one.scores.window_ns for one in found.columns} == {found.span_ns}
-    assert found.columns[0].scores == score(run.messages, window_ns=found.span_ns)
+    begins_ns = world_of(run.messages).first_ns
+    assert found.columns[0].scores == score(run.messages, window_ns=found.span_ns, start_ns=begins_ns)
     assert {one.digest != "" for one in found.columns[1:]} == {True}
     assert tried(recorded(CALM), "fifo") == tried(recorded(CALM), "fifo")
 
