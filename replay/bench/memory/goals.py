@@ -210,14 +210,24 @@ def _latencies(found: _Found) -> Iterator[Goal]:
     )  # fmt: skip
     for what, pick in picks:
         for other, limit in ((SHIPPED, LATENCY_SHARE), (CAREFUL, LATENCY_ABOVE)):
-            own, beside, bound = (found.cell(name, load) for name in (OURS, other, UNLIMITED))
+            own, beside = found.cell(OURS, load), found.cell(other, load)
             if own is None or beside is None:
                 continue
-            most = over(pick(bound), pick(beside)) if bound is not None else None
+            value = over(pick(own), pick(beside))
+            least = _least_with_unlimited(found, load, pick, beside)
+            if least is None or value is None or value < least:
+                least = None  # What ours is below is no bound.
             yield found.goal(
-                f"{what} / {other}, at the knee of {SHIPPED}", limit, over(pick(own), pick(beside)), at_most=True,
-                where=f"at {load:g}", bound=most, bound_by=UNLIMITED_KV if most is not None else "",
+                f"{what} / {other}, at the knee of {SHIPPED}", limit, value, at_most=True, where=f"at {load:g}",
+                bound=least, bound_by=UNLIMITED_KV if least is not None else "",
             )  # fmt: skip
+
+
+def _least_with_unlimited(found: _Found, load: float, pick: Pick, beside: Cell) -> float | None:
+    """A percentile with unlimited KV that all engines share, as a multiple of another one: the better policy's."""
+    free = [cell for name in (UNLIMITED, OURS_UNLIMITED) if (cell := found.cell(name, load)) is not None]
+    ratios = [ratio for cell in free if (ratio := over(pick(cell), pick(beside))) is not None]
+    return min(ratios, default=None)
 
 
 def load_of(scale: float, knee_scale: float) -> float:

@@ -106,6 +106,17 @@ def test_latencies_are_compared_at_the_knee_of_vllm_as_shipped() -> None:
     assert not [one for one in goals(made, {"conversation": info()}) if "p99" in one.name]
 
 
+def test_what_our_policy_is_below_is_no_bound_of_a_percentile() -> None:
+    """With unlimited KV the careful policy may be slower than ours is without; then ours with unlimited KV tells."""
+    about = info(shipped_knee=replace(KNEE, scale=0.8))
+    slow = [replace(one, ttft_p99_ns=150) if one.system == UNLIMITED else one for one in cells()]
+    goal = found(slow, "TTFT p99 / as_shipped", about)
+    assert (goal.value, goal.met, goal.bound, goal.bound_by) == (1.0, False, None, "")
+    both = [*slow, cell(OURS_UNLIMITED, 0.8, ttft_p99_ns=90)]
+    goal = found(both, "TTFT p99 / as_shipped", about)
+    assert (goal.bound, goal.bound_by) == (0.9, "unlimited KV")
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs", "ratio"), [(1, 2, 0.5), (None, 2, NEVER), (1, None, 0.0), (None, None, None), (1, 0, None)]
 )
