@@ -112,7 +112,8 @@ def memory_of(system: System) -> str:
     """What stands behind the device memory of a system."""
     if system.unlimited_kv:
         return "unlimited"
-    tiers = [f"{name} {said.ppm(size)}" for name, size in (("DRAM", system.dram_ppm), ("SSD", system.ssd_ppm)) if size]
+    dram = "lazy DRAM" if system.lazy_tiers else "DRAM"
+    tiers = [f"{name} {said.ppm(size)}" for name, size in ((dram, system.dram_ppm), ("SSD", system.ssd_ppm)) if size]
     return " + ".join(tiers) or "none"
 
 

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from replay.bench.memory import charts, html
 from replay.bench.memory.charts import DARK, LIGHT
 from replay.bench.memory.goals import NEVER
+from replay.bench.memory.panels import memory_of
 from replay.bench.memory.report import EngineModel, Goal, Report
 from replay.bench.memory.systems import CAREFUL, OURS, SHIPPED, SYSTEMS, UNLIMITED
 from replay.bench.memory.workloads import PROFILE
@@ -262,6 +263,11 @@ def test_lines_and_letters_stand_out_from_their_paper(colours: dict[str, str]) -
         needed = 4.5 if name in ("ink", "dim", "good", "bad", "s0") else 3.0  # s0 is that of links, too.
         assert _contrast(colour, colours["paper"]) >= needed, name
     assert colours.keys() == LIGHT.keys()
+
+
+def test_lazy_tiers_are_another_memory() -> None:
+    assert memory_of(SYSTEMS[f"{OURS}_lazy"]) == "lazy DRAM 10 %"
+    assert memory_of(SYSTEMS[OURS]) == "DRAM 10 %"
 
 
 def test_systems_are_told_apart_without_colours() -> None:
