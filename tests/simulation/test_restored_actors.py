@@ -72,7 +72,7 @@ def read(name: str, log: list[Recorded], *, restarts: Random | None) -> tuple[li
 
 @pytest.mark.parametrize("admission", SETTINGS.values(), ids=SETTINGS)
 def test_a_restart_changes_no_decision_of_any_actor(admission: dict[str, Any]) -> None:
-    log = pressured(5, admission)
+    log = pressured(4, admission)
     kinds = {type(one.event) for one in log}
     assert {RequestDeferred, RequestPreempted, SharesSet} <= kinds, "else there is no pressure"
     for name in ACTORS:
