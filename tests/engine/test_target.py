@@ -30,7 +30,7 @@ def arrivals(count: int, *, gap_ms: int, kind: RequestKind = RequestKind.LLM) ->
 
 
 async def ask(url: str, load: list[Arrival], options: TargetOptions) -> RunResult:
-    return (await offered(url, load, options, offer=OFFER)).result
+    return (await offered(url, load, options, offer=OFFER, salt="tests")).result
 
 
 async def test_a_plain_vllm_is_asked_for_what_the_trace_says(engines: Engines) -> None:
