@@ -8,7 +8,7 @@ served, a DRAM tier that evicts lru), which decides little, so that the engines'
 - `coding`: shorter coding-agent sessions in a closed loop: what comes depends on when answers do.
 - `mixed`: sessions of three tenants and waves of embedding jobs.
 
-Limits are what a claim made with the light engine may rest on; they were set before the runs that are kept.
+Limits are what a claim made with the light engine may rest on.
 """
 
 from collections.abc import Callable, Sequence
