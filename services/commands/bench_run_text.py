@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from replay.bench.memory.goals import NEVER as INFINITE
+from replay.bench.memory.report import Origin
 from replay.bench.memory.said import NEVER, NOTHING, attained, gib, number, seconds, share, span
 from services.runtime.output import table
 
@@ -35,7 +36,8 @@ def show(report: "Report", console: "Console") -> None:
     console.print(
         f"{counts or 'no goals'}; {len(report.runs)} runs, seeds {seeds}, {seconds(report.seconds)}{end}", markup=False
     )
-    console.print(f"uncalibrated: {report.uncalibrated}" if report.uncalibrated else CALIBRATED, markup=False)
+    if any(run.origin is Origin.MODELLED for run in report.runs):
+        console.print(f"uncalibrated: {report.uncalibrated}" if report.uncalibrated else CALIBRATED, markup=False)
 
 
 CALIBRATED = (
