@@ -5,9 +5,9 @@ from collections.abc import Iterable
 
 from events.base import PPM
 from policies.memory.kinds import EvictionKind
-from replay.belady import ideal_hits, kind_hits, unique_bytes
+from replay.belady import ideal_hits, kind_hits
 from replay.bench.memory.report import Knee, WorkloadInfo
-from replay.bench.memory.workloads import WORKLOADS, Offer, arrivals, drawn_of, engines
+from replay.bench.memory.workloads import WORKLOADS, Offer, arrivals, drawn_of, engines, unique_kv_bytes
 
 UNLIMITED_BYTES = 1 << 62
 
@@ -23,11 +23,11 @@ def lru(dram_ppm: int) -> str:
 
 
 def described(offer: Offer, knee: Knee | None, shipped_knee: Knee | None, tiers_ppm: Iterable[int]) -> WorkloadInfo:
-    """What an offer is, with the bounds for tiers of these parts of its unique KV bytes."""
+    """What an offer is, with the bounds for tiers of these parts of the workload's unique KV bytes."""
     workload, offered = WORKLOADS[offer.workload], arrivals(offer)
     able = engines(workload, offer.engines, batch_tokens=1, seqs_max=1)
     token_bytes = able[0].block_bytes // able[0].block_tokens
-    unique = unique_bytes(offered, token_bytes=token_bytes)
+    unique = unique_kv_bytes(offer)
     device = sum(one.kv_blocks * one.block_bytes for one in able)
     bounds: dict[str, float] = {}
     for ppm in tiers_ppm:

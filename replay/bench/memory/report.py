@@ -123,9 +123,9 @@ class Knee(msgspec.Struct, frozen=True, kw_only=True):
 
 class WorkloadInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What was offered. `ideal_hit_share`: of prompt tokens, with unlimited shared KV. `closed_loop`: turns wait for
-    the answers before them. `drawn` says which part was generated ("" = none). `shipped_knee` is that of vLLM as
-    shipped. `hit_bounds`: shares of prompt tokens by name, such as what Belady's rule would have with one cache of all
-    engines' memory and tiers."""
+    the answers before them. `unique_kv_bytes`: what tiers are shares of, at every load. `drawn` says which part was
+    generated ("" = none). `shipped_knee` is that of vLLM as shipped. `hit_bounds`: shares of prompt tokens by name,
+    such as what Belady's rule would have with one cache of all engines' memory and tiers."""
 
     name: str
     source: str

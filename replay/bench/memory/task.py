@@ -14,9 +14,8 @@ from msgspec.structs import replace
 from events.base import NS_PER_S, EngineId
 from events.engine import EngineRegistered
 from policies.catalog import PRESETS
-from replay.belady import unique_bytes
 from replay.bench.memory.report import EngineModel, Origin, RunResult, System
-from replay.bench.memory.workloads import WORKLOADS, Offer, arrivals, engines
+from replay.bench.memory.workloads import WORKLOADS, Offer, arrivals, engines, unique_kv_bytes
 from replay.bench.offered import SLO
 from replay.cluster import Run, simulate
 from replay.engines.base import EngineBuilder
@@ -68,7 +67,8 @@ def run_of(task: MemoryTask, build: EngineBuilder | None = None) -> Run:
     workload = WORKLOADS[task.offer.workload]
     offered = arrivals(task.offer)
     described = engines(workload, task.offer.engines, batch_tokens=task.batch_tokens, seqs_max=task.seqs_max)
-    described, tiers = behind(task.system, as_able(task.engine, described), offered)
+    described = grown_for(task.system, as_able(task.engine, described), offered)
+    described, tiers = behind(task.system, described, unique_kv_bytes(task.offer))
     return simulate(
         offered, described, settings=settings_of(task.system), slo=SLO, tiers=tiers,
         closed_loop=workload.closed_loop, until_ns=task.offer.seconds * NS_PER_S,
@@ -83,17 +83,22 @@ def settings_of(system: System) -> dict[str, dict[str, object]]:
     return {actor: {**preset.get(actor, {}), **system.settings.get(actor, {})} for actor in actors}
 
 
-def behind(
+def grown_for(
     system: System, described: Sequence[EngineRegistered], offered: Sequence[Arrival]
+) -> list[EngineRegistered]:
+    """The engines with the device memory that the system gives them: all that is offered fits where it is unlimited."""
+    if not system.unlimited_kv:
+        return list(described)
+    tokens = min(ENGINE_TOKENS_MAX, sum(one.prompt_tokens + one.output_tokens for one in offered))
+    return [_grown(one, tokens) for one in described]
+
+
+def behind(
+    system: System, described: Sequence[EngineRegistered], unique: int
 ) -> tuple[list[EngineRegistered], dict[EngineId, TierSizes]]:
-    """The engines with the memory that the system gives them, and the tiers behind it: shares of the unique KV bytes
-    of what is offered, evenly over the engines."""
-    if system.unlimited_kv:
-        tokens = min(ENGINE_TOKENS_MAX, sum(one.prompt_tokens + one.output_tokens for one in offered))
-        described = [_grown(one, tokens) for one in described]
+    """The engines and the tiers behind them: shares of a workload's `unique` KV bytes, evenly over the engines."""
     if not system.dram_ppm:
         return list(described), {}
-    unique = unique_bytes(offered, token_bytes=described[0].block_bytes // described[0].block_tokens)
     sizes = TierSizes(
         dram_bytes=unique * system.dram_ppm // PPM // len(described),
         ssd_bytes=unique * system.ssd_ppm // PPM // len(described), eviction=system.tier_eviction,

@@ -16,6 +16,9 @@ A seed draws where a trace's window begins and the order within a batch, or whic
 everything. A window that is longer than what is left of its trace goes on with the trace's begin, with prefix ids that
 are new in each lap: nothing is found in a cache that the trace would not have had there. `WorkloadInfo.drawn` says so.
 Without the trace's file its lengths are drawn by the generator of `mixed`, and a report says so.
+
+Tiers are parts of one amount per workload, engines and window, `unique_kv_bytes`, whatever the load: that of the
+workload at scale 1, with nothing of its trace counted twice.
 """
 
 from bisect import bisect_left
@@ -29,6 +32,7 @@ import msgspec
 
 from events.base import NS_PER_S, EngineId, RequestKind
 from events.engine import EngineRegistered
+from replay.belady import unique_bytes
 from replay.bench.offered import BATCH_NS, DRAWN_CONVERSATION, grown
 from replay.costmodel import PROFILES, registered
 from replay.traces.mooncake import read_mooncake
@@ -159,6 +163,28 @@ def arrivals(offer: Offer) -> list[Arrival]:
     return [one for one in made if one.at_ns < offer.seconds * NS_PER_S]
 
 
+def unique_kv_bytes(offer: Offer) -> int:
+    """What tiers are parts of: the KV that prompts of this workload have, each once, at scale 1 for these engines and
+    this window. A trace that is shorter than its window, or has fewer sessions than are begun, counts once as a whole:
+    its own unique KV, without laps. It does not depend on the offer's scale."""
+    return _unique_kv_bytes(msgspec.structs.replace(offer, scale=1.0))
+
+
+@cache
+def _unique_kv_bytes(own: Offer) -> int:
+    described = registered("", WORKLOADS[own.workload].models, profile=PROFILE)
+    return unique_bytes(_once(own), token_bytes=described.block_bytes // described.block_tokens)
+
+
+def _once(own: Offer) -> list[Arrival]:
+    """What arrives, without what is in it a second time under fresh ids."""
+    if own.workload in _WINDOWED and int(own.seconds * _pace(own) * NS_PER_S) >= _lap_ns(_trace_of(own)):
+        return _trace_of(own)
+    if own.workload in _CODING and _sessions_begun(own) > len(_sessions(own.trace)):
+        return [turn for session in _sessions(own.trace) for turn in session]
+    return arrivals(own)
+
+
 def kv_tokens_of(workload: Workload) -> int:
     """What one H100 with 80 GB has left for KV after the weights of all that it serves."""
     profile = PROFILES[PROFILE]
@@ -203,7 +229,7 @@ def _pace(offer: Offer) -> float:
 
 def _lapped(rng: Random, offer: Offer, window_ns: int) -> list[Arrival]:
     """So much of the trace from a drawn batch on, as often round as it takes; times count from that batch."""
-    whole = _trace(offer.workload, offer.trace)
+    whole = _trace_of(offer)
     lap_ns = _lap_ns(whole)
     room = lap_ns - window_ns if window_ns < lap_ns else lap_ns - BATCH_NS
     begin_ns = rng.randint(0, max(0, room) // BATCH_NS) * BATCH_NS - BATCH_NS // 2  # Between batches.
@@ -238,7 +264,7 @@ def _laps(offer: Offer) -> int:
     """How often a trace is gone through in part; 1 for what is no window of a trace."""
     if offer.workload not in _WINDOWED:
         return 1
-    lap_ns = _lap_ns(_trace(offer.workload, offer.trace))
+    lap_ns = _lap_ns(_trace_of(offer))
     return -(-int(offer.seconds * _pace(offer) * NS_PER_S) // lap_ns)
 
 
@@ -250,6 +276,10 @@ def _embeddings(rng: Random, offer: Offer, pace: float) -> list[Arrival]:
         msgspec.structs.replace(one, request_id=f"v{number}")
         for number, one in enumerate(waves(rng, shape, seconds * 1_000))
     ]
+
+
+def _trace_of(offer: Offer) -> list[Arrival]:
+    return _trace(offer.workload, offer.trace)
 
 
 @cache
@@ -269,9 +299,11 @@ def _mixed(offer: Offer) -> list[Arrival]:
 
 
 def _coding(offer: Offer) -> list[Arrival]:
-    count = max(1, round(offer.scale * offer.engines * offer.seconds * CODING_SESSIONS_PER_S))
-    sessions = _sessions(offer.trace)
-    return started(sessions, seed=offer.seed, seconds=offer.seconds, count=count)
+    return started(_sessions(offer.trace), seed=offer.seed, seconds=offer.seconds, count=_sessions_begun(offer))
+
+
+def _sessions_begun(offer: Offer) -> int:
+    return max(1, round(offer.scale * offer.engines * offer.seconds * CODING_SESSIONS_PER_S))
 
 
 @cache

@@ -6,12 +6,11 @@ from msgspec.structs import replace
 from events import codec
 from events.engine import EngineRegistered
 from policies.catalog import ACTORS
-from replay.belady import unique_bytes
 from replay.bench.memory.plan import STANDARD
 from replay.bench.memory.report import EngineModel
 from replay.bench.memory.sweeps import Sweep, swept, variants
 from replay.bench.memory.systems import CAREFUL, LRU, OURS, RIVAL, SHIPPED, SYSTEMS, UNLIMITED
-from replay.bench.memory.task import MemoryTask, behind, builder, play, run_of, settings_of
+from replay.bench.memory.task import MemoryTask, behind, builder, grown_for, play, run_of, settings_of
 from replay.bench.memory.tuning import with_eviction
 from replay.bench.memory.workloads import WORKLOADS, Offer, arrivals, engines
 from replay.engines.light import light_engine
@@ -34,23 +33,22 @@ def test_all_systems_are_asked_for_the_same_requests() -> None:
     assert len(set(counted.values())) == 1
 
 
-def test_tiers_are_shares_of_the_unique_kv_of_what_is_offered() -> None:
-    offered = arrivals(OFFER)
+def test_tiers_are_shares_of_the_workloads_unique_kv() -> None:
     described = engines(WORKLOADS["mixed"], 2, batch_tokens=2_048, seqs_max=256)
-    unique = unique_bytes(offered, token_bytes=131_072)
-    made, tiers = behind(SYSTEMS["careful_arc"], described, offered)
+    unique = 10**9
+    made, tiers = behind(SYSTEMS["careful_arc"], described, unique)
     assert {size.dram_bytes for size in tiers.values()} == {unique // 10 // 2}
     assert {size.eviction for size in tiers.values()} == {"arc"}
     assert all(one.capability.reports_slices for one in made)
-    small = behind(SYSTEMS["tidegate_dram5"], described, offered)[1]
+    small = behind(SYSTEMS["tidegate_dram5"], described, unique)[1]
     assert {size.dram_bytes for size in small.values()} == {unique // 20 // 2}
-    assert behind(SYSTEMS[SHIPPED], described, offered) == (described, {})
+    assert behind(SYSTEMS[SHIPPED], described, unique) == (described, {})
 
 
 def test_unlimited_kv_holds_all_that_there_ever_is_and_is_shared() -> None:
     offered = arrivals(OFFER)
     described = engines(WORKLOADS["mixed"], 2, batch_tokens=2_048, seqs_max=256)
-    made, _ = behind(SYSTEMS[UNLIMITED], described, offered)
+    made = grown_for(SYSTEMS[UNLIMITED], described, offered)
     assert all(
         one.kv_blocks * one.block_tokens >= sum(a.prompt_tokens + a.output_tokens for a in offered) for one in made
     )

@@ -19,6 +19,7 @@ from replay.bench.memory.workloads import (
     engines,
     kv_tokens_of,
     trace_of,
+    unique_kv_bytes,
 )
 
 MINUTE = 60
@@ -80,6 +81,21 @@ def test_a_trace_keeps_its_pace_whatever_the_seed(trace: str, seed: int, scale: 
     """20 batches of two a minute: within a batch of what the scale says."""
     made = arrivals(offer(trace=trace, engines=4, seed=seed, scale=scale))
     assert abs(len(made) - 40 * scale) <= 4
+
+
+@pytest.mark.parametrize("workload", ["conversation", "coding", "mixed", "conversation_embedding"])
+def test_what_tiers_are_parts_of_is_the_same_at_every_load(workload: str) -> None:
+    sizes = {unique_kv_bytes(offer(workload, scale=scale)) for scale in (0.2, 1.0, 8.0)}
+    assert len(sizes) == 1
+    assert sizes.pop() > 0
+
+
+def test_a_trace_that_is_gone_through_twice_counts_once(trace: str) -> None:
+    """Every prompt of the trace has one full slice of 512 tokens, and half of the trace has half of them."""
+    slice_bytes = 512 * 131_072
+    assert unique_kv_bytes(offer(trace=trace, engines=4)) == 40 * slice_bytes
+    assert unique_kv_bytes(offer(trace=trace, engines=16)) == 40 * slice_bytes
+    assert unique_kv_bytes(offer(trace=trace, engines=2)) == pytest.approx(20 * slice_bytes, rel=0.1)
 
 
 def test_coding_sessions_wait_for_answers_and_every_turn_names_one_of_its_own_session() -> None:
