@@ -45,6 +45,8 @@ THROUGHPUT_FLUCTUATION, OCCUPANCY_FLUCTUATION = 0.15, 0.10
 COST_SHARE: Final = 0.7
 NEVER: Final = 1e9
 """Stands for an infinite ratio: ours has no answer where the other one has."""
+AT_SHIPPED_KNEE: Final = f"at the knee of {SHIPPED}"
+AT_EDGE: Final = "knee at the edge of what was tried"
 THE_OFFER, UNLIMITED_KV, BELADY, IDEAL = "the offer", "unlimited KV", "Belady", "the workload's own repeats"
 STEP_MODEL: Final = "the step model at full steps"
 
@@ -80,12 +82,22 @@ def goals(cells: Sequence[Cell], infos: Mapping[str, WorkloadInfo]) -> tuple[Goa
         for name in dict.fromkeys(cell.workload for cell in cells if cell.engine is engine):
             found = _Found(cells, infos[name], engine)
             known = [one for one in _of(found) if engine is EngineModel.LIGHT or one.value is not None]
-            made += known if infos[name].requests >= REQUESTS_MIN else [_too_few(one, infos[name]) for one in known]
+            known = known if infos[name].requests >= REQUESTS_MIN else [_too_few(one, infos[name]) for one in known]
+            made += [_doubted(one, infos[name]) for one in known]
     return tuple(made)
 
 
 def _too_few(goal: Goal, info: WorkloadInfo) -> Goal:
     return replace(goal, value=None, bound=None, bound_by="", where=f"{info.requests} requests say nothing")
+
+
+def _doubted(goal: Goal, info: WorkloadInfo) -> Goal:
+    """The goal, with a word where it speaks of a knee that may lie beyond what was tried."""
+    knee = info.other_knees.get(goal.engine.value, info.knee)
+    at_shipped = AT_SHIPPED_KNEE in goal.name and info.shipped_knee is not None and info.shipped_knee.at_edge
+    if at_shipped or (knee is not None and knee.at_edge):
+        return replace(goal, where=f"{goal.where}; {AT_EDGE}" if goal.where else AT_EDGE)
+    return goal
 
 
 def _of(found: _Found) -> Iterator[Goal]:
@@ -218,7 +230,7 @@ def _latencies(found: _Found) -> Iterator[Goal]:
             if least is None or value is None or value < least:
                 least = None  # What ours is below is no bound.
             yield found.goal(
-                f"{what} / {other}, at the knee of {SHIPPED}", limit, value, at_most=True, where=f"at {load:g}",
+                f"{what} / {other}, {AT_SHIPPED_KNEE}", limit, value, at_most=True, where=f"at {load:g}",
                 bound=least, bound_by=UNLIMITED_KV if least is not None else "",
             )  # fmt: skip
 
@@ -248,7 +260,8 @@ def over(value: float | None, other: float | None) -> float | None:
 
 
 def _reuse(found: _Found) -> Iterator[Goal]:
-    """Tokens that were not computed again, at the knee: all of them, and the way from LRU to Belady's rule."""
+    """Tokens that were not computed again, at the knee: all of them, and the way to Belady's rule: from LRU in one
+    cache, as that rule is counted, and from the careful baseline, which has as many caches as ours."""
     info, own = found.info, found.cell(OURS, KNEE)
     if own is not None and _is_coding(found):
         yield found.goal(
@@ -263,10 +276,15 @@ def _reuse(found: _Found) -> Iterator[Goal]:
             f"ideal {info.ideal_hit_share:.3f}, Belady {bound:.3f}, LRU in one cache {info.hit_bounds[lru(ppm)]:.3f}, "
             f"careful {careful.hit_share:.3f}, ours {ours.hit_share:.3f}"
         )
-        name = f"gap from the careful baseline's hits to Belady closed, DRAM {ppm // 10_000} %"
-        yield found.goal(
-            name, GAP_SHARE, reach(info, ours.hit_share, careful.hit_share, ppm), where=said, bound=1.0, bound_by=BELADY
-        )
+        for whose, base in (
+            ("LRU's hits in one cache", info.hit_bounds[lru(ppm)]),
+            ("the careful baseline's hits", careful.hit_share),
+        ):
+            name, value = (
+                f"gap from {whose} to Belady closed, DRAM {ppm // 10_000} %",
+                reach(info, ours.hit_share, base, ppm),
+            )
+            yield found.goal(name, GAP_SHARE, value, where=said, bound=1.0, bound_by=BELADY)
 
 
 def _steady(found: _Found) -> Iterator[Goal]:

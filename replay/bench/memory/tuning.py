@@ -2,7 +2,8 @@
 
 1. A first knee of the careful baseline as shipped (lru), on few engines and a short window.
 2. The grid: every baseline at every point, at loads of that knee, with tuning seeds. Each gets the point at which it
-   has the most goodput; the careful baseline also the tier eviction, which goes for all that have the same tier.
+   has the most goodput; first the careful baseline, which also chooses the tier eviction. That goes for all that have
+   the same tier, and it is what they go through the grid with.
 3. The knee that loads are multiples of: the careful baseline at its best, on the engines, window and seeds on which
    all are judged. And the knee of vLLM as shipped, at its best, the same way.
 4. The knee for every other stage: on as many engines and for as long as there, but on light ones, which are cheap.
@@ -126,13 +127,19 @@ def _at(plan: Plan, stage: Stage, found: Mapping[str, Tuned], name: str) -> Call
 
 
 def _go_through_grid(plan: Plan, small: Stage, runs: Runs, found: Mapping[str, Tuned]) -> None:
+    """The careful baseline with each eviction, then all others with the one that was chosen."""
+    _choose(plan, small, runs, found, [(name, CAREFUL, kind) for name in found for kind in plan.tuning.evictions])
+    others = [name for name in tuned_systems(plan) if name != CAREFUL]
+    _choose(plan, small, runs, found, [(name, other, one.eviction) for name, one in found.items() for other in others])
+
+
+def _choose(
+    plan: Plan, small: Stage, runs: Runs, found: Mapping[str, Tuned], tried: Sequence[tuple[str, str, str]]
+) -> None:
+    """The best point of the grid for each of these workloads and systems, and among the evictions given with them."""
     tuning = plan.tuning
     points = list(product(tuning.tokens, tuning.seqs))
-    kinds = [
-        (name, eviction) for name in tuned_systems(plan)
-        for eviction in (tuning.evictions if name == CAREFUL else tuning.evictions[:1])
-    ]  # fmt: skip
-    places = [(workload, name, kind, point) for workload in found for name, kind in kinds for point in points]
+    places = [(workload, name, kind, point) for workload, name, kind in tried for point in points]
     goodputs = runs.goodputs([
         [
             task for load in tuning.loads

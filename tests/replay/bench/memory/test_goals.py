@@ -98,6 +98,27 @@ def test_the_way_to_beladys_rule_begins_at_the_careful_baseline() -> None:
     assert "Belady 0.600" in goal.where
 
 
+def test_the_way_to_beladys_rule_from_lru_comes_first() -> None:
+    made = [replace(one, hit_share=0.2) if one.system == CAREFUL else one for one in cells()]
+    names = [goal.name for goal in goals(made, {"conversation": info()}) if "to Belady" in goal.name]
+    assert [name.startswith("gap from LRU's hits") for name in names] == [True, False]
+    assert found(made, "gap from LRU's hits").value == pytest.approx((0.5 - 0.4) / (0.6 - 0.4))
+
+
+def test_a_knee_that_may_lie_further_on_is_said_with_every_goal_that_speaks_of_it() -> None:
+    edge = info(knee=replace(KNEE, at_edge=True))
+    assert all("edge of what was tried" in goal.where for goal in goals(cells(), {edge.name: edge}))
+    other = info(shipped_knee=replace(KNEE, scale=0.8, at_edge=True))
+    said = {goal.name for goal in goals(cells(), {other.name: other}) if "edge of what was tried" in goal.where}
+    assert said
+    assert all("p99" in name for name in said)
+    far = [replace(one, engine=EngineModel.VLLM_SCHEDULER) for one in cells()]
+    there = info(other_knees={"vllm_scheduler": replace(KNEE, at_edge=True)})
+    assert {
+        goal.engine for goal in goals([*cells(), *far], {there.name: there}) if "edge of what was tried" in goal.where
+    } == {EngineModel.VLLM_SCHEDULER}
+
+
 def test_latencies_are_compared_at_the_knee_of_vllm_as_shipped() -> None:
     about = info(shipped_knee=replace(KNEE, scale=0.8))
     made = [replace(one, ttft_p99_ns=200) if one.system == SHIPPED else one for one in cells()]

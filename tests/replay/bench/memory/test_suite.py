@@ -132,6 +132,21 @@ def test_the_careful_baseline_is_tried_with_either_eviction() -> None:
     assert {task.system.tier_eviction for task in played.tasks if task.system.name == OURS} == {""}
 
 
+def test_who_has_the_careful_baselines_tier_is_tuned_with_the_eviction_that_it_chose() -> None:
+    """Here arc is better for the careful baseline."""
+
+    def arc_wins(task: MemoryTask) -> RunResult:
+        result = play(task)
+        if task.system.tier_eviction == ARC:
+            return replace(result, scores=replace(result.scores, goodput_per_s=result.scores.goodput_per_s + 1.0))
+        return result
+
+    played = Played(arc_wins)
+    plan = replace(TINY, stages=TINY.stages[:1], shipped_knee=False)
+    run_suite(plan, runs(Store(None), played), version="0")
+    assert {task.system.tier_eviction for task in played.tasks if task.system.name == RIVAL} == {ARC}
+
+
 def test_a_result_is_found_by_its_task_and_by_nothing_else(tmp_path: Path) -> None:
     offer = Offer(workload="mixed", seed=1, scale=0.3, seconds=30, engines=1)
     task = MemoryTask(offer=offer, system=SYSTEMS[SHIPPED], batch_tokens=2_048, seqs_max=256)
