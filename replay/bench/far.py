@@ -35,6 +35,10 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 ENGINE_PYTHON: Final = ROOT / ".venv-engine" / "bin" / "python"
 """Where `make test-engine` puts vLLM's environment: beside the checkout's own."""
 END_TIMEOUT_S: Final = 10.0
+ASK_RELEASE: Final = """
+from importlib.metadata import distributions
+print(*sorted(f"{one.name} {one.version}" for one in distributions() if one.name.startswith("vllm")))
+"""
 GC_THRESHOLD: Final = 200_000
 """Objects between two collections over there: a scheduler makes many, and no cycles to speak of."""
 
@@ -70,6 +74,17 @@ def engine_python(said: Path | None = None) -> Path | None:
     """The Python that has vLLM: the one said, else the one beside the checkout; None where that is not there."""
     python = said or ENGINE_PYTHON
     return python.absolute() if python.is_file() else None
+
+
+def vllm_release(python: Path) -> str:
+    """The release of vLLM in that Python's environment, "" where there is none. Raises FarError where it is none."""
+    try:
+        done = subprocess.run(  # noqa: S603 - the Python that the user named
+            [python, "-c", ASK_RELEASE], capture_output=True, text=True, timeout=END_TIMEOUT_S, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise FarError(str(error)) from error
+    return done.stdout.strip()
 
 
 @contextmanager

@@ -157,7 +157,9 @@ def _narrowed(stage: "Stage", wanted: Wanted, plan: "Plan") -> "Stage":
 
 
 def _run(wanted: Wanted, plan: "Plan", out: Output) -> "Report":
+    from replay.bench.far import vllm_release
     from replay.bench.memory.plan import runs_of
+    from replay.bench.memory.report import EngineModel
     from replay.bench.memory.rounds import Runs
     from replay.bench.memory.store import Store
     from replay.bench.memory.suite import run_suite
@@ -165,11 +167,13 @@ def _run(wanted: Wanted, plan: "Plan", out: Output) -> "Report":
     from replay.code_version import code_version
 
     jobs, release = wanted.jobs or cores(), code_version().partition("+")[0]
-    with _players(plan, wanted, jobs, out) as players:
+    python = _far_python(plan, wanted, out)
+    store = Store(wanted.folder, {EngineModel.VLLM_SCHEDULER: vllm_release(python)} if python is not None else None)
+    with _players(python, jobs) as players:
         if wanted.suite != QUICK:
             _say_hours(plan, players, jobs, out)
         with out.progress("runs", runs_of(plan)) as advance:
-            report = run_suite(plan, Runs(Store(wanted.folder), players, advance), version=release)
+            report = run_suite(plan, Runs(store, players, advance), version=release)
     found = calibrations()
     return replace(report, calibrations=found, uncalibrated=uncalibrated(found))
 
@@ -184,25 +188,34 @@ def _say_hours(plan: "Plan", players: "Players", jobs: int, out: Output) -> None
     out.remark(f"about {hours(plan, speeds, jobs):.1f} h with {jobs} runs at a time (an engine: {said})")
 
 
+def _far_python(plan: "Plan", wanted: Wanted, out: Output) -> Path | None:
+    """The Python that has vLLM, where the plan needs it. Without it one line says that its part is left out."""
+    from replay.bench.far import engine_python
+    from replay.bench.memory.report import EngineModel
+
+    if all(stage.engine is not EngineModel.VLLM_SCHEDULER for stage in plan.stages):
+        return None
+    python = engine_python(wanted.engine_python)
+    if python is None and wanted.engine_python is not None:
+        raise ConfigError(
+            f"{wanted.engine_python} is not there", where="--engine-python", key="",
+            allowed="an interpreter that has vLLM 0.32, or --light-only",
+        )  # fmt: skip
+    if python is None:
+        out.remark("vLLM's environment is not there: its part is left out (make test-engine builds it)")
+    return python
+
+
 @contextmanager
-def _players(plan: "Plan", wanted: Wanted, jobs: int, out: Output) -> "Iterator[Players]":
-    """Somewhere to run what the plan has. Without vLLM's environment one line says that its part is left out."""
-    from replay.bench.far import engine_python, far_players
+def _players(python: Path | None, jobs: int) -> "Iterator[Players]":
+    """Somewhere to run what the plan has: here, and in the Python that has vLLM, if there is one."""
+    from replay.bench.far import far_players
     from replay.bench.memory.report import EngineModel
     from replay.bench.memory.task import play
     from replay.bench.runs import players
 
     with ExitStack() as stack:
         found = {EngineModel.LIGHT: stack.enter_context(players(jobs, play))}
-        if any(stage.engine is EngineModel.VLLM_SCHEDULER for stage in plan.stages):
-            python = engine_python(wanted.engine_python)
-            if python is None and wanted.engine_python is not None:
-                raise ConfigError(
-                    f"{wanted.engine_python} is not there", where="--engine-python", key="",
-                    allowed="an interpreter that has vLLM 0.32, or --light-only",
-                )  # fmt: skip
-            if python is None:
-                out.remark("vLLM's environment is not there: its part is left out (make test-engine builds it)")
-            else:
-                found[EngineModel.VLLM_SCHEDULER] = stack.enter_context(far_players(python, jobs, play))
+        if python is not None:
+            found[EngineModel.VLLM_SCHEDULER] = stack.enter_context(far_players(python, jobs, play))
         yield found

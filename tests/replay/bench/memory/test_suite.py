@@ -1,5 +1,6 @@
 """A whole suite, tiny: every run once, choices before results, and a report of whatever was done."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from events.base import NS_PER_S
 from replay.bench.memory.plan import SMOKE, SUITES, Plan, Stage, Tuning, hours, phases, runs_of, takes_point_of
 from replay.bench.memory.report import EngineModel, RunResult
 from replay.bench.memory.rounds import Players, Runs
-from replay.bench.memory.store import Store
+from replay.bench.memory.store import Store, digest_of
 from replay.bench.memory.suite import run_suite, speed
 from replay.bench.memory.systems import ARC, CAREFUL, LRU, OURS, RIVAL, SHIPPED, SYSTEMS, UNLIMITED
 from replay.bench.memory.task import MemoryTask, play
@@ -159,6 +160,21 @@ def test_a_result_is_found_by_its_task_and_by_nothing_else(tmp_path: Path) -> No
     for file in (tmp_path / "runs").iterdir():
         file.write_bytes(b"{")
     assert Store(tmp_path).get(task) is None
+
+
+def test_a_result_is_void_when_its_trace_or_its_engines_release_changes(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    rows = [{"timestamp": 3_000 * n, "input_length": 600, "output_length": 5, "hash_ids": [n, 99]} for n in range(20)]
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    offer = Offer(workload="conversation", seed=1, scale=1.0, seconds=30, engines=1, trace=str(trace))
+    task = MemoryTask(offer=offer, system=SYSTEMS[SHIPPED], batch_tokens=2_048, seqs_max=256)
+    one, other = ({EngineModel.LIGHT: release} for release in ("0.32.0", "0.32.1"))
+    Store(tmp_path, one).put(task, play(task))
+    assert Store(tmp_path, one).get(task) is not None
+    assert Store(tmp_path, other).get(task) is None
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))
+    digest_of.cache_clear()
+    assert Store(tmp_path, one).get(task) is None
 
 
 def test_estimates_count_every_stage_and_what_has_no_speed_is_not_run() -> None:
