@@ -6,6 +6,9 @@ import msgspec
 
 from events.base import EngineId, Event, ModelId
 
+STEPS_AHEAD = 1
+"""How many steps vLLM, as it ships, schedules before the one in flight has ended (asynchronous scheduling)."""
+
 
 class EngineKind(StrEnum):
     """Which backend speaks to it."""
@@ -24,7 +27,8 @@ class Health(StrEnum):
 
 class Capability(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an engine can be asked to do; where it cannot, no policy pretends. `labels` say where it is: `nvlink` (its
-    domain), `numa`, `host`, `rack`."""
+    domain), `numa`, `host`, `rack`. `steps_ahead`: so many steps are scheduled before the one in flight has ended, so
+    what comes during a step enters that many later (0 = none, or not said)."""
 
     llm: bool = True
     embedding: bool = False
@@ -35,6 +39,7 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     seqs_max: int = 256
     batch_tokens_max: int = 2048
     context_tokens_max: int = 131_072
+    steps_ahead: int = 0
     labels: dict[str, str] = msgspec.field(default_factory=dict)
 
 

@@ -110,6 +110,7 @@ class Account(msgspec.Struct, kw_only=True):
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     can_preempt: bool = False
     can_abort: bool = True
+    steps_ahead: int = 0
     llm_ppm: int = -1
     embedding_ppm: int = -1
     own_shares: bool = False
@@ -195,7 +196,7 @@ def describe(account: Account, event: EngineRegistered) -> None:
     account.llm, account.embedding = capability.llm, capability.embedding
     account.labels = capability.labels
     account.can_preempt, account.can_abort = capability.can_preempt, capability.can_abort
-    account.reports_slices = capability.reports_slices
+    account.reports_slices, account.steps_ahead = capability.reports_slices, capability.steps_ahead
     account.step = event.step
     account.suspect = account.removed = False
     account.load = Load()

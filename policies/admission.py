@@ -54,7 +54,16 @@ from policies.admission_explain import explain
 from policies.admission_settings import AdmissionSettings, Mode
 from policies.admission_state import State, configure, desk_of, evolve, initial, requests_of
 from policies.decider import Decider
-from policies.forecast import Prospect, alone_ns, bytes_wanted, can_ever_hold, is_full, promise, reserved_tokens
+from policies.forecast import (
+    Prospect,
+    alone_ns,
+    bytes_wanted,
+    can_ever_hold,
+    is_full,
+    promise,
+    reserved_tokens,
+    turn_in_ns,
+)
 from policies.judgement import (
     RETRY_AFTER_MIN_NS,
     Admit,
@@ -127,7 +136,9 @@ def _decide_fresh(state: State, fresh: Waiting, now_ns: int) -> list[Event]:
     verdict = _first_verdict(state, desk, fresh)
     said = _said(desk, verdict, fresh)
     if isinstance(verdict, Defer):
-        return [*said, *_wake(state, _look_ns(state, fresh, verdict.until_ns, now_ns), now_ns)]
+        look_ns = _look_ns(state, fresh, verdict.until_ns, now_ns)
+        turn_ns = _turn_ns(desk) if verdict.reason is DeferReason.PREFILL_BACKLOG else 0
+        return [*said, *_wake(state, min(look_ns, turn_ns or look_ns), now_ns)]
     return said
 
 
@@ -269,7 +280,23 @@ def _drain(
             decisions += _let_through(desk, line, gone=gone)
         elif not line.head().lane or _any_has_quota_left(desk, line):
             decisions += _drain_line(desk, line, only=only, gone=gone)
-    return decisions
+    # What is sent just before an engine has done all that it has lets it go on without a gap.
+    waits = any(request_id not in gone for line in lines for request_id in line.entries)
+    turn_ns = _turn_ns(desk, only=only) if waits else 0
+    return [*decisions, *(_wake(state, turn_ns, now_ns) if turn_ns else ())]
+
+
+def _turn_ns(desk: Desk, *, only: EngineId | None = None) -> int:
+    """When the first engine that is backed up takes work again (`only`: that one); 0 if none is."""
+    if desk.settings.deferral is Switch.OFF:
+        return 0
+    turns = (
+        turn_in_ns(desk.trial(account), desk.settings, desk.now_ns)
+        for name, account in desk.accounts.items()
+        if account.step is not None and account.takes_work() and (only is None or name == only)
+    )
+    soonest_ns = min((turn_ns for turn_ns in turns if turn_ns > 0), default=0)
+    return desk.now_ns + soonest_ns if soonest_ns else 0
 
 
 def _let_through(desk: Desk, line: Line, *, gone: dict[RequestId, None]) -> list[Event]:

@@ -250,11 +250,16 @@ def alone_ns(one: Prospect) -> int:
 
 
 def raw_ttft_ns(trial: Trial, *, tokens: int, pairs: int, now_ns: int) -> int:
-    """Prefill work in line there and `tokens` more, less what the head of the line has behind it; not corrected."""
+    """Prefill work in line there and `tokens` more, less what the head of the line has behind it; not corrected. With
+    nothing in line, what the engine has scheduled ahead goes first: steps that only decode."""
     account, load = trial.account, trial.load
     step, seqs, context = account.step or NOMINAL, load.decode_seqs, load.decode_context
     if not load.prefill_tokens:
-        return work_ns(step, tokens=tokens, pairs=pairs, batch_tokens=account.batch_tokens, context=context, seqs=seqs)
+        ahead_ns = account.steps_ahead * step_ns(step, tokens=seqs, context=context, seqs=seqs) if seqs else 0
+        own_ns = work_ns(
+            step, tokens=tokens, pairs=pairs, batch_tokens=account.batch_tokens, context=context, seqs=seqs
+        )
+        return ahead_ns + own_ns
     in_all_ns = work_ns(
         step, tokens=load.prefill_tokens + tokens, pairs=load.prefill_pairs + pairs,
         batch_tokens=account.batch_tokens, context=context, seqs=seqs,
@@ -336,9 +341,14 @@ def own_work_ns(one: Prospect, now_ns: int) -> int:
 
 def is_backed_up(trial: Trial, settings: AdmissionSettings, now_ns: int) -> bool:
     """Whether so much prefill work stands before the engine that what waits loses nothing by waiting here."""
+    return turn_in_ns(trial, settings, now_ns) > 0
+
+
+def turn_in_ns(trial: Trial, settings: AdmissionSettings, now_ns: int) -> int:
+    """After how much time that will be over: the engine takes what waits here (not above 0: it does now)."""
     if not settings.backlog_max_ns or not trial.load.prefill_tokens:
-        return False
-    return backlog_ns(trial, now_ns) > settings.backlog_max_ns + AHEAD * trial.account.control_ns
+        return 0
+    return backlog_ns(trial, now_ns) - settings.backlog_max_ns - AHEAD * trial.account.control_ns
 
 
 def budget_blocks(account: Account, settings: AdmissionSettings) -> int:

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import msgspec
 
 from events.base import NS_PER_MS, NS_PER_S, EngineId, RequestId
-from events.engine import Capability, StepModel
+from events.engine import STEPS_AHEAD, Capability, StepModel
 from policies.predictors.step_time import step_ns
 from replay.bench.memory.report import Calibration, Checked, EngineModel, System
 from replay.bench.memory.task import builder
@@ -154,7 +154,7 @@ def calibrate(run: MeasuredRun, build: EngineBuilder, model: EngineModel) -> Cal
 
 def simulated(run: MeasuredRun, build: EngineBuilder) -> list[tuple[int, int]]:
     """First and last token of every request, in nanoseconds from the first arrival on."""
-    able = Capability(seqs_max=run.seqs_max, batch_tokens_max=run.batch_tokens)
+    able = Capability(seqs_max=run.seqs_max, batch_tokens_max=run.batch_tokens, steps_ahead=STEPS_AHEAD)
     described = registered("e1", ["model"], profile=run.profile, kv_tokens=run.kv_tokens, capability=able)
     engine = build(described, now_ns=0, tiers=None, faults=None, ssd=None, peer=_no_peer)
     times: dict[RequestId, list[int]] = {}

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import msgspec
 
 from events.base import EngineId, ModelId
-from events.engine import Capability, EngineKind, EngineRegistered, StepModel
+from events.engine import STEPS_AHEAD, Capability, EngineKind, EngineRegistered, StepModel
 from kvstore.schema import KVCacheSchema
 
 GPU_MEMORY_UTILIZATION_PERCENT = 90
@@ -122,7 +122,7 @@ def registered(
     """A simulated engine as it says what it is. `kv_tokens` 0 means all that the profile leaves; one with tiers behind
     its memory `reports_slices`. KeyError for a profile that is not there."""
     chosen = PROFILES[profile]
-    able = capability or Capability(embedding=True, can_preempt=True)
+    able = capability or Capability(embedding=True, can_preempt=True, steps_ahead=STEPS_AHEAD)
     return EngineRegistered(
         engine_id=EngineId(engine_id),
         kind=EngineKind.SIMULATED,

@@ -102,9 +102,8 @@ LIMITS: Final = (
     Limit("times a request ran (1 + preemptions)", "", 0.05, lambda found: 1 + found.preemptions / found.answered),
 )
 NOTE: Final = (
-    "vLLM schedules one step ahead, so a request that comes during a step enters not the next one but that after it; "
-    "the light engine does not: its TTFT is a step less, which is much where prompts are short. It keeps whole slices "
-    "of a prompt, vLLM blocks of 16 tokens."
+    "Both schedule one step ahead, but the blocks of what ends are free to the light engine's next step, and to vLLM's "
+    "one step later. The light engine keeps whole slices of a prompt, vLLM blocks of 16 tokens."
 )
 
 

@@ -27,7 +27,8 @@ Peers = Callable[[EngineId], Peer | None]
 class Batch:
     """`waiting` in order, `running` by when they entered; of those `prefilling` compute their prompts, others decode
     (they are in the `clock`), the rest waits for slices. `slow` is what stands behind the device memory, if anything
-    does; `commons` what other engines have, in a bound."""
+    does; `commons` what other engines have, in a bound. Of who came after `known_fs` the step that is chosen
+    does not know: it was scheduled then."""
 
     def __init__(self, registered: EngineRegistered) -> None:
         assert registered.step is not None, "a simulated engine has a step model"
@@ -44,7 +45,7 @@ class Batch:
         self.running: dict[RequestId, Job] = {}
         self.prefilling: dict[RequestId, Job] = {}
         self.directive: EngineDirected | None = None
-        self.at_fs = 0
+        self.at_fs = self.known_fs = 0
         self.preemptions = self.prefix_queries = self.prefix_hits = 0
 
     def stand_before(
@@ -94,6 +95,8 @@ class Batch:
             left -= count
         while admit and left and self.waiting and len(self.running) < self.seqs_max:
             job = self.waiting[0]
+            if self.comes_late(job):
+                break
             if not self._enter(job, self.batch_tokens - left):
                 break
             if job.request.request_id in self.prefilling:
@@ -101,6 +104,10 @@ class Batch:
                 chunks.append((job, count))
                 left -= count
         return chunks
+
+    def comes_late(self, job: Job) -> bool:
+        """Whether the step was chosen before it came."""
+        return job.came_fs > self.known_fs
 
     def _enter(self, job: Job, tokens: int) -> bool:
         """Take the head of the queue into the batch, which has `tokens` tokens in this step, if its blocks fit."""

@@ -82,17 +82,18 @@ Outcome = FirstToken | Tokens | Finished | Refused
 class Job:
     """A request inside the engine. `emitted` and `told` count output tokens made and said; `serial` is its place in
     the decode clock (0 = not decoding), `joined` the clock's step then. `gone`: it was aborted; `leaving`: it is to
-    give way when the step in flight is over; `offered` of its units were offered to the tiers behind."""
+    give way when the step in flight is over; `offered` of its units were offered to the tiers behind. `came_fs` is when
+    it was last put into the queue."""
 
     __slots__ = (
-        "cached", "computed", "emitted", "first_ns", "gone", "joined", "leaving", "offered", "preemptions", "request",
-        "serial", "target", "told", "unit_blocks", "units", "window",
+        "cached", "came_fs", "computed", "emitted", "first_ns", "gone", "joined", "leaving", "offered", "preemptions",
+        "request", "serial", "target", "told", "unit_blocks", "units", "window",
     )  # fmt: skip
 
     def __init__(self, request: SimRequest, block_tokens: int, batch_tokens: int) -> None:
         self.request = request
         self.units: list[Unit] = []
-        self.offered = 0
+        self.offered = self.came_fs = 0
         self.first_ns = self.emitted = self.told = self.computed = self.preemptions = self.serial = self.joined = 0
         self.cached = -1
         self.target = request.prompt_tokens

@@ -14,6 +14,8 @@ It behaves as a vLLM v1 engine with first-come-first-served scheduling does, wit
   at the same time keep one of the two (vLLM keeps both until they end).
 - An embedding request is prompt only; its inputs pass through one after another, so it holds no more blocks than one
   step or its longest input takes. Inputs are taken as equally long.
+- With `steps_ahead` a step is chosen when the one before it begins (vLLM's asynchronous scheduling): who comes during a
+  step enters not the next one but that after it, unless nothing was there to choose. Blocks are counted when it begins.
 - With slower tiers behind it (`replay.engines.slow_memory`), what is computed is written through to them, and a prompt
   that goes on there loads that instead of computing it, where that is quicker. Meanwhile it holds its blocks and
   counts as running, and others compute.
@@ -89,6 +91,8 @@ class LightEngine:
         self._leaving: list[Job] = []
         self._stride: Stride[Job] | None = None
         self._is_idle = False
+        self._ahead = registered.capability.steps_ahead > 0
+        self._scheduled_fs: int | None = None  # When the step that is to begin was scheduled, if that was before.
         self._at_fs = now_ns * FS_PER_NS
         self._now_ns = now_ns
         self._outcomes: list[Outcome] = []
@@ -108,7 +112,7 @@ class LightEngine:
             return
         job = Job(request, self._block_tokens, self._batch.batch_tokens)
         self._jobs[request.request_id] = job
-        self._batch.waiting.append(job)
+        self._queue(job)
 
     def abort(self, request_id: RequestId, now_ns: int) -> bool:
         """End a request without an answer; False if it is not here. Its blocks are free when the step in flight is
@@ -151,7 +155,7 @@ class LightEngine:
         self._arrive_at(now_ns)
         job = self._parked.pop(request_id, None)
         if job is not None:
-            self._batch.waiting.append(job)
+            self._queue(job)
             return True
         job = self._jobs.get(request_id)
         if job is None or not job.leaving:
@@ -260,8 +264,8 @@ class LightEngine:
         self._is_idle = False
         if self._stride is not None:
             self._stride.steps = 1
-        else:
-            self._at_fs = max(self._at_fs, now_fs)
+        elif self._at_fs < now_fs:
+            self._at_fs, self._scheduled_fs = now_fs, None
 
     def _advance(self, limit_fs: int) -> None:
         """Finish every step that ends, and begin every step that begins, by `limit_fs`."""
@@ -274,6 +278,7 @@ class LightEngine:
                     if wake_fs > limit_fs:
                         return
                     self._at_fs, self._is_idle = max(self._at_fs, wake_fs), False
+                    self._scheduled_fs = None
                 self._stride = self._begin()
                 if self._stride is None:
                     self._is_idle = True
@@ -290,6 +295,8 @@ class LightEngine:
                 stride.first_fs += done * stride.grow_fs
                 return
             self._stride = None
+            if self._ahead:
+                self._scheduled_fs = stride.end_fs(done - 1)
             self._end(stride.chunks)
 
     def _next_step_fs(self) -> int | None:
@@ -315,12 +322,17 @@ class LightEngine:
         batch.begin(self._at_fs)
         preempted = batch.make_room()
         batch.device.take(clock.blocks_needed(1))
+        batch.known_fs = self._at_fs if self._scheduled_fs is None else self._scheduled_fs
         chunks = batch.choose_chunks(admit=not preempted)
+        if not chunks and not clock.seqs and batch.known_fs < self._at_fs:
+            batch.known_fs = self._at_fs  # Nothing was scheduled ahead: it is done now.
+            chunks = batch.choose_chunks(admit=not preempted)
         if not chunks and not clock.seqs:
             return None
         steps = 1
-        # After a preemption the queue was not looked at: it may fit at the next step.
-        if not chunks and not preempted:
+        # After a preemption the queue was not looked at, and of who came since nothing is known: the next step may
+        # take them in.
+        if not chunks and not preempted and not (batch.waiting and batch.comes_late(batch.waiting[0])):
             steps = min(clock.steps_to_end(), 1 + clock.steps_within(batch.device.room, ahead=1))
         tokens, pairs = clock.seqs, 0
         for job, count in chunks:
@@ -351,6 +363,11 @@ class LightEngine:
         self._leaving.clear()
 
     # One request.
+
+    def _queue(self, job: Job) -> None:
+        """It waits from now on."""
+        job.came_fs = self._now_ns * FS_PER_NS
+        self._batch.waiting.append(job)
 
     def _prompt_done(self, job: Job) -> None:
         request = job.request

@@ -13,7 +13,7 @@ import msgspec
 
 from events.base import NS_PER_S, EngineId, Event, ModelId, RequestId, RequestKind
 from events.decisions import EngineDirected, TransferCancelled, TransferOrdered
-from events.engine import Capability, EngineKind, EngineMeasured, EngineRegistered
+from events.engine import STEPS_AHEAD, Capability, EngineKind, EngineMeasured, EngineRegistered
 from events.slice import Tier
 from kvstore.schema import KVCacheSchema
 from replay.costmodel import PROFILE_DEFAULT, PROFILES
@@ -236,6 +236,7 @@ def registered(config: EngineConfig) -> EngineRegistered:
             can_preempt=True,
             reports_slices=bool(config.dram_bytes),
             seqs_max=config.seqs_max,
+            steps_ahead=STEPS_AHEAD,
             batch_tokens_max=config.batch_tokens_max,
             context_tokens_max=config.context_tokens_max,
             labels=dict[str, str](config.labels.items()),

@@ -11,7 +11,7 @@ import msgspec
 
 from events.base import EngineId, Event, ModelId, RequestId, RequestKind, SliceId
 from events.decisions import EngineDirected, TransferCancelled, TransferOrdered
-from events.engine import Capability, EngineKind, EngineMeasured, EngineRegistered
+from events.engine import STEPS_AHEAD, Capability, EngineKind, EngineMeasured, EngineRegistered
 from kvstore.schema import KVCacheSchema
 from services.engines import vllm_metrics
 from services.engines.base import STATUS_ABORTED, Call, Chunk, EngineError
@@ -237,6 +237,7 @@ def registered(config: EngineConfig) -> EngineRegistered:
             can_prioritise=config.priority,
             reports_slices=config.agent,
             seqs_max=config.seqs_max,
+            steps_ahead=STEPS_AHEAD,
             batch_tokens_max=config.batch_tokens_max,
             context_tokens_max=config.context_tokens_max,
             labels=dict[str, str](config.labels.items()),

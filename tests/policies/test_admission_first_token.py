@@ -12,6 +12,7 @@ from tests.policies.house import admitted, deferred, house, rejected
 from tests.policies.words import (
     FS_PER_MS,
     MS,
+    START_NS,
     STEP,
     S,
     aborted,
@@ -81,3 +82,33 @@ def test_it_waits_here_while_the_prefill_backlog_there_is_long() -> None:
     spec = house(settings(backlog_max_ns=30 * MS), arrived("a", 400, out=1))
     spec.when(arrived("b", 100, out=1)).then(deferred("b", DeferReason.PREFILL_BACKLOG), said(WakeAsked))
     spec.when(at(40 * MS, first_token("a"))).then(admitted("b"))
+
+
+def test_it_is_looked_at_again_just_before_the_backlog_there_is_done() -> None:
+    """Sent only when the first token is seen, it would find an engine that has stood idle for the way there."""
+    spec = house(settings(backlog_max_ns=20 * MS), arrived("a", 600, out=1))
+    spec.when(arrived("b", 100, out=1)).then(deferred("b", DeferReason.PREFILL_BACKLOG), said(WakeAsked))
+    *_, wake = spec.decisions
+    assert isinstance(wake, WakeAsked)
+    assert START_NS + 20 * MS < wake.at_ns < START_NS + 60 * MS
+    spec.when(at(wake.at_ns - START_NS, tick(2))).then(admitted("b"))
+
+
+def test_after_each_that_goes_a_look_is_asked_for_while_others_wait() -> None:
+    spec = house(settings(backlog_max_ns=20 * MS), arrived("a", 600, out=1), engines=(engine(blocks=1_000),))
+    spec.after(arrived("b", 600, out=1), arrived("c", 600, out=1))
+    spec.when(at(60 * MS, first_token("a"))).then(admitted("b"), said(WakeAsked))
+    spec.after(at(120 * MS, first_token("b"))).when(at(120 * MS, tick(3)))
+    assert not any(isinstance(one, WakeAsked) for one in spec.decisions), "nobody waits for a turn"
+
+
+def test_steps_that_are_scheduled_ahead_go_first() -> None:
+    """A prompt for an engine that decodes waits for those, and is predicted to."""
+    predicted = []
+    for ahead in (0, 1):
+        spec = house(arrived("a", 100, out=50), engines=(engine(steps_ahead=ahead),))
+        spec.after(at(10 * MS, first_token("a"))).when(at(20 * MS, arrived("b", 100, now=20 * MS)))
+        predicted.append(spec.decisions[0].ttft_predicted_ns)
+    assert predicted[1] > predicted[0]
+    idle = [house(engines=(engine(steps_ahead=ahead),)).when(arrived("a", 100)).decisions for ahead in (0, 1)]
+    assert idle[0] == idle[1], "where nothing decodes, nothing was scheduled"

@@ -25,7 +25,7 @@ def when_a_is_done(spec: Spec) -> Spec:
 
 def test_the_earliest_deadline_goes_first() -> None:
     spec = busy(arrived("b", 100, out=1, slack=900 * MS), arrived("c", 100, out=1, slack=300 * MS))
-    when_a_is_done(spec).then(admitted("c"))
+    when_a_is_done(spec).then(admitted("c"), said(WakeAsked))
 
 
 def test_the_highest_priority_goes_first() -> None:
@@ -33,29 +33,29 @@ def test_the_highest_priority_goes_first() -> None:
         arrived("b", 100, out=1, slack=300 * MS), arrived("c", 100, out=1, slack=900 * MS, priority=1),
         strategy="priority",
     )  # fmt: skip
-    when_a_is_done(spec).then(admitted("c"))
+    when_a_is_done(spec).then(admitted("c"), said(WakeAsked))
 
 
 def test_a_strategy_that_is_set_while_they_wait_orders_them_anew() -> None:
     spec = busy(arrived("b", 100, out=1, slack=900 * MS), arrived("c", 100, out=1, slack=300 * MS), strategy="fifo")
-    when_a_is_done(spec.after(settings(strategy="slo_aware"))).then(admitted("c"))
+    when_a_is_done(spec.after(settings(strategy="slo_aware"))).then(admitted("c"), said(WakeAsked))
 
 
 def test_when_not_all_can_be_in_time_the_longest_is_set_aside_and_refused_at_its_latest_start() -> None:
     spec = busy(arrived("long", 1_500, out=1, slack=400 * MS))
     short = [arrived(f"s{n}", 800, out=1, slack=350 * MS) for n in range(2)]
     spec.after(*short)
-    when_a_is_done(spec).then(admitted("s0"))
-    spec.when(at(180 * MS, first_token("s0"))).then(admitted("s1"))
+    when_a_is_done(spec).then(admitted("s0"), said(WakeAsked))
+    spec.when(at(180 * MS, first_token("s0"))).then(admitted("s1"), said(WakeAsked))
     spec.when(at(260 * MS, tick(3))).then(rejected("long", RejectReason.DEADLINE_PASSED))
 
 
 def test_one_that_comes_and_would_make_two_shorter_ones_late_is_set_aside_at_once() -> None:
     spec = busy(arrived("s0", 800, out=1, slack=350 * MS), arrived("s1", 800, out=1, slack=350 * MS))
-    when_a_is_done(spec).then(admitted("s0"))
+    when_a_is_done(spec).then(admitted("s0"), said(WakeAsked))
     spec.when(at(110 * MS, arrived("x", 1_500, out=1, now=110 * MS, slack=400 * MS)))
     assert spec.decisions, "a word comes at once"
-    spec.when(at(180 * MS, first_token("s0"))).then(admitted("s1"))
+    spec.when(at(180 * MS, first_token("s0"))).then(admitted("s1"), said(WakeAsked))
 
 
 def test_long_prefills_keep_to_their_lane_until_one_is_nearly_over() -> None:
@@ -85,7 +85,7 @@ def test_a_tenant_that_lags_behind_comes_first_and_is_not_passed() -> None:
         spec.after(arrived(f"y{n}", 900, out=1, tenant="y", slack=20 * MS))
     spec.after(arrived("a", 1_000, out=1, tenant="x"))
     spec.after(arrived("b", 100, out=1, tenant="x", slack=300 * MS), arrived("c", 100, out=1, tenant="y", slack=S))
-    spec.when(at(100 * MS, first_token("a"))).then(admitted("c"))
+    spec.when(at(100 * MS, first_token("a"))).then(admitted("c"), said(WakeAsked))
 
 
 def test_kinds_take_turns_by_urgency_under_hybrid() -> None:
@@ -96,4 +96,4 @@ def test_kinds_take_turns_by_urgency_under_hybrid() -> None:
     spec.after(
         arrived("a", 1_000, out=1), embedding("v", 100, slack=900 * MS), arrived("b", 100, out=1, slack=300 * MS)
     )
-    spec.when(at(100 * MS, first_token("a"))).then(admitted("v"))
+    spec.when(at(100 * MS, first_token("a"))).then(admitted("v"), said(WakeAsked))

@@ -29,13 +29,15 @@ SPLIT = structs.replace(STEP, decode_base_fs=5_000_000_000_321, decode_context_f
 
 def engine(
     *, kv_blocks: int = 64, block_tokens: int = 4, seqs_max: int = 8, batch_tokens: int = 32, tell: bool = True,
-    step: StepModel = STEP,
+    step: StepModel = STEP, ahead: int = 0,
 ) -> LightEngine:  # fmt: skip
     return LightEngine(
         EngineRegistered(
             engine_id=EngineId("e1"), kind=EngineKind.SIMULATED, models=(ModelId("m"),), kv_blocks=kv_blocks,
             block_tokens=block_tokens, block_bytes=1, step=step,
-            capability=Capability(embedding=True, seqs_max=seqs_max, batch_tokens_max=batch_tokens),
+            capability=Capability(
+                embedding=True, seqs_max=seqs_max, batch_tokens_max=batch_tokens, steps_ahead=ahead
+            ),
         ),
         tell_tokens=tell,
     )  # fmt: skip
@@ -457,3 +459,58 @@ def test_two_hash_seeds_give_the_same_run() -> None:
     ]  # fmt: skip
     assert runs[0] == runs[1]
     assert "Finished" in runs[0]
+
+
+# Steps that are scheduled ahead.
+
+
+@pytest.mark.parametrize(("ahead", "between"), [(0, 0), (1, 1)], ids=["each when it begins", "one ahead"])
+def test_who_comes_during_a_step_enters_so_many_steps_later(ahead: int, between: int) -> None:
+    """`a` decodes; `b` comes within a step, then waits for its end, for those that were scheduled, and for its own."""
+    one = engine(ahead=ahead)
+    one.submit(llm("a", 8, 20), 0)
+    came_ns = 1 * MS
+    alone = engine()
+    alone.submit(llm("a", 8, 20), 0)
+    tokens = [
+        o.at_ns for at in range(0, 400 * MS, MS) for o in alone.run_until(at) if isinstance(o, (FirstToken, Tokens))
+    ]
+    one.submit(llm("b", 8, 2), came_ns)
+    first = next(o for o in drain(one) if isinstance(o, FirstToken) and o.request_id == "b")
+    begun_ns = first.at_ns - step_fs(STEP, tokens=9, qk=32, context=9 + between, seqs=1) // FS_PER_NS
+    expected = next(at for at in tokens if at >= came_ns)
+    later = [at for at in tokens if at > expected]
+    assert abs(begun_ns - (later[between - 1] if between else expected)) <= 1
+
+
+def test_with_nothing_scheduled_who_comes_goes_at_once() -> None:
+    """The only step in flight is the last of its request, so none was scheduled behind it."""
+    times = []
+    for ahead in (0, 1):
+        one = engine(ahead=ahead)
+        one.submit(llm("a", 8, 1), 0)
+        one.submit(llm("b", 8, 1), 1 * MS)
+        times.append([o.at_ns for o in drain(one) if isinstance(o, FirstToken)])
+    assert times[0] == times[1]
+
+
+@given(
+    asked=st.lists(st.tuples(st.integers(0, 120), st.integers(1, 60), st.integers(1, 12)), min_size=1, max_size=8),
+    every=st.integers(1, 40),
+)
+def test_scheduled_ahead_too_it_does_not_matter_how_often_an_engine_is_looked_at(
+    asked: list[tuple[int, int, int]], every: int
+) -> None:
+    rows = sorted(asked)
+    outcomes = []
+    for look in (False, True):
+        one, out, now = engine(kv_blocks=24, ahead=1, tell=False), [], 0
+        for number, (at_ms, prompt, output) in enumerate(rows):
+            while look and now + every * MS < at_ms * MS:
+                now += every * MS
+                out += one.run_until(now)
+            one.submit(llm(f"r{number}", prompt, output), at_ms * MS)
+            now = at_ms * MS
+        out += drain(one)
+        outcomes.append(out)
+    assert outcomes[0] == outcomes[1]
