@@ -90,11 +90,14 @@ def baseline_of(path: Path, suite: str) -> "Report":
     return report
 
 
-def regressions_of(before: "Report", now: "Report", kinds: "Collection[Kind]") -> "list[Regression]":
-    """What is worse than it was, of these kinds. Raises NotComparable."""
+def regressions_of(
+    before: "Report", now: "Report", kinds: "Collection[Kind]", *, narrowed: bool = False
+) -> "list[Regression]":
+    """What is worse than it was, of these kinds; where the run was narrowed, of what it measured. Raises
+    NotComparable."""
     from replay.bench.memory.regression import regressions
 
-    return regressions(before, now, kinds=kinds) if kinds else []
+    return regressions(before, now, kinds=kinds, narrowed=narrowed) if kinds else []
 
 
 def show_comparison(found: "Comparison", shown: "Sequence[Difference]", console: "Console") -> None:

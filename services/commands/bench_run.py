@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from replay.bench.memory.plan import Plan, Stage
+    from replay.bench.memory.regression import Regression
     from replay.bench.memory.report import Report
     from replay.bench.memory.rounds import Players
     from services.target.suite import Live
@@ -55,6 +56,11 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     fail_on: str
     strict: bool
 
+    @property
+    def narrowed(self) -> bool:
+        """Whether less is run than the suite has."""
+        return self.light_only or any((self.systems, self.workloads, self.loads, self.seeds))
+
 
 @click.command("run")
 @click.option("--mode", type=click.Choice(["memory"]), default="memory", show_default=True, help="What is measured.")
@@ -87,7 +93,7 @@ def command(out: Output, live: "Live | None", **said: Any) -> int:
     """
     wanted = Wanted(**said)
     plan = planned(wanted)
-    kinds, _ = parse_fail_on(wanted.fail_on)
+    parse_fail_on(wanted.fail_on)
     if live is not None and wanted.against is not None:
         raise ConfigError("no baseline is of a live target", where="--against", key="", allowed="bench compare A B")
     before = baseline_of(wanted.against, plan.suite) if wanted.against is not None else None
@@ -96,7 +102,7 @@ def command(out: Output, live: "Live | None", **said: Any) -> int:
         _keep(report, wanted.folder)
         if report.stopped_early and live is None:
             out.remark(f"stopped: {wanted.folder} has what was done, and the same command goes on from there")
-    lost = [] if before is None or report.stopped_early else regressions_of(before, report, kinds)
+    lost, rest = ([], []) if before is None or report.stopped_early else _lost(wanted, before, report)
 
     def show(console: "Console") -> None:
         from services.commands.bench_run_text import show as show_report
@@ -104,12 +110,23 @@ def command(out: Output, live: "Live | None", **said: Any) -> int:
         show_report(report, console)
         if before is not None and not report.stopped_early:
             show_regressions(lost, console)
+            if rest:
+                console.print(f"narrowed: {len(rest)} wins of the baseline were not measured, and none of them is lost")
 
-    out.result({"report": report, "regressions": lost}, show)
+    out.result({"report": report, "regressions": lost, "unmeasured": rest}, show)
     if report.stopped_early:
         return Exit.INTERRUPTED
     missed = wanted.strict and any(goal.met is False for goal in report.goals)
     return Exit.NO if missed or lost else Exit.FINE
+
+
+def _lost(wanted: Wanted, before: "Report", report: "Report") -> "tuple[list[Regression], list[str]]":
+    """What is worse than in the baseline, and which of its wins a narrowed run did not measure."""
+    from replay.bench.memory.regression import unmeasured
+
+    kinds, _ = parse_fail_on(wanted.fail_on)
+    rest = unmeasured(before, report) if wanted.narrowed else []
+    return regressions_of(before, report, kinds, narrowed=wanted.narrowed), rest
 
 
 def _keep(report: "Report", folder: Path) -> None:

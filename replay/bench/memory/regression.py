@@ -5,7 +5,8 @@
 - A lost win: a goal that was met and is not, or that is not measured any more; or a ratio of our goodput to another
   system's that fell by more than noise and margin (`replay.bench.memory.compare`), or is not there any more.
 
-What a report that was stopped early has not measured is not lost: it is refused, as is one of another suite.
+What a report that was stopped early has not measured is not lost: it is refused, as is one of another suite. Of a run
+that was narrowed on purpose only what it measured is held against the baseline; `unmeasured` says what was not.
 """
 
 from collections.abc import Collection, Sequence
@@ -22,6 +23,8 @@ from replay.bench.memory.systems import OURS
 
 DRIFT_MAX: Final = 0.02
 """How far, as a share of what was measured, a model may move without being looked at: for better or for worse."""
+
+UNMEASURED: Final = "not measured any more"
 
 
 class Kind(StrEnum):
@@ -46,8 +49,11 @@ class NotComparable(Exception):
     exit_code = 2
 
 
-def regressions(baseline: Report, now: Report, *, kinds: Collection[Kind] = tuple(Kind)) -> list[Regression]:
-    """What is worse, of these kinds. Raises NotComparable."""
+def regressions(
+    baseline: Report, now: Report, *, kinds: Collection[Kind] = tuple(Kind), narrowed: bool = False
+) -> list[Regression]:
+    """What is worse, of these kinds; of a run that was `narrowed` only wins that it measured can be lost. Raises
+    NotComparable."""
     check_baseline(baseline, now.suite)
     if now.stopped_early:
         raise NotComparable("the report was stopped early: run it to its end")
@@ -55,8 +61,17 @@ def regressions(baseline: Report, now: Report, *, kinds: Collection[Kind] = tupl
     if Kind.DRIFT in kinds:
         found += _drifts(baseline.calibrations, now.calibrations)
     if Kind.LOST_WIN in kinds:
-        found += [*_lost_goals(baseline.goals, now.goals), *_fallen_ratios(baseline, now)]
+        found += [one for one in _lost_wins(baseline, now) if not (narrowed and one.now == UNMEASURED)]
     return found
+
+
+def unmeasured(baseline: Report, now: Report) -> list[str]:
+    """Wins of the baseline that the other report says nothing about."""
+    return [one.what for one in _lost_wins(baseline, now) if one.now == UNMEASURED]
+
+
+def _lost_wins(baseline: Report, now: Report) -> list[Regression]:
+    return [*_lost_goals(baseline.goals, now.goals), *_fallen_ratios(baseline, now)]
 
 
 def check_baseline(baseline: Report, suite: str) -> None:
@@ -81,7 +96,7 @@ def _drifts(before: Sequence[Calibration], now: Sequence[Calibration]) -> list[R
         what = f"{old.model} against {old.against}"
         new = known.get((old.model, old.against))
         if new is None:
-            found.append(_drift(what, "calibrated" if old.calibrated else "uncalibrated", "not measured any more"))
+            found.append(_drift(what, "calibrated" if old.calibrated else "uncalibrated", UNMEASURED))
         else:
             found += _moved(what, old, new)
     return found
@@ -93,7 +108,7 @@ def _moved(what: str, old: Calibration, new: Calibration) -> list[Regression]:
     for before in old.checked:
         name, after = f"{what}: {before.name}", known.get(before.name)
         if after is None:
-            found.append(_drift(name, _off(before), "not measured any more"))
+            found.append(_drift(name, _off(before), UNMEASURED))
         elif before.off <= before.off_max and after.off > after.off_max:
             found.append(_drift(name, _off(before), f"{_off(after)}, beyond {after.off_max:.1%}"))
         elif abs(_ratio(after) - _ratio(before)) > DRIFT_MAX:
@@ -123,7 +138,7 @@ def _lost_goals(before: Sequence[Goal], now: Sequence[Goal]) -> list[Regression]
     for old in before:
         new = known.get((old.workload, old.name, old.engine))
         if old.met and (new is None or not new.met):
-            said = "not measured any more" if new is None or new.value is None else f"{_value(new)}, not met"
+            said = UNMEASURED if new is None or new.value is None else f"{_value(new)}, not met"
             limit = f"{'<=' if old.at_most else '>='} {old.limit:g}"
             found.append(_lost(f"{old.workload}: {old.name} ({limit})", f"{_value(old)}, met", said))
     return found
@@ -144,7 +159,7 @@ def _fallen_ratios(baseline: Report, now: Report) -> list[Regression]:
             before, new = _by_seed(baseline, old, other), known.get(place)
             after = _by_seed(now, new, other) if new is not None else {}
             if before and not after:
-                found.append(_lost(what, f"{fmean(before.values()):.3f}", "not measured any more"))
+                found.append(_lost(what, f"{fmean(before.values()):.3f}", UNMEASURED))
             elif before and _fell(before, after):
                 found.append(_lost(what, f"{fmean(before.values()):.3f}", f"{fmean(after.values()):.3f}"))
     return found

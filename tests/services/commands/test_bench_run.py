@@ -32,6 +32,11 @@ def test_the_goals_come_last_and_the_report_is_kept(tmp_path: Path, capsys: pyte
     assert cli.run([*TINY, "--out", str(tmp_path), "--json", "--strict"]) in (Exit.FINE, Exit.NO)
     value = json.loads(capsys.readouterr().out)
     again = value["report"]
+    narrow = [*TINY, "--systems", "as_shipped,tidegate", "--against", str(tmp_path)]
+    assert cli.run([*narrow, "--out", str(tmp_path / "narrow")]) in (Exit.FINE, Exit.NO)
+    said = capsys.readouterr().out
+    assert "wins of the baseline were not measured" in said
+    assert "not measured any more" not in said
     assert [run["digest"] for run in again["runs"]] == [run.digest for run in report.runs]
 
 

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from replay.bench.memory.regression import DRIFT_MAX, Kind, NotComparable, regressions, trimmed
+from replay.bench.memory.regression import DRIFT_MAX, Kind, NotComparable, regressions, trimmed, unmeasured
 from replay.bench.memory.report import Goal, Report
 from replay.bench.memory.systems import CAREFUL, OURS, RIVAL
 from tests.replay.bench.memory.drawn_report import calibration, drawn_report
@@ -109,6 +109,20 @@ def test_a_ratio_that_is_not_measured_any_more_is_said() -> None:
     gone = drawn_report(workloads=("mixed",), systems=(OURS, CAREFUL), loads=(1.0, 1.2, 1.5))
     lost = regressions(without_goals(report()), without_goals(gone))
     assert {(RIVAL in one.what, one.now) for one in lost} == {(True, "not measured any more")}
+
+
+def test_of_a_narrowed_run_only_what_it_measured_can_be_lost() -> None:
+    before = without_goals(report(worth={OURS: 0.99}))
+    few = without_goals(
+        drawn_report(workloads=("mixed",), systems=(OURS, CAREFUL), loads=(1.0, 1.2), worth={OURS: 0.8})
+    )
+    lost = regressions(before, few, narrowed=True)
+    assert len(lost) == 2
+    assert all(CAREFUL in one.what for one in lost)
+    rest = unmeasured(before, few)
+    assert len(rest) == 4
+    assert any(RIVAL in what for what in rest)
+    assert len(regressions(before, few)) == 6
 
 
 def test_a_load_that_no_plan_has_is_not_looked_for_again() -> None:
