@@ -2,8 +2,9 @@
 
 - smoke: is everything in its place? A look at three workloads on two engines, in less than a minute.
 - standard: the workloads and systems that the goals speak of, 30 virtual minutes on 8 light engines (those with the
-  most requests a second less: `synthetic` 15, `mixed` 10), and 5 virtual minutes on 2 engines with vLLM's scheduler.
-  One seed a load, and a smaller grid: half an hour on two cores.
+  most requests a second less: `conversation` 10, `synthetic` and `mixed` 5), and 5 virtual minutes on 2 engines with
+  vLLM's scheduler. One seed a load, a smaller grid, and systems only at loads where a goal needs them: half an hour on
+  two cores.
 - full: all systems, workloads and judging seeds. Hours.
 
 Choices (the point of the grid, lru or arc) are made with tuning seeds, results are those of judging seeds.
@@ -36,11 +37,13 @@ MAIN: Final = (SHIPPED, CAREFUL, RIVAL, OURS, UNLIMITED)
 TWINS: Final = (CAREFUL + SMALL, OURS + SMALL)
 """Those with the smaller tier, which are held against the bound."""
 UP_TO_KNEE: Final = tuple(load for load in LOADS if load <= KNEE_LOAD)
+FROM_KNEE: Final = tuple(load for load in LOADS if load >= KNEE_LOAD)
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
     """Engines of one kind, so many, for so many virtual seconds, and what runs on them. `only_at` are systems
-    that run at some of the loads only, `shorter` are workloads that run for other virtual seconds."""
+    that run at some of the loads only, `shorter` are workloads that run for other virtual seconds (fewer where there
+    are many requests a second, more where there are too few to say anything)."""
 
     engine: EngineModel
     engines: int
@@ -87,6 +90,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     traces: Mapping[str, str] = msgspec.field(default_factory=dict)
     guesses: Mapping[str, float] = msgspec.field(default_factory=dict)
     """Where the search for a knee begins, by workload, where that is not the workload's own guess."""
+    large_guesses: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """The same for the engines and the window of the first stage, where that is not the knee of the short one: more
+    engines bear more each, and every step of the search costs the more there."""
     knee_steps: tuple[int, ...] = ()
     """Only these steps of the search for a knee (none = as far as it goes): a look, not a result."""
     shipped_knee: bool = True
@@ -110,7 +116,7 @@ SMOKE: Final = Plan(
     stages=(
         Stage(
             engine=EngineModel.LIGHT, engines=2, seconds=90, workloads=("conversation", "coding_small", "mixed"),
-            systems=MAIN, loads=(1.0, 1.2), seeds=SEEDS[:1],
+            systems=MAIN, loads=(1.0, 1.2), seeds=SEEDS[:1], shorter={"coding_small": 240},
         ),
     ),
     tuning=Tuning(tokens=(1_024, 2_048), seqs=(256,), evictions=(LRU,), engines=2, seconds=60, loads=(1.2,)),
@@ -120,16 +126,21 @@ STANDARD: Final = Plan(
     suite="standard",
     stages=(
         Stage(
-            engine=EngineModel.LIGHT, engines=8, seconds=1_800, workloads=_WORKLOADS, systems=(*MAIN, *TWINS),
-            shorter={"mixed": 600, "synthetic": 900},
-            only_at={**dict.fromkeys(TWINS, (KNEE_LOAD,)), UNLIMITED: UP_TO_KNEE}, loads=LOADS, seeds=SEEDS[:1],
+            engine=EngineModel.LIGHT, engines=8, seconds=1_800, workloads=_WORKLOADS,
+            systems=(*MAIN, OURS_UNLIMITED, *TWINS), shorter={"conversation": 600, "synthetic": 300, "mixed": 300},
+            only_at={
+                **dict.fromkeys(TWINS, (KNEE_LOAD,)), SHIPPED: FROM_KNEE, UNLIMITED: UP_TO_KNEE,
+                OURS_UNLIMITED: (KNEE_LOAD, 1.2),
+            },
+            loads=LOADS, seeds=SEEDS[:1],
         ),
         Stage(
             engine=EngineModel.VLLM_SCHEDULER, engines=2, seconds=300, workloads=("conversation", "mixed"),
             systems=(SHIPPED, CAREFUL, RIVAL, OURS), loads=(1.0, 1.2), seeds=SEEDS[:1],
         ),
     ),
-    tuning=Tuning(tokens=(1_024, 2_048, 8_192), seqs=(64, 256), engines=2, loads=(1.0,)),
+    tuning=Tuning(tokens=(1_024, 2_048, 8_192), seqs=(64, 256), engines=2),
+    large_guesses={"conversation": 1.2, "synthetic": 3.7, "coding": 0.75, "mixed": 0.9},
 )  # fmt: skip
 FULL: Final = Plan(
     suite="full",

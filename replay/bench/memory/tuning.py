@@ -59,10 +59,11 @@ def tuned(plan: Plan, runs: Runs) -> dict[str, Tuned]:
     found = {name: Tuned(knee=knee) for name, knee in first.items()}
     _go_through_grid(plan, small, runs, found)
     scales = {name: one.knee.scale for name, one in found.items()}
-    for name, knee in searched(runs, scales, plan.knee_steps, _at(plan, plan.light, found, CAREFUL)).items():
+    large = {name: plan.large_guesses.get(name, scale) for name, scale in scales.items()}
+    for name, knee in searched(runs, large, plan.knee_steps, _at(plan, plan.light, found, CAREFUL)).items():
         found[name].knee = knee
     if plan.shipped_knee:
-        for name, knee in searched(runs, scales, plan.knee_steps, _at(plan, plan.light, found, SHIPPED)).items():
+        for name, knee in searched(runs, large, plan.knee_steps, _at(plan, plan.light, found, SHIPPED)).items():
             found[name].shipped_knee = knee
     for stage in plan.stages[1:]:
         as_light = replace(stage, engine=EngineModel.LIGHT)

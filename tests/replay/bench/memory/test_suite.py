@@ -13,7 +13,7 @@ from replay.bench.memory.report import EngineModel, RunResult
 from replay.bench.memory.rounds import Players, Runs
 from replay.bench.memory.store import Store, digest_of
 from replay.bench.memory.suite import run_suite, speed
-from replay.bench.memory.systems import ARC, CAREFUL, LRU, OURS, RIVAL, SHIPPED, SYSTEMS, UNLIMITED
+from replay.bench.memory.systems import ARC, CAREFUL, LRU, OURS, OURS_UNLIMITED, RIVAL, SHIPPED, SYSTEMS, UNLIMITED
 from replay.bench.memory.task import MemoryTask, play
 from replay.bench.memory.workloads import Offer
 
@@ -175,6 +175,22 @@ def test_a_result_is_void_when_its_trace_or_its_engines_release_changes(tmp_path
     trace.write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))
     digest_of.cache_clear()
     assert Store(tmp_path, one).get(task) is None
+
+
+def test_standard_has_the_bound_of_our_policy_where_goals_ask_for_it_and_a_fair_grid() -> None:
+    plan = SUITES["standard"]
+    assert {1.0, 1.2} <= set(plan.light.loads_of(OURS_UNLIMITED))
+    assert plan.tuning.loads == (1.0, 1.2)
+    assert plan.light.loads_of(OURS) == plan.light.loads_of(RIVAL) == plan.light.loads_of(CAREFUL) == plan.light.loads
+    assert plan.light.loads_of(SHIPPED) == (1.0, 1.2, 1.5)
+
+
+def test_the_search_on_many_engines_begins_where_the_plan_says() -> None:
+    played = Played(play)
+    plan = replace(TINY, stages=TINY.stages[:1], shipped_knee=False, knee_steps=(0,), large_guesses={"mixed": 0.123})
+    report = run_suite(plan, runs(Store(None), played), version="0")
+    assert report.workloads[0].knee is not None
+    assert report.workloads[0].knee.scale == 0.123
 
 
 def test_estimates_count_every_stage_and_what_has_no_speed_is_not_run() -> None:
