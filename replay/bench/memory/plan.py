@@ -2,7 +2,7 @@
 
 - smoke: is everything in its place? A look at three workloads on two engines, in less than a minute.
 - standard: the workloads and systems that the goals speak of, 30 virtual minutes on 8 light engines (those with the
-  most requests a second less: `conversation` 10, `synthetic` and `mixed` 5), and 5 virtual minutes on 2 engines with
+  most requests a second less: `conversation` 10, `synthetic` and `mixed` 4), and 5 virtual minutes on 2 engines with
   vLLM's scheduler. One seed a load, a smaller grid, and systems only at loads where a goal needs them: half an hour on
   two cores.
 - full: all systems, workloads and judging seeds. Hours.
@@ -127,7 +127,7 @@ STANDARD: Final = Plan(
     stages=(
         Stage(
             engine=EngineModel.LIGHT, engines=8, seconds=1_800, workloads=_WORKLOADS,
-            systems=(*MAIN, OURS_UNLIMITED, *TWINS), shorter={"conversation": 600, "synthetic": 300, "mixed": 300},
+            systems=(*MAIN, OURS_UNLIMITED, *TWINS), shorter={"conversation": 600, "synthetic": 240, "mixed": 240},
             only_at={
                 **dict.fromkeys(TWINS, (KNEE_LOAD,)), SHIPPED: FROM_KNEE, UNLIMITED: UP_TO_KNEE,
                 OURS_UNLIMITED: (KNEE_LOAD, 1.2),
@@ -136,11 +136,11 @@ STANDARD: Final = Plan(
         ),
         Stage(
             engine=EngineModel.VLLM_SCHEDULER, engines=2, seconds=300, workloads=("conversation", "mixed"),
-            systems=(SHIPPED, CAREFUL, RIVAL, OURS), loads=(1.0, 1.2), seeds=SEEDS[:1],
+            systems=(SHIPPED, CAREFUL, RIVAL, OURS), only_at={SHIPPED: (1.2,)}, loads=(1.0, 1.2), seeds=SEEDS[:1],
         ),
     ),
     tuning=Tuning(tokens=(1_024, 2_048, 8_192), seqs=(64, 256), engines=2),
-    large_guesses={"conversation": 1.2, "synthetic": 3.7, "coding": 0.75, "mixed": 0.9},
+    large_guesses={"conversation": 1.2, "synthetic": 3.7, "coding": 0.65, "mixed": 0.9},
 )  # fmt: skip
 FULL: Final = Plan(
     suite="full",
