@@ -186,7 +186,7 @@ class _Thread:
         before = max((one for one in (last, *done) if one is not None), key=lambda one: one.end_s, default=self._caller)
         if before is None:
             think_s = 0.0
-        elif before is last and last.turn.api_time is not None and turn.think_time is not None:
+        elif before is last and before.turn.api_time is not None and turn.think_time is not None:
             think_s = turn.think_time
         else:
             think_s = max(0.0, at_s - before.end_s)
