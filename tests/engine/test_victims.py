@@ -15,6 +15,8 @@ from tests.engine.house import POOL
 from tests.engine.steered import ANSWER_TOKENS, PROMPT_TOKENS, Said, Steered, pressing
 from tests.engine.vllm_server import BLOCK_TOKENS
 
+BEGUN_TIMEOUT_S = 60
+
 
 class Pressed:
     """What happened: the answers without and with pressure, and the journal of the pressured part."""
@@ -103,10 +105,12 @@ async def test_requests_whose_holder_is_lost_are_given_up(steered_engine: Steere
     house, engine = steered_engine.house, steered_engine
     hints = {"request_id": "orphan", "slices": ["0" * 32]}
     prompt = [7] * PROMPT_TOKENS
-    before = engine.server.metric("vllm:num_requests_running")
+    # A counter: the gauge of running requests may still show those before.
+    before = engine.server.metric("vllm:prompt_tokens_total")
     asked = asyncio.create_task(asyncio.to_thread(engine.ask, prompt, tokens=1_400, hints=hints))
-    while engine.server.metric("vllm:num_requests_running") <= before:  # noqa: ASYNC110 - a server sets no event
-        await asyncio.sleep(0.05)
+    async with asyncio.timeout(BEGUN_TIMEOUT_S):
+        while engine.server.metric("vllm:prompt_tokens_total") <= before:  # noqa: ASYNC110 - a server sets no event
+            await asyncio.sleep(0.05)
     lost = HolderLost(holder=HolderId("gone"), requests=(RequestId("orphan"), RequestId("unknown")))
     async with servers.open_log(house.config, POOL) as log:
         # Said by an actor that is none, so that the log's own are not disturbed.
