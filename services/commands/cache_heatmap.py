@@ -1,21 +1,17 @@
 """`tidegate cache heatmap` and `demo`: how slices are used over time, as a picture and in numbers."""
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
-from events.base import PoolId
 from events.slice import Tier
+from services.commands.logged import logged
 from services.commands.options import Settings, with_output, with_settings
 from services.runtime.output import Exit, Output
 
 if TYPE_CHECKING:
-    from replay.journal_source import JournalSource
     from services.access_chart import Pattern
     from services.access_demo import Made
 
@@ -64,6 +60,7 @@ def heatmap(
 
     A row is a slice, the most used first; time goes from left to right; the brighter, the more accesses.
     """
+    from replay.journal_source import JournalSource
     from services.access_chart import pattern_of, write
     from services.access_pattern import COLUMNS, accesses_of
     from services.commands.cache_text import show_pattern
@@ -75,8 +72,8 @@ def heatmap(
         raise click.UsageError("name the picture with --output, or ask for --summary")
     if output is not None:
         check_name(output)
-    with _source(settings, path, pool, out) as source, out.progress("accesses"):
-        export = accesses_of(source, columns=columns or COLUMNS)
+    with logged(settings, path, pool, out) as journal, out.progress("accesses"):
+        export = accesses_of(JournalSource(journal), columns=columns or COLUMNS)
     pattern = pattern_of(export)
     if stats is not None:
         replace_file(stats, msgspec.json.format(msgspec.json.encode(export), indent=1))
@@ -139,19 +136,3 @@ def check_name(picture: Path) -> None:
         raise click.UsageError(f"{picture}: a picture's name ends in {' or '.join(SUFFIXES)}")
     if picture.suffix == ".png":
         import matplotlib as mpl  # noqa: F401
-
-
-@contextmanager
-def _source(settings: Settings, path: Path | None, pool: str | None, out: Output) -> "Iterator[JournalSource]":
-    from replay.journal_source import JournalSource
-    from services import journals
-    from services.runtime.aio import run
-
-    if path is not None:
-        yield JournalSource(path)
-        return
-    with tempfile.TemporaryDirectory(prefix="tidegate-") as folder:
-        exported = Path(folder) / f"{pool}.jsonl"
-        with out.progress(f"export of pool {pool}") as advance:
-            run(journals.export(settings.load(), PoolId(str(pool)), exported, on_progress=advance))
-        yield JournalSource(exported)

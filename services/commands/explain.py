@@ -1,12 +1,12 @@
 """`tidegate explain`: why a request, or a decision, went as it did, and what would have changed it."""
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
+from services.commands.logged import logged
 from services.commands.options import Settings, with_output, with_settings
 from services.runtime.output import Exit, Output
 
@@ -66,17 +66,8 @@ def command(
         raise click.UsageError("name a journal with --log, or a pool with --pool")
     from replay.journal_source import JournalSource
 
-    if path is not None:
-        return _explain(JournalSource(path), id_, each=each, any_version=any_version, out=out)
-    from events.base import PoolId
-    from services import journals
-    from services.runtime.aio import run
-
-    with tempfile.TemporaryDirectory(prefix="tidegate-") as folder:
-        exported = Path(folder) / f"{pool}.jsonl"
-        with out.progress(f"export of pool {pool}") as advance:
-            run(journals.export(settings.load(), PoolId(str(pool)), exported, on_progress=advance))
-        return _explain(JournalSource(exported), id_, each=each, any_version=any_version, out=out)
+    with logged(settings, path, pool, out) as journal:
+        return _explain(JournalSource(journal), id_, each=each, any_version=any_version, out=out)
 
 
 def _explain(source: "JournalSource", id_: str, *, each: bool, any_version: bool, out: Output) -> int:

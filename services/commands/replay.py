@@ -1,7 +1,6 @@
 """`tidegate replay`: logs as files that can be handed on, verified, brought back and made."""
 
 import gc
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 import click
 
 from events.base import PoolId
+from services.commands.logged import logged
 from services.commands.options import Settings, with_output, with_settings
 from services.commands.simulate import simulate
 from services.commands.whatif import whatif
@@ -66,20 +66,12 @@ def verify(
         raise click.UsageError("name a journal, or a pool with --pool")
     if said is not None and not engine:
         raise click.UsageError("--log goes with --engine")
-    if path is not None:
-        if engine:
-            return _verify_choices(path, said, any_version=any_version, out=out)
-        return _verify(path, any_version=any_version, complete=complete, out=out)
     if engine:
-        raise click.UsageError("an engine's journal is a file: --engine FILE")
-    from services import journals
-    from services.runtime.aio import run
-
-    with tempfile.TemporaryDirectory(prefix="tidegate-") as folder:
-        exported = Path(folder) / f"{pool}.jsonl"
-        with out.progress(f"export of pool {pool}") as advance:
-            run(journals.export(settings.load(), PoolId(str(pool)), exported, on_progress=advance))
-        return _verify(exported, any_version=any_version, complete=complete, out=out)
+        if path is None:
+            raise click.UsageError("an engine's journal is a file: --engine FILE")
+        return _verify_choices(path, said, any_version=any_version, out=out)
+    with logged(settings, path, pool, out) as journal:
+        return _verify(journal, any_version=any_version, complete=complete, out=out)
 
 
 def _verify_choices(path: Path, said: Path | None, *, any_version: bool, out: Output) -> int:

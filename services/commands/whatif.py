@@ -1,6 +1,5 @@
 """`tidegate replay whatif`: what other policies would have decided in a log, and what would have become of it."""
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from services.commands.logged import logged
 from services.commands.options import Settings, with_output, with_settings
 from services.runtime.config_sources import ConfigError, meant
 from services.runtime.output import Exit, Output
@@ -75,7 +75,10 @@ def whatif(
     wanted = candidates(policies, changes)
     if not wanted:
         raise click.UsageError("name what to try: --policy NAME, or --set ACTOR.KEY=VALUE")
-    with _source(path, pool, rest, out) as source:
+    from replay.journal_source import JournalSource
+
+    with logged(rest, path, pool, out) as journal:
+        source = JournalSource(journal)
         answer = Answer(pool=source.pool, open_loop=_decisions(source, wanted, out))
         if closed:
             with _players(engine, python, jobs) as play_all:
@@ -128,24 +131,6 @@ def candidates(policies: tuple[str, ...], changes: dict[str, dict[str, Any]]) ->
         except ValueError as error:
             raise ConfigError(str(error), where="--set", key="") from error
     return found
-
-
-@contextmanager
-def _source(path: Path | None, pool: str | None, settings: Settings, out: Output) -> "Iterator[JournalSource]":
-    from replay.journal_source import JournalSource
-
-    if path is not None:
-        yield JournalSource(path)
-        return
-    from events.base import PoolId
-    from services import journals
-    from services.runtime.aio import run
-
-    with tempfile.TemporaryDirectory(prefix="tidegate-") as folder:
-        exported = Path(folder) / f"{pool}.jsonl"
-        with out.progress(f"export of pool {pool}") as advance:
-            run(journals.export(settings.load(), PoolId(str(pool)), exported, on_progress=advance))
-        yield JournalSource(exported)
 
 
 def _decisions(source: "JournalSource", wanted: "list[Candidate]", out: Output) -> "OpenLoop":
