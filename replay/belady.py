@@ -26,6 +26,10 @@ PAIRS_PER_NS = 1_024
 """What a slice costs to compute where no engine says it: about what Llama 8B on an H100 takes."""
 
 
+UNLIMITED_BYTES = 1 << 62
+"""More than any workload has."""
+
+
 class Hits(msgspec.Struct, frozen=True, kw_only=True):
     """Of `prompt_tokens` tokens in all, `hit_tokens` were cached when they were asked for."""
 
@@ -62,6 +66,12 @@ def ideal_hits(arrivals: Sequence[Arrival], *, capacity_bytes: int, token_bytes:
             if cached.get(gone, (0, 0))[0] == number:
                 held -= cached.pop(gone)[1]
     return Hits(prompt_tokens=sum(arrival.prompt_tokens for arrival in asked), hit_tokens=hit_tokens)
+
+
+def ideal_share(arrivals: Sequence[Arrival]) -> float:
+    """Which share of all LLM prompt tokens an unlimited cache, shared by all engines, would have had."""
+    hits = ideal_hits(arrivals, capacity_bytes=UNLIMITED_BYTES, token_bytes=1)
+    return hits.hit_tokens / max(1, hits.prompt_tokens)
 
 
 def kind_hits(

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from events.base import NS_PER_MS, NS_PER_S, RequestKind, SliceId
+from replay.belady import ideal_share
 from replay.score import percentile
 from replay.traces.sample import sessions_of
 from replay.workloads.facts import TraceRow, arrival_of
-from replay.workloads.fit import dispersion, ideal_hit_share
+from replay.workloads.fit import dispersion
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,7 +79,7 @@ def describe(rows: Sequence[TraceRow], *, token_bytes: int) -> Description:
         think_ms=_spread([row.traced.think_ns // NS_PER_MS for row in rows if row.traced.after]),
         waiting=sum(bool(row.traced.after) for row in rows),
         prefix_tokens=tuple(sorted({row.arrived.slice_tokens for row in llm if row.arrived.slices})),
-        ideal_hit_share=ideal_hit_share([arrival_of(row, units) for row in llm]),
+        ideal_hit_share=ideal_share([arrival_of(row, units) for row in llm]),
         unique_kv_tokens=unique,
         unique_kv_bytes=unique * token_bytes,
         kv_cache_bytes=_spread([row.traced.kv_cache_bytes for row in llm]),

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from events.base import NS_PER_MS, NS_PER_S
+from replay.belady import ideal_share
 from replay.workloads.base import Arrival
 from replay.workloads.drawn import ANSWER_MS_PER_TOKEN, draw
 from replay.workloads.lengths import Lengths, always, fitted
@@ -101,7 +102,7 @@ def nearness(profile: Profile, arrivals: Sequence[Arrival], *, seed: int, second
     both = (arrivals, drawn)
     rates = [len(each) / seconds for each in both]
     spreads = [dispersion([one.at_ns for one in each]) for each in both]
-    shares = [ideal_hit_share(each) for each in both]
+    shares = [ideal_share(each) for each in both]
     return Fit(
         prompt_ks=round(distance([one.prompt_tokens for one in arrivals], [one.prompt_tokens for one in drawn]), 4),
         answer_ks=round(distance([one.output_tokens for one in arrivals], [one.output_tokens for one in drawn]), 4),
@@ -152,18 +153,6 @@ def distance(left: Sequence[int], right: Sequence[int]) -> float:
         there += others[value]
         most = max(most, abs(at / len(left) - there / len(right)))
     return most
-
-
-def ideal_hit_share(arrivals: Sequence[Arrival]) -> float:
-    """Which share of all prompt tokens an unlimited cache, shared by all, would have had already (full units)."""
-    seen: set[Hashable] = set()
-    had = 0
-    for one in arrivals:
-        full = one.prefix[: max(0, one.prompt_tokens - 1) // one.prefix_tokens]
-        known = next((index for index, unit in enumerate(full) if unit not in seen), len(full))
-        had += known * one.prefix_tokens
-        seen.update(full)
-    return had / max(1, sum(one.prompt_tokens for one in arrivals))
 
 
 def _goes_on(full: Sequence[Hashable], newest: dict[Hashable, list[Arrival]]) -> list[Arrival] | None:

@@ -173,7 +173,8 @@ def _write(made: Path, name: str, drawn: "list[Arrival]") -> None:
 def _told(drawn: "list[Arrival]") -> dict[str, Any]:
     """What a drawing comes to. Tokens are means over requests with answers."""
     from events.base import NS_PER_S
-    from replay.workloads.fit import dispersion, ideal_hit_share
+    from replay.belady import ideal_share
+    from replay.workloads.fit import dispersion
 
     asked = [one for one in drawn if one.output_tokens]
     span_s = (drawn[-1].at_ns - drawn[0].at_ns) / NS_PER_S if drawn else 0.0
@@ -185,7 +186,7 @@ def _told(drawn: "list[Arrival]") -> dict[str, Any]:
         "dispersion_10s": round(dispersion([one.at_ns for one in drawn]), 2),
         "prompt_tokens_mean": round(sum(one.prompt_tokens for one in asked) / max(1, len(asked))),
         "output_tokens_mean": round(sum(one.output_tokens for one in asked) / max(1, len(asked))),
-        "ideal_hit_share": round(ideal_hit_share(asked), 4),
+        "ideal_hit_share": round(ideal_share(asked), 4),
     }
 
 

@@ -5,11 +5,9 @@ from collections.abc import Iterable
 
 from events.base import PPM
 from policies.memory.kinds import EvictionKind
-from replay.belady import ideal_hits, kind_hits
+from replay.belady import ideal_hits, ideal_share, kind_hits
 from replay.bench.memory.report import Knee, WorkloadInfo
 from replay.bench.memory.workloads import WORKLOADS, Offer, arrivals, drawn_of, engines, unique_kv_bytes
-
-UNLIMITED_BYTES = 1 << 62
 
 
 def belady(dram_ppm: int) -> str:
@@ -35,11 +33,10 @@ def described(offer: Offer, knee: Knee | None, shipped_knee: Knee | None, tiers_
         best = ideal_hits(offered, capacity_bytes=size, token_bytes=token_bytes)
         usual = kind_hits(offered, EvictionKind.LRU, capacity_bytes=size, token_bytes=token_bytes)
         bounds[belady(ppm)], bounds[lru(ppm)] = best.share_ppm / PPM, usual.share_ppm / PPM
-    ideal = ideal_hits(offered, capacity_bytes=UNLIMITED_BYTES, token_bytes=token_bytes)
     return WorkloadInfo(
         name=offer.workload, source=workload.title if offer.trace or not workload.file else "drawn",
         requests=len(offered), seconds=float(offer.seconds), engines=offer.engines, closed_loop=workload.closed_loop,
-        unique_kv_bytes=unique, ideal_hit_share=ideal.share_ppm / PPM, drawn=drawn_of(offer), knee=knee,
+        unique_kv_bytes=unique, ideal_hit_share=ideal_share(offered), drawn=drawn_of(offer), knee=knee,
         shipped_knee=shipped_knee, hit_bounds=bounds,
     )  # fmt: skip
 

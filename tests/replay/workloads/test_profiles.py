@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from events.base import NS_PER_MS, NS_PER_S, RequestKind
+from replay.belady import ideal_share
 from replay.workloads.drawn import UNIT_TOKENS, draw
-from replay.workloads.fit import dispersion, distance, fit, ideal_hit_share
+from replay.workloads.fit import dispersion, distance, fit
 from replay.workloads.lengths import Lengths, fitted
 from replay.workloads.profile import ProfileError, load, parse, shipped, written
 
@@ -167,7 +168,7 @@ def test_shipped_profiles_are_whole_and_what_they_state_of_their_fit_is_so(name:
     assert bool(profile.fit) == bool(profile.source)
     if profile.fit is not None and profile.seconds < 2_000:
         asked = draw(profile, seed=profile.fit.seed, seconds=profile.fit.seconds)
-        assert round(ideal_hit_share(asked), 4) == profile.fit.ideal_hit_share[1]
+        assert round(ideal_share(asked), 4) == profile.fit.ideal_hit_share[1]
         assert max(profile.fit.prompt_ks, profile.fit.answer_ks) < 0.15
 
 
