@@ -1,5 +1,9 @@
 """The shadow process: a second policy beside the actors of a pool, and its micro service.
 
+A pool has one at a time, and the log keeps it so, as it does with actors (`runtime.ownership`): a shadow begins with
+one message, its first reports, fenced on the newest report of any shadow. It answers before it writes that, so of those
+that start at one time one gets in, and whoever comes later is answered by it.
+
 tg.rpc.<pool>.shadow.status      {} -> what is tried since when, and what differs, by actor
 tg.rpc.<pool>.shadow.stop        {} -> it ends
 """
@@ -18,7 +22,8 @@ from prometheus_client import CollectorRegistry
 
 from events import codec, subjects
 from events.base import LogError, PoolId
-from events.control import Ticked
+from events.control import ShadowCompared, Ticked
+from events.log.base import Fence, FenceBroken, Message
 from events.log.jetstream import JetStreamLog
 from policies.catalog import ACTORS
 from replay.code_version import code_version
@@ -60,6 +65,7 @@ async def run(
     on_start: Callable[[ShadowStatus], None] = lambda _status: None,
 ) -> None:  # fmt: skip
     """Run a shadow until `stop`, or until it is told to stop. Raises ShadowRuns, LogError, LogDamaged."""
+    reported = await log.last(_reports(log.pool))
     other = await status_of(log.client, log.pool)
     if other is not None:
         mend = "tidegate policy shadow stop"
@@ -85,6 +91,7 @@ async def run(
     try:
         with served(config, SOURCE, CollectorRegistry()):
             async with _answering(log.client, log.pool, status, stop):
+                await _begin(log, shadows, name=name, ts_ns=clock.now_ns(), after=reported)
                 on_start(status())
                 await _work(shadows, stop)
     finally:
@@ -100,6 +107,24 @@ async def status_of(client: Client, pool: PoolId) -> ShadowStatus | None:
 async def stop_of(client: Client, pool: PoolId) -> ShadowStatus | None:
     """Tell the pool's shadow to end; how it stood. None when there is none. Raises ShadowSpeaksOtherwise."""
     return await _asked(client, pool, STOP)
+
+
+def _reports(pool: PoolId) -> str:
+    """Where the reports of shadows stand in the log."""
+    return subjects.fact(pool, SOURCE, ShadowCompared.event_kind())
+
+
+async def _begin(log: JetStreamLog, shadows: list[Shadowing], *, name: str, ts_ns: int, after: Message | None) -> None:
+    """Write the first reports of all actors behind `after`, the newest of anybody's. Raises ShadowRuns, LogError."""
+    said = [codec.Said(event=one.first_report()) for one in shadows]
+    subject, fence = _reports(log.pool), Fence(_reports(log.pool), after.seq if after is not None else 0)
+    try:
+        await log.append(
+            subject, codec.encode(owner=name, ts_ns=ts_ns, said=said), msg_id=f"{name}:begins", fence=fence
+        )
+    except FenceBroken as broken:
+        mend = "tidegate policy shadow status, then start this one again"
+        raise ShadowRuns("another shadow wrote to the log meanwhile", where=f"pool {log.pool}", mend=mend) from broken
 
 
 async def _asked(client: Client, pool: PoolId, name: str) -> ShadowStatus | None:

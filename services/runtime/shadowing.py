@@ -71,11 +71,15 @@ class Shadowing:
             found=self._shadow.found,
         )  # fmt: skip
 
+    def first_report(self) -> ShadowCompared:
+        """What is said at its start, before anything is compared; whoever starts it writes it."""
+        self._said = self._report_of(ended=False)
+        return self._said
+
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop`, then say the last report. Raises LogDamaged."""
         if not self._since_seq:
             self._shadow.begin()
-        self._say()
         try:
             await run_until(stop, self._answers.read(), self._read(), self._report())
         finally:

@@ -333,6 +333,41 @@ async def test_a_pool_has_one_shadow_at_a_time(house: House) -> None:
         await shadows.run(house.config, OBSERVE, log=house.log, stop=asyncio.Event())
 
 
+async def test_of_shadows_that_start_at_one_time_one_runs(house: House) -> None:
+    await begun(house)
+    stop, started = asyncio.Event(), list[ShadowStatus]()
+
+    async def start(of: Candidate) -> None:
+        await shadows.run(house.config, of, log=house.log, stop=stop, on_start=begins)
+
+    def begins(status: ShadowStatus) -> None:
+        started.append(status)
+        stop.set()
+
+    ended = await asyncio.gather(start(OBSERVE), start(FEWER), start(OBSERVE), return_exceptions=True)
+    refused = [one for one in ended if one is not None]
+    assert [type(one) for one in refused] == [ShadowRuns, ShadowRuns], refused
+    (status,) = started
+    reports = [one.event for one in await house.reports() if isinstance(one.event, ShadowCompared)]
+    assert {one.shadow for one in reports} == {status.name}, "who was refused said nothing"
+
+
+async def test_a_shadow_that_began_unheard_of_refuses_the_next_by_the_log_alone(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await begun(house)
+    asked = asyncio.Event()
+
+    async def nobody(_client: object, _pool: object) -> None:
+        if not asked.is_set():
+            asked.set()
+            await house.shadow(FEWER)
+
+    monkeypatch.setattr(shadows, "status_of", nobody)
+    with pytest.raises(ShadowRuns, match="another shadow wrote"):
+        await shadows.run(house.config, OBSERVE, log=house.log, stop=asyncio.Event())
+
+
 async def test_it_is_a_process_that_ends_in_good_order(house: House) -> None:
     await begun(house)
     where = (f"nats.url={house.config.nats.url}", f"pool={house.log.pool}", f"state_dir={house.config.state_dir}")
