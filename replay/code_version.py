@@ -2,7 +2,6 @@
 
 from functools import cache
 from hashlib import blake2b
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -12,19 +11,16 @@ import msgspec
 import events
 import policies
 
-PACKAGE: Final = "tidegate"
+RELEASE: Final = "0.1.0"
+"""As in pyproject.toml. Not asked of what is installed: the same code also runs as a checkout, and inside vLLM."""
 DIGEST_BYTES: Final = 6
 _canonical = msgspec.json.Encoder(order="deterministic").encode
 
 
 @cache
 def code_version() -> str:
-    """Package version, `+`, and 12 hex digits over every source file that a decision can depend on."""
-    try:
-        release = version(PACKAGE)
-    except PackageNotFoundError:  # Run from its sources without being installed.
-        release = "0"
-    return f"{release}+{sources_digest(events, policies)}"
+    """Release, `+`, and 12 hex digits over every source file that a decision can depend on, the same everywhere."""
+    return f"{RELEASE}+{sources_digest(events, policies)}"
 
 
 def sources_digest(*packages: ModuleType) -> str:

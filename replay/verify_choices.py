@@ -81,7 +81,7 @@ class _Check:
 
     def __init__(self, report: ChoicesReport, code_version: str) -> None:
         self.report = report
-        self._code = _sources(code_version)
+        self._code = code_version
         self._delegate: Delegate | None = None
         self._run = ""
 
@@ -93,7 +93,7 @@ class _Check:
         report.files += 1
         report.engine = header.engine
         report.first = report.first or header.after + 1
-        same_code = not self._code or _sources(header.code_version) == self._code
+        same_code = self._code in ("", header.code_version)
         if not same_code:
             report.other_version, report.identical = header.code_version, False
         self._begin(journal, compare=same_code)
@@ -160,8 +160,3 @@ def _said(log: Iterable[Message]) -> dict[tuple[EngineId, int], ChoiceMade]:
             if isinstance(recorded.event, ChoiceMade):
                 found[(recorded.event.engine_id, recorded.event.number)] = recorded.event
     return found
-
-
-def _sources(code_version: str) -> str:
-    """Of a code version, what it says of the sources: an engine runs them without the package being installed."""
-    return code_version.rpartition("+")[2]

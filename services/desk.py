@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry
 from events import subjects
 from events.base import LogError
 from events.log.jetstream import JetStreamLog
-from services.gateway.micro import version_of_package
+from replay.code_version import RELEASE
 from services.runtime.config import Config
 from services.runtime.health import served
 from services.runtime.orders import Orders, Refused, taking_orders
@@ -85,7 +85,7 @@ async def run(config: Config, *, log: JetStreamLog, stop: asyncio.Event) -> None
     """Take orders until `stop`. Raises LogError."""
     async with taking_orders(log, speed=config.speed) as orders:
         service = await add_service(
-            log.client, name=NAME, version=version_of_package(), description="Tidegate desk: policies, quotas and pins",
+            log.client, name=NAME, version=RELEASE, description="Tidegate desk: policies, quotas and pins",
             metadata={"pool": log.pool},
         )  # fmt: skip
         for name, answer in answers(orders).items():

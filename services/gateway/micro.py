@@ -1,7 +1,6 @@
 """The gateway as a NATS micro service, so that `nats micro ls` shows it: small questions, no requests."""
 
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 import msgspec
@@ -12,16 +11,16 @@ from nats.micro.service import Service
 
 from events import subjects
 from events.base import PoolId
+from replay.code_version import RELEASE
 
 NAME: Final = "tidegate"
-VERSION_UNKNOWN: Final = "0.0.0"
 
 
 async def serve(client: Client, pool: PoolId, *, status: Callable[[], Any], models: Callable[[], list[str]]) -> Service:
     """Answer `tg.rpc.<pool>.status` and `tg.rpc.<pool>.models` until the service is stopped. Raises
     nats.errors.Error."""
     service = await add_service(
-        client, name=NAME, version=version_of_package(), description="Tidegate gateway", metadata={"pool": pool}
+        client, name=NAME, version=RELEASE, description="Tidegate gateway", metadata={"pool": pool}
     )
     for name, answer in (("status", status), ("models", models)):
         await service.add_endpoint(name=name, subject=subjects.rpc(pool, name), handler=_answering(answer))
@@ -34,11 +33,3 @@ def _answering(answer: Callable[[], Any]) -> Callable[[Request], Any]:
         await request.respond(msgspec.json.encode(answer()))
 
     return handle
-
-
-def version_of_package() -> str:
-    """The package's version, as NATS wants it said."""
-    try:
-        return version("tidegate")
-    except PackageNotFoundError:
-        return VERSION_UNKNOWN

@@ -4,9 +4,10 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
-from replay.code_version import code_version, policy_digest
+from replay.code_version import RELEASE, code_version, policy_digest
 
 ROOT = Path(__file__).parents[2]
 SAY = "from replay.code_version import code_version; print(code_version())"
@@ -21,6 +22,18 @@ def said_in(folder: Path) -> str:
 
 def test_it_is_a_release_and_twelve_hex_digits() -> None:
     assert re.fullmatch(r"[^+]+\+[0-9a-f]{12}", code_version())
+
+
+def test_the_release_is_the_packages() -> None:
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == RELEASE
+
+
+def test_it_is_the_same_where_the_package_is_not_installed() -> None:
+    # As inside vLLM: found by its path alone, with nothing that would say what is installed.
+    hidden = f"import sys, importlib.metadata as m; m.distribution = None; sys.path.insert(0, {str(ROOT)!r}); {SAY}"
+    command = [sys.executable, "-I", "-c", hidden]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    assert said == code_version()
 
 
 def test_it_changes_with_the_code_that_decides_and_with_no_other(tmp_path: Path) -> None:
