@@ -12,11 +12,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from events.base import PoolId
 from events.engine import EngineKind
+from events.request import RequestArrived
 from policies import catalog
 from services.gateway.main import Gateway, open_gateway
 from services.runtime.config import Config, EngineConfig, GatewayConfig, ModelConfig, OnLogDown
 from services.runtime.pool_clock import PoolClock
-from tests.services.gateway.rig import Decide, SwitchLog, admit_by, admit_for_real
+from tests.services.gateway.rig import Decide, SwitchLog, admit_by, admit_for_real, heard
 
 SIMULATED = EngineConfig(id="e1", kind=EngineKind.SIMULATED, models=["tiny"], embedding=True)
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hello tide"}], "max_tokens": 8}
@@ -104,3 +105,10 @@ def byte_tokenizer(folder: Path) -> Path:
     settings = {"bos_token": {"content": "<s>"}, "chat_template": TEMPLATE}
     (folder / "tokenizer_config.json").write_bytes(msgspec.json.encode(settings))
     return folder
+
+
+async def arrival(running: House) -> RequestArrived:
+    """The first request in the log."""
+    recorded = await heard(running.log, lambda event: isinstance(event, RequestArrived))
+    assert isinstance(recorded.event, RequestArrived)
+    return recorded.event
