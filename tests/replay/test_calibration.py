@@ -52,6 +52,13 @@ def test_what_ships_covers_both_engine_models_and_both_runs_and_reaches_the_goal
     assert uncalibrated(found) == ""
 
 
+def test_what_the_model_is_fitted_to_is_said_and_not_checked() -> None:
+    fitted = replace(measured(NOTHING), aside="one figure was taken", decode_step_ms=(27.0, 31.0))
+    found = calibrate(fitted, light_engine, EngineModel.LIGHT)
+    assert [item.name for item in found.checked] == [title for title, *_ in GOALS]
+    assert found.note.startswith("one figure was taken: 27.0 ms, 31.0 ms by the model")
+
+
 @pytest.mark.skipif(not RUNS.is_dir(), reason="the measured run is not beside the checkout")
 def test_what_ships_is_what_the_light_engine_gives_today() -> None:
     shipped = [one for one in calibrations() if one.model.startswith(MODELS[EngineModel.LIGHT])]
