@@ -53,7 +53,7 @@ FAILING_PPM, STALLING_PPM = 10_000, 10_000
 @click.option("--ssd-gib", type=Amount(min=0, max=TIER_GIB_MAX), default=0.0, show_default=True,
               help="SSD behind that.")  # fmt: skip
 @click.option("--dram-ppm", type=click.IntRange(min=0), default=0, show_default=True,
-              help="Instead of GiB: millionths of what all prompts would take, over all engines.")  # fmt: skip
+              help="Instead of GiB: millionths of what all prompts sent would take, over all engines.")  # fmt: skip
 @click.option("--ssd-ppm", type=click.IntRange(min=0), default=0, show_default=True, help="The same of SSD.")
 @click.option("--tier-eviction", type=click.Choice(["directed", "lru", "arc"]), default="directed", show_default=True,
               help="What leaves those tiers: as the policies say, or by a rule of their own.")  # fmt: skip
@@ -87,7 +87,9 @@ def simulate(
 
     config = settings.load()
     offered, recorded, tiers = inputs.arrivals(path, form, workload or inputs.MIXED, seed)
-    offered = hastened(offered[:limit], speed, closed_loop=closed_loop)
+    until_ns = (seconds or 0) * NS_PER_S
+    offered = [one for one in hastened(offered[:limit], speed, closed_loop=closed_loop)
+               if not until_ns or one.at_ns < until_ns]  # fmt: skip
     if not offered:
         raise ConfigError("no request arrives in it", where=str(path or workload or inputs.MIXED), key="")
     if closed_loop and not any(one.after for one in offered):
@@ -98,7 +100,7 @@ def simulate(
         eviction="" if tier_eviction == "directed" else tier_eviction,
     )  # fmt: skip
     engines, tiers = inputs.behind(engines, tiers, sizes)
-    span_ns = seconds * NS_PER_S if seconds else max((one.at_ns for one in offered), default=0)
+    span_ns = until_ns or max(one.at_ns for one in offered)
     drawn: Sequence[Fault] = ()
     failing = None
     if faults is not None:
@@ -111,7 +113,7 @@ def simulate(
         try:
             run = play(
                 offered, engines, settings=inputs.policies(config, policy), pool=config.pool, tiers=tiers,
-                closed_loop=closed_loop, until_ns=(seconds or 0) * NS_PER_S, holders=gateways, faults=drawn,
+                closed_loop=closed_loop, until_ns=until_ns, holders=gateways, faults=drawn,
                 transfer_faults=failing, on_message=heard.append, on_progress=lambda done, _total: advance(done),
             )  # fmt: skip
         except ValueError as error:

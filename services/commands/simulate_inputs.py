@@ -75,7 +75,7 @@ def sizes_asked(
     dram_ppm: int, ssd_ppm: int, eviction: str,
 ) -> "TierSizes | None":  # fmt: skip
     """What is to stand behind each engine: so many GiB, or its part of so many millionths of the bytes that all
-    prompts of the workload would take, each slice once. None where nothing is asked for."""
+    prompts in `offered` would take, each slice once. None where nothing is asked for."""
     if (dram_gib or ssd_gib) and (dram_ppm or ssd_ppm):
         raise click.UsageError("give the sizes of tiers in GiB or in ppm, not both")
     if (ssd_gib or ssd_ppm) and not (dram_gib or dram_ppm):

@@ -66,6 +66,16 @@ def test_sizes_may_be_shares_of_what_all_prompts_would_take(capsys: pytest.Captu
     assert sizes["e2", Tier.SSD] == unique * 3 // 2
 
 
+def test_such_a_share_is_of_what_comes_until_the_end_of_the_window(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    made, seconds = tmp_path / "window.jsonl", 2
+    run(capsys, *SHORT, "--until", seconds, "--dram-ppm", 1_000_000, "--out", made)
+    come = [one for one in mixed(1)[:12] if one.at_ns < seconds * NS_PER_S]
+    assert 0 < len(come) < 12
+    assert measured(made)["e1", Tier.DRAM].bytes_max == unique_bytes(come, token_bytes=131_072) // 2
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
