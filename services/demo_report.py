@@ -17,6 +17,9 @@ COLUMNS = {
 }
 
 
+BEHIND_NS = 100 * NS_PER_MS
+"""A tenth of the tightest limit of a first token (1 s). If decisions need longer to their engines, in pool time, then
+the machine is too slow for the speed."""
 CAVEAT = (
     "Engines are simulated everywhere. Their step times are sums of measured kernel times, without launch, sampler and "
     "scheduler time, and not calibrated against a running engine: compare the columns, do not expect their values."
@@ -54,7 +57,8 @@ ROWS = (
 
 
 class DemoResult(msgspec.Struct, kw_only=True):
-    """All that a demo found. `slo_attainment` and `goodput_per_s` by column of the table."""
+    """All that a demo found. `slo_attainment` and `goodput_per_s` by column of the table. `control_ns` is the live
+    log's mean way from a decision to its engine in pool time, as `replay whatif` takes it (0 = nobody went it)."""
 
     workload: str
     speed: int
@@ -67,6 +71,7 @@ class DemoResult(msgspec.Struct, kw_only=True):
     goodput_per_s: dict[str, float]
     statuses: dict[str, int]
     load_late_max_s: float
+    control_ns: int
     seconds: float
     code_version: str
     journal: str
@@ -76,6 +81,15 @@ class DemoResult(msgspec.Struct, kw_only=True):
     def verdict(self) -> str:
         """The last line of the demo."""
         return f"verify: {self.verify.upper()} {self.digest}"
+
+    def behind(self) -> str:
+        """What is to be said where the machine could not keep up with the speed; "" = it could."""
+        if self.control_ns <= BEHIND_NS:
+            return ""
+        calm = max(1, self.speed * BEHIND_NS // self.control_ns)
+        late = f"decisions reached their engines {_ms(self.control_ns)} of pool time late, more than {_ms(BEHIND_NS)}"
+        mend = f"try --speed {calm}" if calm < self.speed else "give it more of the processor"
+        return f"the live run fell behind: {late}. At this speed the machine is the limit, not the policy: {mend}"
 
     def write(self, folder: Path) -> None:
         """`report.json` and `report.html` into a folder."""
@@ -121,7 +135,8 @@ The last is the live run: real NATS, Valkey, workers and HTTP, engines simulated
 as fast as the wall's. SLO met = first token and mean time per output token within the request's limits; whatever was
 rejected, aborted or unfinished counts as missed.</p>
 <p>{{ caveat }}</p>
-<table><tr><th></th>{% for name in columns %}<th>{{ name }}</th>{% endfor %}</tr>
+{% if result.behind() %}<p><strong>{{ result.behind() }}.</strong></p>
+{% endif %}<table><tr><th></th>{% for name in columns %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for name, said in rows %}<tr><td>{{ name }}</td>{% for cell in said %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>
 <p>Live log: {{ result.events }} events, {{ result.decisions }} decisions.

@@ -164,6 +164,7 @@ def _judge(plan: "Plan", journal: Path, load: "LoadResult", *, speed: int, out: 
     from policies.catalog import ACTORS
     from replay.code_version import code_version
     from replay.journal_source import JournalSource
+    from replay.recorded import world_of
     from replay.score import score
     from replay.verify import verify
     from services.demo import compare
@@ -180,8 +181,8 @@ def _judge(plan: "Plan", journal: Path, load: "LoadResult", *, speed: int, out: 
         slo_attainment={name: each.slo_attainment for name, each in scores.items()},
         goodput_per_s={name: each.goodput_per_s for name, each in scores.items()},
         statuses={str(status): count for status, count in sorted(load.statuses.items())},
-        load_late_max_s=round(load.late_max_s, 3), seconds=0.0, code_version=code_version(),
-        journal=str(journal), report="", scores=scores,
+        load_late_max_s=round(load.late_max_s, 3), control_ns=world_of(source).control_ns or 0,
+        seconds=0.0, code_version=code_version(), journal=str(journal), report="", scores=scores,
     )  # fmt: skip
 
 
@@ -189,6 +190,8 @@ def _show(result: "DemoResult", console: "Console") -> None:
     from services.demo_report import table_of
 
     console.print(table_of(result))
+    if result.behind():
+        console.print(result.behind(), style="yellow")
     console.print(f"journal  {_near(result.journal)}\nreport   {_near(result.report)}")
     console.print(f"{result.events} events, {result.decisions} decisions. [bold]{result.verdict()}[/bold]")
 

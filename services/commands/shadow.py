@@ -122,14 +122,15 @@ def _ask(ask: "Callable[[Any, PoolId], Awaitable[ShadowStatus | None]]", pool: s
 
 
 def _show(found: "ShadowStatus", console: "Console") -> None:
+    from services.commands.whatif_text import COUNTED, COUNTED_SAID
+
     console.print(f"{found.policy} beside pool {found.pool} ({found.name})")
-    columns = ("actor", "since", "read to", "words", "same", "other amounts", "other outcome", "still other", "wakes")
-    names = ("words", "same", "amounts", "outcomes", "standing", "wakes")
     rows = [
-        (one.actor, str(one.since_seq), str(one.seq), *(str(getattr(one.found, name)) for name in names))
+        (one.actor, str(one.since_seq), str(one.seq), *(str(getattr(one.found, name)) for name in COUNTED))
         for one in found.actors
     ]
-    console.print(table(columns, rows))
+    console.print(table(("actor", "since", "read to", *COUNTED.values()), rows))
+    console.print(COUNTED_SAID, style="dim")
     changes = sorted(
         ((one.actor, change) for one in found.actors for change in one.found.changes), key=lambda pair: -pair[1].count
     )
@@ -146,7 +147,7 @@ def _show(found: "ShadowStatus", console: "Console") -> None:
 
 @click.command()
 @click.option("--least", type=click.IntRange(min=0), default=WORDS_MIN, show_default=True,
-              help="Refuse where the shadow compared less than so many words, repeated ones left out.")  # fmt: skip
+              help="Refuse where the shadow compared fewer decisions, repeated ones left out.")  # fmt: skip
 @click.option("--pool", help="Which pool; the configured one if not given.")
 @with_settings
 @with_output

@@ -16,6 +16,19 @@ from services.runtime.output import table
 if TYPE_CHECKING:
     from services.commands.whatif import Answer
 
+COUNTED = {
+    "words": "decisions",
+    "same": "same",
+    "amounts": "details differ",
+    "outcomes": "outcome differs",
+    "standing": "still differs",
+    "wakes": "wake-up differs",
+}
+"""What is counted of decisions beside each other, as people read it. JSON keeps the names."""
+COUNTED_SAID = (
+    "a decision is all that one step says of one request, engine or order; details are reason, amount and time; "
+    "still differs: as when that was last decided, so counted once; wake-up: when the policy wants to look again"
+)
 CHANGES_MAX = 12
 TENANTS_SHOWN_MAX = 8
 
@@ -31,9 +44,10 @@ def show(answer: "Answer", console: Console, journal: str) -> None:
 def _show_open(found: OpenLoop, console: Console, journal: str) -> None:
     console.print(Text("decisions: same facts, same past (observed log; each policy decides every step)", style="bold"))
     console.print(f"pool {found.pool}: {found.events} events in {found.messages} messages")
-    columns = ("policy", "words", "same", "other amounts", "other outcome", "still other", "other wakes", "requests")
-    names = ("words", "same", "amounts", "outcomes", "standing", "wakes", "requests")
+    columns = ("policy", *COUNTED.values(), "requests affected")
+    names = (*COUNTED, "requests")
     console.print(table(columns, [(one.policy, *(str(one.total(name)) for name in names)) for one in found.tried]))
+    console.print(Text(COUNTED_SAID, style="dim"))
     if len(found.tried[0].actors) == 0:
         console.print("nothing was decided in this log: a trace is run under any policy by `tidegate replay simulate`")
     elif found.not_run:
@@ -106,10 +120,11 @@ def _show_closed(found: ClosedLoop, console: Console) -> None:
     console.print(table(("", *heads, "error", "beyond the error"), rows))
     lengths = found.lengths
     console.print(
-        f"answers: {lengths.seen} as long as seen, {lengths.traced} traced, {lengths.drawn} drawn; "
-        f"{found.waiting_turns} turns wait for the one before; decision to engine {found.control_ns / NS_PER_MS:.1f} ms"
+        f"lengths of answers: {lengths.seen} as observed, {lengths.traced} from the trace, {lengths.drawn} drawn; "
+        f"{found.waiting_turns} turns wait for the answer before them; "
+        f"from a decision to its engine {found.control_ns / NS_PER_MS:.1f} ms"
     )
-    console.print("error: how far the modelled recorded policy is from what was observed, at most")
+    console.print("error: so far from what was observed is the recorded policy when it is modelled, at most")
     for note in found.notes:
         console.print(f"note: {note}")
 

@@ -118,7 +118,9 @@ class Orders:
         told = [one.event for one in reports if isinstance(one.event, ShadowCompared)]
         words = sum(one.words - one.standing for one in told)
         if words < words_min:
-            raise Refused(f"the shadow compared {words} words until now (allowed: from {words_min} on; see --least)")
+            raise Refused(
+                f"the shadow compared {words} decisions until now (allowed: from {words_min} on; see --least)"
+            )
         states, _ = await self._configured()
         for one in told:
             if one.failed:

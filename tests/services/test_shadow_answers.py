@@ -44,5 +44,5 @@ async def test_an_idle_pool_cannot_earn_a_promotion_by_ticking(monkeypatch: pyte
 
     monkeypatch.setattr(Orders, "_shadow_reports", reports)
     nothing = cast(Any, None)
-    with pytest.raises(Refused, match="compared 3 words"):
+    with pytest.raises(Refused, match="compared 3 decisions"):
         await Orders(nothing, nothing, nothing).promote(words_min=100)
