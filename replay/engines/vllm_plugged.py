@@ -15,6 +15,7 @@ from events.base import EngineId, Event
 from events.decisions import EngineDirected, TransferCancelled, TransferOrdered
 from policies.predictors.step_time import FS_PER_NS
 from replay.engines.job import SimRequest
+from replay.engines.tiers import TierSizes
 
 NS_PER_S: Final = 1_000_000_000
 SLICE_TOKENS: Final = 512
@@ -34,11 +35,11 @@ class Plugged(msgspec.Struct, frozen=True, kw_only=True):
     slice_tokens: int = SLICE_TOKENS
     key: str = "tidegate"
 
-    def transfer(self, engine_id: EngineId, dram_bytes: int) -> dict[str, Any]:
+    def transfer(self, engine_id: EngineId, tiers: TierSizes) -> dict[str, Any]:
         """The connector's configuration."""
-        settings = {"engine_id": engine_id, "slice_tokens": self.slice_tokens}
+        settings = {"engine_id": engine_id, "slice_tokens": self.slice_tokens, "lazy": tiers.lazy}
         extra = {
-            "cpu_bytes_to_use": dram_bytes, "spec_name": self.spec, "spec_module_path": self.mind,
+            "cpu_bytes_to_use": tiers.dram_bytes, "spec_name": self.spec, "spec_module_path": self.mind,
             "block_size": self.slice_tokens, self.key: settings,
         }  # fmt: skip
         return {

@@ -46,7 +46,8 @@ from replay.engines.vllm_slices import VllmSlices
 from replay.faults import TransferFaults, fates
 
 IDLE_STEPS_MAX: Final = 8
-"""Steps in a row without work while requests are there: more, and vLLM waits for something that will not come."""
+"""Steps in a row without work, and with nothing on its way to sleep for, while requests are there: more, and vLLM waits
+for something that will not come."""
 
 
 class VllmEngine:
@@ -334,6 +335,8 @@ class VllmEngine:
         assert self._idle_steps <= IDLE_STEPS_MAX, "vLLM has requests, and nothing that they wait for"
         if self._worker is not None and not self._worker.has_deferred:
             self._asleep = self._worker.next_fs() is not None
+        if self._asleep:
+            self._idle_steps = 0  # What is on its way ends; each end is worth a look, and slices may leave with it.
 
     # One request.
 
@@ -436,8 +439,9 @@ class VllmEngine:
 def vllm_builder(*, slice_tokens: int = SLICE_TOKENS, shared: bool = False) -> EngineBuilder:
     """Makes engines for one run: vLLM as it is shipped, with its own CPU offload where tiers say how that evicts. Where
     tiers leave it to the directive, this project's classes are in it: they choose who gives way and what leaves DRAM,
-    and carry out orders, in slices of `slice_tokens` tokens (the unit of the run's prompts). `shared`: all have what
-    any of them has computed. What a forerunner held in an SSD, and peers, mean nothing to them."""
+    store lazily where tiers are lazy, and carry out orders, in slices of `slice_tokens` tokens (the unit of the run's
+    prompts). vLLM's own CPU offload is not lazy: ValueError. `shared`: all have what any of them has computed. What a
+    forerunner held in an SSD, and peers, mean nothing to them."""
     commons = VllmCommons() if shared else None
     plugged = Plugged(slice_tokens=slice_tokens)
 

@@ -99,7 +99,9 @@ def _transfer(engine_id: EngineId, tiers: TierSizes | None, plugged: Plugged | N
     if tiers.ssd_bytes:
         raise ValueError("there is no SSD in virtual time behind vLLM's scheduler: simulate with ssd_bytes = 0")
     if plugged is not None:
-        return msgspec.json.encode(plugged.transfer(engine_id, tiers.dram_bytes)).decode()
+        return msgspec.json.encode(plugged.transfer(engine_id, tiers)).decode()
+    if tiers.lazy:
+        raise ValueError("vLLM's own CPU offload is not lazy: simulate with tiers that evict by the directive")
     extra = {"cpu_bytes_to_use": tiers.dram_bytes, "eviction_policy": tiers.eviction or EVICTION_DEFAULT}
     connector = {"kv_connector": "OffloadingConnector", "kv_role": "kv_both", "kv_connector_extra_config": extra}
     return msgspec.json.encode(connector).decode()

@@ -16,6 +16,7 @@ from vllm.platforms import current_platform
 from kvstore.fingerprint import fingerprints, salted_key
 from services.vllm_plugin import settings
 from services.vllm_plugin.identity import namespace
+from services.vllm_plugin.lazy import LazyStores, ahead_of
 from services.vllm_plugin.manager import TidegateManager
 from services.vllm_plugin.pace import pace
 from services.vllm_plugin.spec import NAMESPACE, SPEC
@@ -37,10 +38,24 @@ class TidegateConnector(OffloadingConnector):
             )  # fmt: skip
             extra[NAMESPACE] = whose.hex()
         super().__init__(vllm_config, role, kv_cache_config)
-        self._slice_tokens = told.slice_tokens
+        self._told, self._slice_tokens = told, told.slice_tokens
+        # Tiers of vLLM's own may want all of a request when it is computed.
+        self._is_lazy = told.lazy and not extra.get("secondary_tiers")
         scheduler = self.connector_scheduler
         manager = scheduler.manager if scheduler is not None else None
         self._memory = manager if isinstance(manager, TidegateManager) else None
+
+    def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
+        """vLLM says whose blocks these are, before the first request."""
+        super().bind_gpu_block_pool(gpu_block_pool)
+        if self._is_lazy and self._memory is not None:
+            config = self._vllm_config
+            ahead = ahead_of(
+                self._told.lazy_ahead, blocks=gpu_block_pool.num_gpu_blocks,
+                block_tokens=config.cache_config.block_size,
+                batch_tokens=config.scheduler_config.max_num_batched_tokens,
+            )  # fmt: skip
+            LazyStores(self.connector_scheduler, self._memory, gpu_block_pool, ahead=ahead)
 
     def on_new_request(self, request: Any) -> None:
         """A request came. Its slices are named as the gateway would: by its tokens and its salt. Where tokens do not

@@ -1,7 +1,7 @@
 """The memory of a vLLM engine beyond its device: vLLM's tiering manager, with facts, names, pins and orders.
 
-What vLLM does is left as it is: chunks go down to every tier when they are computed, and come up when a request begins
-with them. Added is what vLLM has no place for:
+What vLLM does is left as it is: chunks go down to every tier when they are computed (or, lazy.py, when the device is
+about to evict them), and come up when a request begins with them. Added is what vLLM has no place for:
 
 - Facts: what is stored, removed, hit and measured is told through the bridge, in the log's names.
 - Pins: what a request was found to begin with stays in DRAM until it is loaded. Else slices that come up from the SSD
@@ -92,15 +92,43 @@ class TidegateManager(TieringOffloadingManager):
         return spec
 
     def prepare_store(self, keys: Collection[OffloadKey], req_context: ReqContext) -> PrepareStoreOutput | None:
-        """The request computes these slices now."""
-        self._unpin(req_context)
-        self._name(req_context)
-        if self._ssd is not None:
-            self._ssd.scheduled(req_context)
+        """The request computes these slices now, and they are stored."""
+        self.computed(req_context)
         output: PrepareStoreOutput | None = super().prepare_store(keys, req_context)
         if output is not None:
             self._misses += len(output.keys_to_store)
         return output
+
+    def computed(self, req_context: ReqContext, *, slices: int = 0) -> None:
+        """The request computes now; so many slices of it that no tier had, and that are not stored now."""
+        self._unpin(req_context)
+        self._name(req_context)
+        if self._ssd is not None:
+            self._ssd.scheduled(req_context)
+        self._misses += slices
+
+    def keep(self, context: ReqContext) -> PrepareStoreOutput | None:
+        """The device is about to evict the slices of this context's prompt, which DRAM has not: they are stored. None
+        where there is no room, and none that may be made. Nobody has asked for them; `complete_store` is the end."""
+        keys = prompt_of(context).keys
+        assert not any(map(self.in_dram, keys)), "what is there is not stored again"
+        super().on_new_request(context)
+        output: PrepareStoreOutput | None = super().prepare_store(keys, context)
+        super().on_request_finished(context)
+        return output
+
+    def held(self, keys: Sequence[OffloadKey]) -> None:
+        """The request has these slices, one after the other, on the device, which gives them back before it evicts
+        them: they leave DRAM, the last one first. What the log has pinned there stays, and what somebody reads."""
+        there = [key for key in reversed(keys) if self._dram.ready(key)]
+        if there:
+            directive, name = self.memory.bridge.directive, self.memory.naming.name
+            pinned = frozenset(directive.pinned) if directive is not None else frozenset()
+            self._dram.drop([key for key in there if name(key) not in pinned])
+
+    def in_dram(self, key: OffloadKey) -> bool:
+        """Whether it is there, or on its way there."""
+        return self._dram.has(key)
 
     def on_request_finished(self, req_context: ReqContext, **vllm: Any) -> None:
         """It is done, or was given up."""

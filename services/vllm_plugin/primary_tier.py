@@ -57,6 +57,10 @@ class PrimaryTier(CPUPrimaryTierOffloadingManager):
         super().reset_cache()
         self._memory.residency.cleared(Tier.DRAM, "reset")
 
+    def has(self, key: bytes) -> bool:
+        """Whether it is there, or being written."""
+        return self._policy.get(key) is not None
+
     def ready(self, key: bytes) -> bool:
         """Whether it is there, whole."""
         chunk = self._policy.get(key)

@@ -12,23 +12,30 @@ if TYPE_CHECKING:
 
 class Prompt:
     """`keys` are the offload keys of all full slices so far, first to last; it grows with the request. `names` are what
-    the first of them are called, as far as somebody knows; `named` of those were told on."""
+    the first of them are called, as far as somebody knows; `named` of those were told on. Where only a part of a prompt
+    of `length` slices is known, `keys` are that part, from the place `first` on, and `before` is the slice before it.
+    """
 
-    def __init__(self) -> None:
-        self.keys: list[bytes] = []
-        self.places: dict[bytes, int] = {}
+    def __init__(
+        self, keys: Sequence[bytes] = (), *, first: int = 0, length: int = 0, before: bytes | None = None
+    ) -> None:
+        self.keys: list[bytes] = list(keys)
+        self.places: dict[bytes, int] = {key: place for place, key in enumerate(keys, first)}
         self.names: Sequence[SliceId] = ()
         self.named = 0
+        self._first, self._length, self._before = first, length, before
 
     @property
     def length(self) -> int:
         """Slices."""
-        return len(self.keys)
+        return max(self._length, len(self.keys))
 
     def parent(self, key: bytes) -> bytes | None:
         """The slice before it; None for the first, and for one that is not of this prompt."""
-        place = self.places.get(key, 0)
-        return self.keys[place - 1] if place else None
+        place = self.places.get(key)
+        if place is None:
+            return None
+        return self.keys[place - self._first - 1] if place > self._first else self._before
 
     def in_order(self, keys: Iterable[bytes]) -> list[bytes]:
         """These, first to last; vLLM hands some of them around as sets. Those of no place come last, by themselves."""

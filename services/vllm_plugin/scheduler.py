@@ -228,7 +228,8 @@ class TidegateScheduler(AsyncScheduler):
             return Holds(blocks, shared, 0)
         # Slices leave a tier from the end of a prompt, so those of it that are there are its first.
         named = seen.hints.slices
-        slices = len(named) or request.num_computed_tokens // rates.slice_tokens
+        hashed = min(request.num_computed_tokens, len(request.block_hashes) * self.hash_block_size)
+        slices = len(named) or hashed // rates.slice_tokens
         name = named.__getitem__ if named else partial(self._slice_name, request, rates.slice_tokens)
         stored = bisect_left(range(slices), True, key=lambda place: not bridge.holds(Tier.DRAM, name(place)))
         return Holds(blocks, shared, stored)

@@ -24,7 +24,9 @@ COMMON_NAMES: Final = {NATS_URL: "NATS_URL", NATS_CREDS: "NATS_CREDS"}
 class PluginSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """`engine_id` and `pool` are the names in the log. `folder` is where the engine keeps its own journal of choices
     ("" = none is kept). `ssd_folder` and `ssd_bytes` are its SSD tier ("" = none), read by `ssd_readers` threads. A
-    slice has `slice_tokens` tokens: vLLM's offload `block_size`. `prefill_tokens_per_s` is how fast prompts are
+    slice has `slice_tokens` tokens: vLLM's offload `block_size`. `lazy`: slices go to DRAM when the device is about to
+    evict them, and leave it when they are loaded; else they are written through when they are computed. `lazy_ahead`
+    blocks are looked at for that (0 = as many as a few steps can take). `prefill_tokens_per_s` is how fast prompts are
     computed, where that should not be measured (0 = measured). What vLLM calls a reset of the external cache voids the
     DRAM tier, and the SSD tier too unless `reset_keeps_ssd`: vLLM resets it when weights change. What is stored after
     that is not found by the next engine, which begins with the weights that lie on disk. A read of the SSD is
@@ -40,6 +42,8 @@ class PluginSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     reset_keeps_ssd: bool = False
     prefill_tokens_per_s: Annotated[int, msgspec.Meta(ge=0)] = 0
     slice_tokens: Annotated[int, msgspec.Meta(ge=1)] = SLICE_TOKENS
+    lazy: bool = True
+    lazy_ahead: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 def of(extra_config: Mapping[str, Any]) -> PluginSettings:

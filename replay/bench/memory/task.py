@@ -124,8 +124,8 @@ def builder(engine: EngineModel, system: System, slice_tokens: int = SLICE_TOKEN
         case EngineModel.VLLM_SCHEDULER:
             from replay.engines.vllm_scheduler import vllm_builder
 
-            if system.lazy_tiers:
-                raise ValueError(f"{system.name}: the offloading that stands behind vLLM's scheduler here is not lazy")
+            if system.lazy_tiers and system.tier_eviction:
+                raise ValueError(f"{system.name}: vLLM's own offloading behind its scheduler is not lazy here")
             return vllm_builder(slice_tokens=slice_tokens, shared=system.shared_kv)
         case EngineModel.LIVE:
             raise ValueError("a live engine is at an address: see --target")

@@ -1,0 +1,240 @@
+"""Lazy DRAM: vLLM's real scheduler with our connector in it, in virtual time, and what each copy takes and brings."""
+
+from random import Random
+from typing import Any
+
+import msgspec
+import pytest
+
+from events.base import EngineId, Event, RequestId, SliceId
+from events.decisions import EngineDirected
+from events.slice import SlicesRemoved, SlicesStored, Tier
+from replay.engines.base import VirtualEngine
+from replay.engines.job import Finished, Outcome
+from replay.engines.tiers import TierSizes
+from replay.engines.vllm_plugged import Plugged
+from replay.engines.vllm_prompts import Prompts
+from replay.engines.vllm_scheduler import VllmEngine
+from tests.replay.contract_engines import BLOCK_BYTES, UNIT, EngineContract, S, described, drain, ends, llm, offered
+
+PROMPTS = Prompts(16)
+BLOCKS = 160
+DRAM_SLICES = 80
+LENGTH = 40
+"""Slices of a document: two fit onto the device, two into DRAM."""
+FAST = 50_000_000_000
+
+
+def make(
+    *, lazy: bool = True, blocks: int = BLOCKS, slices: int = DRAM_SLICES, bytes_per_s: int = FAST, batch: int = 256
+) -> VllmEngine:
+    tiers = TierSizes(dram_bytes=slices * 2 * BLOCK_BYTES, lazy=lazy, dram_bytes_per_s=bytes_per_s)
+    plugged = Plugged(slice_tokens=UNIT)
+    return VllmEngine(described(kv_blocks=blocks, batch_tokens=batch), tiers=tiers, prompts=PROMPTS, plugged=plugged)
+
+
+def named(document: str, count: int = LENGTH) -> list[str]:
+    return [f"{ord(document):016x}{place:016x}" for place in range(count)]
+
+
+def ask(engine: VllmEngine, name: str, document: str, *, length: int = LENGTH) -> Finished:
+    """A request for a document and a few tokens more; its end."""
+    at_ns = engine._now_ns + S
+    engine.run_until(at_ns)
+    engine.submit(llm(name, length * UNIT + 20, 3, named(document, length)), at_ns)
+    return ends(drain(engine))[name]
+
+
+class Held:
+    """What the tiers hold, by what was said."""
+
+    def __init__(self) -> None:
+        self.slices: dict[Tier, set[SliceId]] = {Tier.HBM: set(), Tier.DRAM: set()}
+
+    def hear(self, engine: VllmEngine) -> None:
+        for fact in engine.slice_facts(measure=True):
+            match fact:
+                case SlicesStored():
+                    assert not self.slices[fact.tier] & set(fact.slices), "stored once"
+                    self.slices[fact.tier] |= set(fact.slices)
+                case SlicesRemoved():
+                    assert self.slices[fact.tier] >= set(fact.slices), "removed once"
+                    self.slices[fact.tier] -= set(fact.slices)
+
+
+class TestLazy(EngineContract):
+    def make(self, registered: Any, *, tiers: TierSizes | None = None) -> VirtualEngine:
+        plugged = Plugged(slice_tokens=UNIT) if tiers is not None else None
+        lazy = msgspec.structs.replace(tiers, lazy=True, eviction="") if tiers is not None else None
+        return VllmEngine(registered, tiers=lazy, prompts=PROMPTS, plugged=plugged)
+
+
+def test_nothing_is_stored_while_there_is_room() -> None:
+    engine, held = make(), Held()
+    ask(engine, "a", "d")
+
+    held.hear(engine)
+
+    assert len(held.slices[Tier.HBM]) == LENGTH
+    assert not held.slices[Tier.DRAM]
+    assert engine._worker is not None
+    assert engine._worker.stored_bytes == 0
+
+
+def test_what_the_device_has_evicted_is_loaded_from_dram_and_leaves_it() -> None:
+    engine, held = make(), Held()
+    for number, document in enumerate("def"):
+        assert ask(engine, f"r{number}", document).cached_tokens == 0
+    held.hear(engine)
+    assert set(named("d")) <= held.slices[Tier.DRAM]
+    assert not set(named("d")) & held.slices[Tier.HBM]
+
+    again = ask(engine, "again", "d")
+
+    held.hear(engine)
+    assert again.cached_tokens == LENGTH * UNIT
+    assert set(named("d")) <= held.slices[Tier.HBM]
+    assert not set(named("d")) & held.slices[Tier.DRAM]
+
+
+def test_device_and_dram_hold_more_different_slices_than_written_through() -> None:
+    def different(lazy: bool) -> int:
+        engine, held = make(lazy=lazy), Held()
+        for number, document in enumerate("defg"):
+            ask(engine, f"r{number}", document)
+        held.hear(engine)
+        assert len(held.slices[Tier.DRAM]) <= DRAM_SLICES
+        return len(held.slices[Tier.HBM] | held.slices[Tier.DRAM])
+
+    # Of 160 that fit. What is looked at ahead is in both.
+    assert different(lazy=False) <= 2 * LENGTH
+    assert different(lazy=True) >= 3 * LENGTH
+
+
+def test_pinned_slices_stay_in_dram_when_they_are_loaded() -> None:
+    engine, held = make(), Held()
+    pinned = [SliceId(name) for name in named("d")[:4]]
+    for number, document in enumerate("def"):
+        ask(engine, f"r{number}", document)
+    engine.direct(EngineDirected(engine_id=EngineId("e1"), version=1, eviction="", protect_ppm=0, pinned=tuple(pinned)))
+    ask(engine, "again", "d")
+
+    held.hear(engine)
+
+    assert set(named("d")) & held.slices[Tier.DRAM] == set(pinned)
+
+
+class Ledger:
+    """Beside vLLM's worker: of every copy, which KV it takes, by the hashes of the blocks. A block loses its hash when
+    somebody takes it; then its KV is written over in the step that begins, which waits for the jobs that it flushes."""
+
+    def __init__(self, engine: VllmEngine) -> None:
+        assert engine._worker is not None
+        self._engine, self._begin, self._end = engine, engine._worker.begin_step, engine._worker.ended
+        self._stores: dict[int, list[tuple[int, list[tuple[int, bytes]]]]] = {}
+        self._loads: dict[int, list[int]] = {}
+        self._dram: dict[int, bytes] = {}
+        self.flushed = self.loaded = 0
+        engine._worker.begin_step = self.begin_step  # type: ignore[method-assign]
+        engine._worker.ended = self.ended  # type: ignore[method-assign]
+
+    def begin_step(self, said: Any, now_fs: int) -> int:
+        flush = said.jobs_to_flush or ()
+        for job in sorted(flush):
+            self.flushed += job in self._stores
+            self._stored(job)
+        for blocks in self._stores.values():
+            for number, known in (pair for _, pairs in blocks for pair in pairs):
+                assert self._hash(number) == known, "nobody takes a block before its copy is done"
+        for job, entry in said.load_jobs.items():
+            self._loads[job] = list(map(int, entry.src_spec.chunk_ids))
+            assert {self._dram[chunk] for chunk in self._loads[job]} == self._keys(job), "it gets what it asked for"
+            self.loaded += len(self._loads[job])
+        for job, entry in said.store_jobs.items():
+            self._stores[job] = self._taken(job, entry)
+        return self._begin(said, now_fs)
+
+    def ended(self, now_fs: int) -> Any:
+        said = self._end(now_fs)
+        if said is not None:
+            for job in said.kv_connector_worker_meta.completed_jobs:
+                self._stored(job)
+                self._loads.pop(job, None)
+        return said
+
+    def _taken(self, job: int, entry: Any) -> list[tuple[int, list[tuple[int, bytes]]]]:
+        chunks, blocks = list(map(int, entry.dst_spec.chunk_ids)), list(entry.src_spec.block_ids)
+        size = len(blocks) // len(chunks)
+        known = [(number, self._hash(number)) for number in blocks]
+        assert {pair[1] for pair in known[size - 1 :: size]} == self._keys(job), "these are the blocks of those slices"
+        for chunk in chunks:
+            assert not any(chunk in others for others in self._loads.values()), "nobody reads what is written over"
+            self._dram.pop(chunk, None)
+        return [(chunk, known[place * size : (place + 1) * size]) for place, chunk in enumerate(chunks)]
+
+    def _stored(self, job: int) -> None:
+        for chunk, pairs in self._stores.pop(job, []):
+            self._dram[chunk] = pairs[-1][1]
+
+    def _hash(self, number: int) -> bytes:
+        pool: Any = self._engine._pool
+        return bytes(pool.blocks[number].block_hash or b"")
+
+    def _keys(self, job: int) -> set[bytes]:
+        return set(self._engine._scheduler.connector.connector_scheduler._jobs[job].keys)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_block_that_is_taken_again_before_its_copy_ends_is_not_served_wrongly(seed: int) -> None:
+    """A link on which a slice takes as long as several steps, a device that is always short, and some who give up."""
+    engine = make(blocks=70, slices=60, bytes_per_s=200_000_000)
+    ledger, held, rng, inside = Ledger(engine), Held(), Random(seed), list[str]()
+    for at_ns, request in offered(seed, 90):
+        while (next_ns := engine.next_ns()) is not None and next_ns < at_ns:
+            ended = ends(engine.run_until(next_ns))
+            inside = [name for name in inside if name not in ended]
+            engine.check_integrity()
+        names = tuple(f"{int(key.split()[0][1:]):016x}{int(key.split()[1]):016x}" for key in request.prefix)
+        engine.submit(msgspec.structs.replace(request, prefix=names), at_ns)
+        inside.append(request.request_id)
+        held.hear(engine)
+        if rng.random() < 0.2:
+            engine.abort(RequestId(inside.pop(rng.randrange(len(inside)))), at_ns)
+
+    assert sorted(ends(drain(engine))) == sorted(inside)
+    held.hear(engine)
+    assert engine._scheduler._failures == 0
+    assert engine.measured().preemptions_total > 0
+    assert ledger.loaded > 20
+    assert ledger.flushed > 5, "copies were cut short by those who took the blocks: the fences had work"
+
+
+def test_a_reset_of_the_caches_leaves_nothing_of_before() -> None:
+    engine = make(bytes_per_s=100_000_000)
+    for number, document in enumerate("def"):
+        ask(engine, f"r{number}", document)
+    assert engine._scheduler.reset_prefix_cache(reset_connector=True)
+
+    assert ask(engine, "again", "d").cached_tokens == 0
+    assert ask(engine, "once more", "d").cached_tokens == LENGTH * UNIT
+    engine.check_integrity()
+
+
+def test_a_run_is_the_same_again() -> None:
+    def served() -> tuple[list[Outcome], list[Event]]:
+        engine, found, facts = make(blocks=90, slices=40), list[Outcome](), list[Event]()
+        for at_ns, request in offered(4, 60):
+            while (next_ns := engine.next_ns()) is not None and next_ns < at_ns:
+                found += engine.run_until(next_ns)
+            names = tuple(f"{int(key.split()[0][1:]):016x}{int(key.split()[1]):016x}" for key in request.prefix)
+            engine.submit(msgspec.structs.replace(request, prefix=names), at_ns)
+            facts += engine.slice_facts(measure=True)
+        return found + drain(engine), facts
+
+    assert served() == served()
+
+
+def test_vllms_own_offload_is_not_lazy() -> None:
+    tiers = TierSizes(dram_bytes=100 * BLOCK_BYTES, lazy=True, eviction="lru")
+    with pytest.raises(ValueError, match="not lazy"):
+        VllmEngine(described(), tiers=tiers, prompts=PROMPTS)
