@@ -59,6 +59,7 @@ def explain(state: State, event: Event, now_ns: int) -> dict[str, Any]:
         "now_ns": now_ns,
         "settings": msgspec.to_builtins(state.settings),
         "deferred": len(state.lines.group_of),
+        "long_lane_ppm": ordering.lane_ppm(state.ordering, state.settings),
         "requests": [_request(state, desk, one) for one in looked_at],
     }
 
@@ -76,6 +77,7 @@ def knew(state: State, event: Event, now_ns: int, decision: Event, before: Seque
         "now_ns": now_ns,
         "settings": msgspec.to_builtins(state.settings),
         "deferred": len(state.lines.group_of),
+        "long_lane_ppm": ordering.lane_ppm(state.ordering, state.settings),
         "requests": [_request(state, desk, one)],
     }
 

@@ -65,9 +65,9 @@ class AdmissionSettings(Settings, kw_only=True):
 
     At most `queue_max` requests are deferred. They are looked at in the order of `strategy`; the first is passed by at
     most `passes_max` later ones, and at most `scan_max` are looked at per record. A prefill of `long_prefill_ns` or
-    more (0 = none is long) begins only while fewer than `long_lane_ppm` of the engines have that much before them. A
-    class of prompts (or a tenant) of which less than `fairness_ppm` of the overall share is served comes first (0 = no
-    such floor).
+    more (0 = none is long) begins only while fewer than `long_lane_calm_ppm` of the engines have that much before
+    them; under pressure down to `long_lane_ppm` (`policies.ordering.long_lane`). A class of prompts (or a tenant) of
+    which less than `fairness_ppm` of the overall share is served comes first (0 = no such floor).
 
     `preemption` says who may be preempted for a more urgent request, at most `preempt_victims_max` for one, none whose
     answer is past `protect_ppm` of its expected length, and each at most `preemptions_max` times. One that was
@@ -102,6 +102,7 @@ class AdmissionSettings(Settings, kw_only=True):
     scan_max: Annotated[int, Meta(ge=1, le=1_000)] = 16
     long_prefill_ns: Annotated[int, Meta(ge=0, le=600 * NS_PER_S)] = 1_500 * NS_PER_MS
     long_lane_ppm: Annotated[int, Meta(ge=1, le=PPM)] = 250_000
+    long_lane_calm_ppm: Annotated[int, Meta(ge=1, le=PPM)] = 500_000
     fairness_ppm: Annotated[int, Meta(ge=0, le=PPM)] = 600_000
     preemption: Preemption = Preemption.PRIORITY
     preempt_victims_max: Annotated[int, Meta(ge=1, le=64)] = 4

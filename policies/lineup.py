@@ -15,7 +15,7 @@ from events.base import RequestId, RequestKind, TenantId
 from events.decisions import DeferReason
 from policies.forecast import Prospect, alone_ns, backlog_ns
 from policies.judgement import Admit, Defer, Desk, Ruling, judge, serving
-from policies.ordering import kind_turns, lags, long_lane, rule_of
+from policies.ordering import kind_turns, lags, lane_ppm, long_lane, rule_of
 from policies.ordering.fairness import class_of
 from policies.ordering.set_aside import PLAN_MAX, Job, kept
 from policies.settings import Switch
@@ -80,7 +80,7 @@ def keeps_out(desk: Desk, one: Waiting) -> bool:
         return False
     return long_lane.is_full(
         backlogs_ns(desk, one), work_ns=one.work_ns, long_prefill_ns=settings.long_prefill_ns,
-        long_lane_ppm=settings.long_lane_ppm,
+        long_lane_ppm=lane_ppm(desk.ordering, settings),
     )  # fmt: skip
 
 

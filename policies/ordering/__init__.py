@@ -10,7 +10,17 @@ import msgspec
 from events.decisions import SharesSet
 from events.request import RequestArrived
 from policies.admission_settings import AdmissionSettings, Strategy
-from policies.ordering import adaptive, cost_optimized, fairness, fifo, hybrid, kind_turns, priority, slo_aware
+from policies.ordering import (
+    adaptive,
+    cost_optimized,
+    fairness,
+    fifo,
+    hybrid,
+    kind_turns,
+    long_lane,
+    priority,
+    slo_aware,
+)
 from policies.ordering.fairness import Standings
 from policies.ordering.kind_turns import KindTurns
 from policies.ordering.rule import Rule
@@ -60,6 +70,14 @@ def decided(ordering: Ordering, request: RequestArrived, *, served: bool, tokens
 def lags(ordering: Ordering, request: RequestArrived, settings: AdmissionSettings) -> bool:
     """Whether it belongs to those that are served too little."""
     return fairness.lags(ordering.standings, request, fairness_ppm=settings.fairness_ppm)
+
+
+def lane_ppm(ordering: Ordering, settings: AdmissionSettings) -> int:
+    """The share of the engines that may be in long prefills now."""
+    return long_lane.width_ppm(
+        fairness.served_ppm(ordering.standings),
+        pressed_ppm=settings.long_lane_ppm, calm_ppm=settings.long_lane_calm_ppm,
+    )  # fmt: skip
 
 
 def kept_tokens(ordering: Ordering, settings: AdmissionSettings) -> int:

@@ -76,6 +76,12 @@ def decided(standings: Standings, request: RequestArrived, *, served: bool) -> N
             one.tokens //= 2
 
 
+def served_ppm(standings: Standings) -> int:
+    """The share of all that was decided of late that was served (all, before anything was decided)."""
+    overall = standings.overall
+    return overall.served * PPM // overall.offered if overall.offered else PPM
+
+
 def lags(standings: Standings, request: RequestArrived, *, fairness_ppm: int) -> bool:
     """Whether its class or its tenant is served less than `fairness_ppm` of the overall share (0 = never)."""
     if not fairness_ppm:

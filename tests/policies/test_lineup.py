@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from events.base import PPM
 from events.decisions import DeferReason, RejectReason, WakeAsked
 from policies.admission_settings import Strategy
 from tests.policies.house import BOTH, admitted, deferred, house, rejected
@@ -69,6 +70,17 @@ def test_long_prefills_keep_to_their_lane_until_one_is_nearly_over() -> None:
     spec.when(arrived("c", 100, out=1)).then(admitted("c", "e2"))
     spec.after(at(10 * MS, first_token("c", "e2")))
     spec.when(at(100 * MS, first_token("a"))).then(admitted("b"))
+
+
+def test_the_lane_is_wide_while_nearly_all_are_served_and_narrow_under_pressure() -> None:
+    lane = settings(**SLO_AWARE | {"long_prefill_ns": 100 * MS, "long_lane_ppm": 1, "long_lane_calm_ppm": PPM})
+    pool = (engine("e1", blocks=1_000), engine("e2", blocks=1_000))
+    calm = house(lane, engines=pool).after(arrived("a", 1_000, out=1))
+    calm.when(arrived("b", 1_000, out=1)).then(admitted("b", "e2"))
+
+    pressed = house(lane, engines=pool).after(arrived("x", 900, out=1, slack=20 * MS))
+    pressed.when(arrived("a", 1_000, out=1)).then(admitted("a"))
+    pressed.when(arrived("b", 1_000, out=1)).then(deferred("b", DeferReason.SET_ASIDE), said(WakeAsked))
 
 
 @pytest.mark.parametrize("changes", [{"long_prefill_ns": 0}, {"strategy": "fifo"}], ids=["no lane", "fifo"])

@@ -8,8 +8,8 @@ from events.base import PPM
 from events.request import RequestArrived
 from policies.admission_settings import AdmissionSettings, Strategy
 from policies.ordering import STRATEGIES, Ordering, adaptive, decided, lags, name_of, rule_of
-from policies.ordering.fairness import HALVE_AT, TENANTS_MAX, UNIT, Standing, Standings, class_of
-from policies.ordering.long_lane import is_full
+from policies.ordering.fairness import HALVE_AT, TENANTS_MAX, UNIT, Standing, Standings, class_of, served_ppm
+from policies.ordering.long_lane import is_full, width_ppm
 from policies.predictors.output_question import Foretold
 from policies.waiting import Lines, Waiting, put, reorder, take
 from tests.policies.words import MS, arrived, embedding
@@ -131,3 +131,25 @@ LANES = [
 @pytest.mark.parametrize(("why", "backlogs", "work", "long", "lane", "full"), LANES, ids=[row[0] for row in LANES])
 def test_the_long_lane(why: str, backlogs: list[int], work: int, long: int, lane: int, full: bool) -> None:
     assert is_full(backlogs, work_ns=work, long_prefill_ns=long, long_lane_ppm=lane) is full
+
+
+WIDTHS = [
+    ("nothing was refused", PPM, 250_000, 500_000, 500_000),
+    ("nearly nothing", 980_000, 250_000, 500_000, 500_000),
+    ("half way to pressure", 965_000, 250_000, 500_000, 375_000),
+    ("under pressure", 950_000, 250_000, 500_000, 250_000),
+    ("far under it", 0, 250_000, 500_000, 250_000),
+    ("wide under pressure, so wide when calm", PPM, 750_000, 500_000, 750_000),
+]
+
+
+@pytest.mark.parametrize(("why", "served", "pressed", "calm", "width"), WIDTHS, ids=[row[0] for row in WIDTHS])
+def test_the_lane_narrows_as_less_is_served(why: str, served: int, pressed: int, calm: int, width: int) -> None:
+    assert width_ppm(served, pressed_ppm=pressed, calm_ppm=calm) == width
+
+
+def test_before_anything_was_decided_all_counts_as_served() -> None:
+    ordering = Ordering()
+    assert served_ppm(ordering.standings) == PPM
+    offered(ordering, arrived("a"), served=3, refused=1)
+    assert served_ppm(ordering.standings) == 750_000
