@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
@@ -14,6 +15,10 @@ from events.base import PoolId
 from events.log.jetstream import JetStreamLog, connect
 from services.runtime.config import LogProfile
 from services.runtime.embedded import EmbeddedNats, start_nats, start_valkey
+
+# Laws hold on a busy machine too, and how long an example took there is no finding.
+settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("house")
 
 
 @pytest.fixture(scope="session")
