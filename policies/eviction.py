@@ -44,7 +44,8 @@ from events.request import RequestAborted, RequestArrived, RequestExpired, Reque
 from events.slice import SlicesPinned
 from policies.decider import Decider
 from policies.eviction_state import ACTOR, Engine, State, configure, evolve, initial
-from policies.memory.reuse import HEAT_ONE, half_life_ns, uses_of_late
+from policies.memory import hottest
+from policies.memory.reuse import half_life_ns, uses_of_late
 from policies.settings import Switch
 
 SAID_EVERY_NS = NS_PER_S
@@ -113,16 +114,12 @@ def _needed(state: State, engine: Engine, most: int) -> tuple[SliceId, ...]:
 
 
 def _hot(state: State, now_ns: int) -> list[SliceId]:
-    """The hottest first. Only what was used more than once is looked at."""
-    settings, half_life = state.settings, half_life_ns(state.settings.horizon_ns)
-    least = settings.hot_uses_min * HEAT_ONE  # Most slices are below it before anything has faded.
-    used = (
-        (heat.order(), slice_id)
-        for slice_id in state.warm
-        if (heat := state.heat[slice_id]).amount >= least
-        and uses_of_late(heat, now_ns, half_life) >= settings.hot_uses_min
+    """The hottest first."""
+    chosen = state.settings
+    found = hottest.hot(
+        state.hottest, state.heat.__getitem__, now_ns, uses_min=chosen.hot_uses_min, horizon_ns=chosen.horizon_ns
     )
-    return [slice_id for _, slice_id in nlargest(settings.hot_max, used)]
+    return nlargest(chosen.hot_max, found, key=lambda slice_id: (found[slice_id], slice_id))
 
 
 def _differs(wanted: EngineDirected, said: EngineDirected | None) -> bool:

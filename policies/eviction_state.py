@@ -20,6 +20,8 @@ from events.request import RequestAborted, RequestArrived, RequestExpired, Reque
 from events.slice import SlicesPinned
 from policies import pins, settings
 from policies.eviction_settings import EvictionSettings
+from policies.memory import hottest
+from policies.memory.hottest import Hottest
 from policies.memory.reuse import Heat, half_life_ns
 from policies.pins import Pins
 
@@ -58,7 +60,8 @@ class Open(msgspec.Struct, array_like=True):
 class State(msgspec.Struct, kw_only=True):
     """All that eviction knows; bounded by engines and the limits above.
 
-    `warm` are the slices of `heat` that were used more than once, of `slice_tokens` tokens. `pins` end at a time.
+    `warm` are the slices of `heat` that were used more than once, of `slice_tokens` tokens, and of those `hottest` are
+    hot. `pins` end at a time.
     `version` is that of the newest directive: versions rise over all engines, so one that comes back is not taken for
     the one before.
     """
@@ -67,6 +70,7 @@ class State(msgspec.Struct, kw_only=True):
     engines: dict[EngineId, Engine] = msgspec.field(default_factory=dict)
     heat: dict[SliceId, Heat] = msgspec.field(default_factory=dict)
     warm: dict[SliceId, None] = msgspec.field(default_factory=dict)
+    hottest: Hottest = msgspec.field(default_factory=Hottest)
     slice_tokens: int = 256
     open: dict[RequestId, Open] = msgspec.field(default_factory=dict)
     waiting: dict[RequestId, None] = msgspec.field(default_factory=dict)
@@ -82,6 +86,7 @@ def initial() -> State:
 def configure(state: State, changes: Mapping[str, Any]) -> None:
     """Change the named settings, all or none. Raises ValueError that names key, value and what is allowed."""
     settings.apply(ACTOR, state.settings, changes)
+    state.hottest = hottest.anew(state.heat.items(), uses_min=state.settings.hot_uses_min)
 
 
 def evolve(state: State, event: Event, now_ns: int) -> None:
@@ -106,9 +111,17 @@ def evolve(state: State, event: Event, now_ns: int) -> None:
         case EngineDirected():
             _directed(state, event, now_ns)
         case Ticked():
-            state.pins = pins.holding(state.pins, now_ns)
+            _ticked(state, now_ns)
         case _:
             pass
+
+
+def _ticked(state: State, now_ns: int) -> None:
+    chosen = state.settings
+    state.pins = pins.holding(state.pins, now_ns)
+    hottest.cool(
+        state.hottest, state.heat.__getitem__, now_ns, uses_min=chosen.hot_uses_min, horizon_ns=chosen.horizon_ns
+    )
 
 
 def _arrived(state: State, event: RequestArrived, now_ns: int) -> None:
@@ -134,10 +147,12 @@ def _warm_up(state: State, lead: Sequence[SliceId], now_ns: int) -> None:
             state.warm[slice_id] = None
         heat.add(now_ns, half_life)
         state.heat[slice_id] = heat
+        hottest.used(state.hottest, slice_id, heat, uses_min=state.settings.hot_uses_min)
     while len(state.heat) > HEAT_MAX:
         oldest = next(iter(state.heat))
         del state.heat[oldest]
         state.warm.pop(oldest, None)
+        hottest.forgotten(state.hottest, oldest)
 
 
 def _decided(state: State, event: RequestDeferred | RequestPreempted | RequestAdmitted) -> None:

@@ -53,6 +53,7 @@ def initial() -> State:
 def configure(state: State, changes: Mapping[str, Any]) -> None:
     """Change the named settings, all or none. Raises ValueError that names key, value and what is allowed."""
     settings.apply(ACTOR, state.settings, changes)
+    slice_book.configured(state.book, hot_uses_min=state.settings.hot_uses_min)
 
 
 def evolve(state: State, event: Event, now_ns: int) -> None:
@@ -74,7 +75,8 @@ def evolve(state: State, event: Event, now_ns: int) -> None:
 
 def _request(state: State, event: Event, now_ns: int) -> None:
     if isinstance(event, RequestArrived) and event.attempt == 0:
-        slice_book.asked(state.book, event, now_ns, horizon_ns=state.settings.horizon_ns)
+        chosen = state.settings
+        slice_book.asked(state.book, event, now_ns, horizon_ns=chosen.horizon_ns, hot_uses_min=chosen.hot_uses_min)
     if isinstance(event, FirstTokenSeen):
         tiered_engines.learn(state.engines, event.engine_id, state.needs.open.get(event.request_id), now_ns)
     needs.heed(state.needs, event, now_ns)

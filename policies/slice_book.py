@@ -18,8 +18,9 @@ import msgspec
 
 from events.base import ModelId, SliceId
 from events.request import RequestArrived
-from policies.memory import reuse
-from policies.memory.reuse import HEAT_ONE, Group, Past, Use, half_life_ns, uses_of_late
+from policies.memory import hottest, reuse
+from policies.memory.hottest import Hottest
+from policies.memory.reuse import Group, Heat, Past, Use
 
 KNOWN_MAX = 32_768
 """Slices known at a time."""
@@ -38,11 +39,11 @@ class Known(msgspec.Struct, array_like=True):
 
 
 class SliceBook(msgspec.Struct):
-    """All that are known, used longest ago first. `warm` are those that were used more than once; `slice_tokens` is
-    what the last request said that a slice has."""
+    """All that are known, used longest ago first, and which of them are hot; `slice_tokens` is what the last request
+    said that a slice has."""
 
     known: dict[SliceId, Known] = msgspec.field(default_factory=dict)
-    warm: dict[SliceId, None] = msgspec.field(default_factory=dict)
+    hottest: Hottest = msgspec.field(default_factory=Hottest)
     groups: dict[int, Group] = msgspec.field(default_factory=dict)
     slice_tokens: int = 256
 
@@ -52,8 +53,8 @@ def chain_of(request: RequestArrived) -> tuple[SliceId, ...]:
     return tuple(dict.fromkeys(request.slices[:CHAIN_MAX]))
 
 
-def asked(book: SliceBook, request: RequestArrived, now_ns: int, *, horizon_ns: int) -> None:
-    """A request came with these slices."""
+def asked(book: SliceBook, request: RequestArrived, now_ns: int, *, horizon_ns: int, hot_uses_min: int) -> None:
+    """A request came with these slices. What was used `hot_uses_min` times of late is hot."""
     chain = chain_of(request)
     past, length = Past(groups=book.groups), len(chain)
     for place in reversed(range(length)):  # The first is then the one used last.
@@ -64,13 +65,13 @@ def asked(book: SliceBook, request: RequestArrived, now_ns: int, *, horizon_ns: 
             known = Known(use, chain[place - 1] if place else SliceId(""), place, request.model)
         else:
             reuse.used(past, known.use, now_ns, let_go=True, horizon_ns=horizon_ns)
-            book.warm[slice_id] = None
+            hottest.used(book.hottest, slice_id, known.use.heat, uses_min=hot_uses_min)
         reuse.let_go(past, known.use, now_ns, from_end=length - 1 - place, length=length)
         book.known[slice_id] = known
     while len(book.known) > KNOWN_MAX:
         oldest = next(iter(book.known))
         del book.known[oldest]
-        book.warm.pop(oldest, None)
+        hottest.forgotten(book.hottest, oldest)
     if chain:
         book.slice_tokens = max(1, request.slice_tokens)
 
@@ -93,16 +94,23 @@ def depth(book: SliceBook, slice_id: SliceId) -> int:
     return 0 if known is None else known.depth
 
 
+def configured(book: SliceBook, *, hot_uses_min: int) -> None:
+    """Other settings than before."""
+    heats = ((slice_id, known.use.heat) for slice_id, known in book.known.items())
+    book.hottest = hottest.anew(heats, uses_min=hot_uses_min)
+
+
 def hot(book: SliceBook, now_ns: int, *, uses_min: int, most: int, horizon_ns: int) -> list[SliceId]:
-    """Those used most of late, at least `uses_min` times: the hottest first, and of equals those that stand before."""
-    half_life, least = half_life_ns(horizon_ns), uses_min * HEAT_ONE
-    found = (
-        (known.use.heat.order(), -known.depth, slice_id)
-        for slice_id in book.warm
-        if (known := book.known[slice_id]).use.heat.amount >= least
-        and uses_of_late(known.use.heat, now_ns, half_life) >= uses_min
-    )
-    return [slice_id for _, _, slice_id in nlargest(most, found)]
+    """Those used most of late, at least `uses_min` times, which is no less than `asked` and `configured` were told: the
+    hottest first, and of equals those that stand before. What has cooled is left out from now on."""
+
+    def heat_of(slice_id: SliceId) -> Heat:
+        return book.known[slice_id].use.heat
+
+    hottest.cool(book.hottest, heat_of, now_ns, uses_min=uses_min, horizon_ns=horizon_ns)
+    found = hottest.hot(book.hottest, heat_of, now_ns, uses_min=uses_min, horizon_ns=horizon_ns)
+    places = ((order, -book.known[slice_id].depth, slice_id) for slice_id, order in found.items())
+    return [slice_id for _, _, slice_id in nlargest(most, places)]
 
 
 def children_first(

@@ -28,8 +28,8 @@ class Evictable(Generic[T]):
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, int, T]] = []
-        self._place: dict[T, int] = {}
-        self._serial = 0
+        self._place: dict[T, tuple[int, int, int, T]] = {}
+        self._turn = 0
 
     def __len__(self) -> int:
         return len(self._place)
@@ -44,12 +44,14 @@ class Evictable(Generic[T]):
     def put(self, slice_: T, shield: Shield, rank: int) -> None:
         """It may be evicted from now on."""
         assert slice_ not in self._place, "a slice is put in once"
-        self._serial += 1
-        self._place[slice_] = self._serial
-        heappush(self._heap, (shield, rank, self._serial, slice_))
-        if len(self._heap) > 2 * len(self._place) + STALE_MAX:
-            self._heap = [entry for entry in self._heap if self._place.get(entry[3]) == entry[2]]
-            heapify(self._heap)
+        self._turn += 1
+        self._stand(slice_, (shield, rank, self._turn, slice_))
+
+    def put_at(self, slice_: T, shield: Shield, rank: int, turn: int) -> None:
+        """The same for an owner who counts turns among equals itself; it may stand elsewhere until now."""
+        place = (shield, rank, turn, slice_)
+        if self._place.get(slice_) != place:
+            self._stand(slice_, place)
 
     def drop(self, slice_: T) -> None:
         """It may not, any more; nothing happens if it could not."""
@@ -58,7 +60,15 @@ class Evictable(Generic[T]):
     def pop(self) -> T:
         """The one to evict now. IndexError when there is none."""
         while True:
-            _, _, serial, slice_ = heappop(self._heap)
-            if self._place.get(slice_) == serial:
+            place = heappop(self._heap)
+            slice_ = place[3]
+            if self._place.get(slice_) is place:
                 del self._place[slice_]
                 return slice_
+
+    def _stand(self, slice_: T, place: tuple[int, int, int, T]) -> None:
+        self._place[slice_] = place
+        heappush(self._heap, place)
+        if len(self._heap) > 2 * len(self._place) + STALE_MAX:
+            self._heap = [entry for entry in self._heap if self._place.get(entry[3]) is entry]
+            heapify(self._heap)

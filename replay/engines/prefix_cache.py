@@ -9,7 +9,7 @@ holds; hot units go after all others, and kept ones (pinned, or needed by a requ
 units above them. Only units without children can be evicted.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from events.decisions import EngineDirected
 from policies.memory import reuse
@@ -23,14 +23,14 @@ HORIZON_NS = 300_000_000_000
 
 
 class Unit:
-    """One cached unit; `refs` requests hold it. `depth` units stand above it."""
+    """One cached unit; `refs` requests hold it. `depth` units stand above it. Let go as number `turn`."""
 
-    __slots__ = ("blocks", "children", "depth", "key", "parent", "rank", "refs", "shield", "use")
+    __slots__ = ("blocks", "children", "depth", "key", "parent", "rank", "refs", "shield", "turn", "use")
 
     def __init__(self, key: Hashable, parent: "Unit | None", blocks: int) -> None:
         self.key, self.parent, self.blocks = key, parent, blocks
         self.depth: int = 0 if parent is None or parent.parent is None else parent.depth + 1
-        self.refs = self.rank = 0
+        self.refs = self.rank = self.turn = 0
         self.shield = Shield.NONE
         self.use: Use | None = None
         self.children: dict[Hashable, Unit] = {}
@@ -44,12 +44,14 @@ class PrefixCache:
     def __init__(self, cost_ns: Callable[[int, int], int] = lambda blocks, depth: blocks) -> None:  # noqa: ARG005
         self._roots: dict[int, Unit] = {}
         self._released: dict[Unit, None] = {}
+        self._turn = 0
         self._cost_ns = cost_ns
         self._kind: EvictionKind | None = None
         self._queue: Evictable[Unit] = Evictable()
         self._past = Past()
         self._horizon_ns = HORIZON_NS
         self._shields: dict[Hashable, Shield] = {}
+        self._shielded: dict[Unit, None] = {}
         self._changes: Changes | None = None
         self._block_bytes = 0
         self._named: dict[Hashable, Unit] = {}
@@ -112,7 +114,7 @@ class PrefixCache:
             assert unit.refs > 0, "only what is held is released"
             unit.refs -= 1
             if not unit.refs:
-                self._released[unit] = None
+                self._line_up(unit)
                 self.evictable += unit.blocks
                 if self._kind is not None:
                     self._let_go(unit, self._kind, from_end=len(units) - 1 - unit.depth, length=len(units))
@@ -147,7 +149,7 @@ class PrefixCache:
         self.release((unit,))
         for each, before in above:
             del self._released[each]
-            self._released[each] = None
+            self._line_up(each)
             if self._kind is not None and each.shield is Shield.KEPT and before is not Shield.KEPT:
                 self.kept += each.blocks
         if self._kind is not None:
@@ -180,8 +182,8 @@ class PrefixCache:
         return freed
 
     def direct(self, directive: EngineDirected) -> None:
-        """Evict by this from now on; a directive that names no kind lifts those before it. Costs a walk over all
-        units."""
+        """Evict by this from now on; a directive that names no kind lifts those before it. Costs a walk over the ends
+        of chains and what is shielded; over all units when the kind changes."""
         if not directive.eviction:
             self._lift()
             return
@@ -189,24 +191,22 @@ class PrefixCache:
         self._horizon_ns = directive.horizon_ns or HORIZON_NS
         self._shields = dict.fromkeys(directive.hot, Shield.HOT)
         self._shields.update(dict.fromkeys((*directive.needed, *directive.pinned), Shield.KEPT))
-        self._queue = Evictable()
-        units = self._units()
-        for unit in units:
-            unit.shield = Shield.NONE
-        for unit in units:
-            if unit.use is None:
+        if before is None:
+            for unit in self._units():
                 self._describe(unit)
-            self._shield(unit)
-        self.kept = sum(unit.blocks for unit in self._released if unit.shield is Shield.KEPT)
-        for unit in self._released:
-            if self._kind is not before:
+        self._reshield()
+        if self._kind is not before:
+            for unit in self._released:
                 unit.rank = rank_of(self._kind, _known(unit), self._past)
+        # Whoever was put in late, when others under it went, has its own turn again.
+        for unit in list(self._released if before is None else self._queue):
             if not unit.children:
-                self._queue.put(unit, unit.shield, unit.rank)
+                self._queue.put_at(unit, unit.shield, unit.rank, unit.turn)
 
     def _lift(self) -> None:
         self._kind, self._queue, self._past, self.kept = None, Evictable(), Past(), 0
         self._shields.clear()
+        self._shielded.clear()
         for unit in self._units():
             unit.use, unit.shield = None, Shield.NONE
 
@@ -221,6 +221,7 @@ class PrefixCache:
             children = unit.children.values()
             assert unit.refs >= max((child.refs for child in children), default=0), "chains are held whole"
             assert unit.shield >= max((child.shield for child in children), default=0), "chains are kept whole"
+        assert len(self._shielded) == sum(unit.shield > Shield.NONE for unit in units), "what is shielded is known"
         assert self.kept == sum(unit.blocks for unit in free if unit.shield is Shield.KEPT), "kept is counted"
         if self._kind is not None:
             assert len(self._queue) == sum(not unit.children for unit in free), "every end of a chain can be evicted"
@@ -229,6 +230,7 @@ class PrefixCache:
         assert unit.parent is not None, "a root is never evicted"
         del self._released[unit]
         del unit.parent.children[unit.key]
+        self._shielded.pop(unit, None)
         if self._changes is not None:
             del self._named[unit.key]
             self._changes.removed(unit.key)
@@ -250,12 +252,31 @@ class PrefixCache:
             horizon_ns=self._horizon_ns,
         )  # fmt: skip
 
+    def _line_up(self, unit: Unit) -> None:
+        """Nobody holds it now."""
+        self._turn += 1
+        unit.turn = self._turn
+        self._released[unit] = None
+
+    def _reshield(self) -> None:
+        """Every unit has the shield that the newest directive gives it."""
+        for unit in self._shielded:
+            unit.shield = Shield.NONE
+        self._shielded.clear()
+        for unit in self._units() if self._changes is None else self._known_by(self._shields):
+            self._shield(unit)
+        self.kept = sum(unit.blocks for unit in self._shielded if unit.shield is Shield.KEPT and not unit.refs)
+
+    def _known_by(self, keys: Iterable[Hashable]) -> list[Unit]:
+        return [unit for key in keys if (unit := self._named.get(key)) is not None]
+
     def _shield(self, unit: Unit) -> None:
         """Give a unit its shield, and the units above it at least as much."""
         shield = self._shields.get(unit.key, Shield.NONE)
-        at: Unit | None = unit
-        while at is not None and at.shield < shield:
+        at = unit
+        while at.parent is not None and at.shield < shield:
             at.shield = shield
+            self._shielded[at] = None
             at = at.parent
 
     def _let_go(self, unit: Unit, kind: EvictionKind, *, from_end: int, length: int) -> None:
@@ -265,7 +286,7 @@ class PrefixCache:
         if unit.shield is Shield.KEPT:
             self.kept += unit.blocks
         if not unit.children:
-            self._queue.put(unit, unit.shield, unit.rank)
+            self._queue.put_at(unit, unit.shield, unit.rank, unit.turn)
 
     def _evicted(self, unit: Unit, parent: Unit) -> None:
         reuse.evicted(self._past, unit.key, _known(unit))
@@ -273,7 +294,12 @@ class PrefixCache:
         if unit.shield is Shield.KEPT:
             self.kept -= unit.blocks
         if parent.parent is not None and not parent.children and not parent.refs:
-            self._queue.put(parent, parent.shield, parent.rank)
+            self._put_late(parent)
+
+    def _put_late(self, unit: Unit) -> None:
+        """It can be evicted, after all its equals; it was let go before them."""
+        self._turn += 1
+        self._queue.put_at(unit, unit.shield, unit.rank, self._turn)
 
 
 def _known(unit: Unit) -> Use:

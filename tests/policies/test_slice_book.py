@@ -20,7 +20,7 @@ def book_of(*prompts: str) -> SliceBook:
     book = SliceBook()
     for number, prompt in enumerate(prompts):
         request = arrived(f"r{number}", 10 * len(prompt), slices=slices(*prompt))
-        slice_book.asked(book, request, number * NS_PER_S, horizon_ns=HORIZON)
+        slice_book.asked(book, request, number * NS_PER_S, horizon_ns=HORIZON, hot_uses_min=2)
     return book
 
 
@@ -52,7 +52,7 @@ def test_what_was_used_longest_ago_is_forgotten() -> None:
     book = book_of("a")
     for number in range(KNOWN_MAX // 1_000 + 1):
         names = slices(*(f"{number}.{n}" for n in range(1_000)))
-        slice_book.asked(book, arrived("r", 10_000, slices=names), 0, horizon_ns=HORIZON)
+        slice_book.asked(book, arrived("r", 10_000, slices=names), 0, horizon_ns=HORIZON, hot_uses_min=2)
     assert len(book.known) == KNOWN_MAX
     assert "a" not in book.known
 
@@ -94,7 +94,7 @@ def test_no_slice_goes_before_one_that_stands_behind_it(families: list[str], wor
     chains = [[f"{chain[:n]}" for n in range(1, len(chain) + 1)] for chain in families]
     book = SliceBook()
     for chain in chains:
-        slice_book.asked(book, arrived("r", 40, slices=slices(*chain)), 0, horizon_ns=HORIZON)
+        slice_book.asked(book, arrived("r", 40, slices=slices(*chain)), 0, horizon_ns=HORIZON, hot_uses_min=2)
     values = [(SliceId(name), worth.get(name[-1], 0)) for name in book.known]
     order = children_first(book, values)
     assert sorted(order) == sorted(book.known)
