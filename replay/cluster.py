@@ -39,6 +39,7 @@ from events.request import (
     RequestExpired,
 )
 from policies.catalog import ACTORS
+from replay import garbage
 from replay.agenda import Agenda, Turn
 from replay.engines.base import EngineBuilder
 from replay.engines.job import Finished, FirstToken, Outcome, Refused, Tokens
@@ -129,12 +130,12 @@ def simulate(
         on_progress=on_progress, on_message=on_message, tiers=tiers or {}, transfer_faults=transfer_faults, build=build,
     )  # fmt: skip
     cluster = _Cluster(turns, engines, PoolId(pool), holders, wanted)
-    cluster.begin(settings or {}, faults)
-    cluster.run()
-    log, unsent = cluster.log, turns.unsent()
-    return Run(
-        log.pool, log.messages, score(log.messages, unsent=unsent, window_ns=until_ns), log.digest, log.now_ns, unsent
-    )
+    with garbage.seldom_looked_for():
+        cluster.begin(settings or {}, faults)
+        cluster.run()
+        log, unsent = cluster.log, turns.unsent()
+        scores = score(log.messages, unsent=unsent, window_ns=until_ns)
+    return Run(log.pool, log.messages, scores, log.digest, log.now_ns, unsent)
 
 
 class _Cluster:

@@ -195,6 +195,7 @@ class Tiers:
                 self._send(coming, source, target, urgent=urgent)
                 return
             del self._coming[target.tier, at.key]
+            coming.transfer = None  # They know each other, and would stay until cycles are looked for.
             if not why and target is self.dram:
                 self._to_ssd(at)
             for wish in coming.wishes:
