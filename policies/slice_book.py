@@ -20,7 +20,7 @@ from events.base import ModelId, SliceId
 from events.request import RequestArrived
 from policies.memory import hottest, reuse
 from policies.memory.hottest import Hottest
-from policies.memory.reuse import Group, Heat, Past, Use
+from policies.memory.reuse import Group, Past, Use
 
 KNOWN_MAX = 32_768
 """Slices known at a time."""
@@ -101,15 +101,13 @@ def configured(book: SliceBook, *, hot_uses_min: int) -> None:
 
 
 def hot(book: SliceBook, now_ns: int, *, uses_min: int, most: int, horizon_ns: int) -> list[SliceId]:
-    """Those used most of late, at least `uses_min` times, which is no less than `asked` and `configured` were told: the
-    hottest first, and of equals those that stand before. What has cooled is left out from now on."""
-
-    def heat_of(slice_id: SliceId) -> Heat:
-        return book.known[slice_id].use.heat
-
-    hottest.cool(book.hottest, heat_of, now_ns, uses_min=uses_min, horizon_ns=horizon_ns)
-    found = hottest.hot(book.hottest, heat_of, now_ns, uses_min=uses_min, horizon_ns=horizon_ns)
-    places = ((order, -book.known[slice_id].depth, slice_id) for slice_id, order in found.items())
+    """Those used most of late, at least `uses_min` times (as `asked` was told): the hottest first, and of equals those
+    that stand before. What has cooled is left out from now on."""
+    known = book.known
+    hottest.cool(
+        book.hottest, lambda slice_id: known[slice_id].use.heat, now_ns, uses_min=uses_min, horizon_ns=horizon_ns
+    )
+    places = ((order, -known[slice_id].depth, slice_id) for slice_id, order in book.hottest.order.items())
     return [slice_id for _, _, slice_id in nlargest(most, places)]
 
 

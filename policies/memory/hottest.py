@@ -46,8 +46,10 @@ def anew(heats: Iterable[tuple[SliceId, Heat]], *, uses_min: int) -> Hottest:
 def hot(
     hottest: Hottest, heat_of: Callable[[SliceId], Heat], now_ns: int, *, uses_min: int, horizon_ns: int
 ) -> dict[SliceId, int]:
-    """What is hot now, each with its order."""
+    """What is hot now, each with its order. Not to be changed."""
     half_life = half_life_ns(horizon_ns)
+    if now_ns // half_life == hottest.epoch:
+        return hottest.order
     return {
         slice_id: order
         for slice_id, order in hottest.order.items()
@@ -57,7 +59,5 @@ def hot(
 
 def cool(hottest: Hottest, heat_of: Callable[[SliceId], Heat], now_ns: int, *, uses_min: int, horizon_ns: int) -> None:
     """Time went on: leave out what is not hot any more."""
-    epoch = now_ns // half_life_ns(horizon_ns)
-    if epoch != hottest.epoch:
-        hottest.order = hot(hottest, heat_of, now_ns, uses_min=uses_min, horizon_ns=horizon_ns)
-        hottest.epoch = epoch
+    hottest.order = hot(hottest, heat_of, now_ns, uses_min=uses_min, horizon_ns=horizon_ns)
+    hottest.epoch = now_ns // half_life_ns(horizon_ns)

@@ -35,7 +35,9 @@ def test_the_example_of_the_page() -> None:
 def test_hot_is_what_was_used_most_of_late_parents_first_and_it_cools() -> None:
     book = book_of("sab", "sac", "sab", "x")
     assert hot(book, 3 * NS_PER_S, uses_min=2, most=9, horizon_ns=HORIZON) == ["s", "a", "b"]
+    slice_book.configured(book, hot_uses_min=3)
     assert hot(book, 3 * NS_PER_S, uses_min=3, most=9, horizon_ns=HORIZON) == ["s", "a"]
+    slice_book.configured(book, hot_uses_min=2)
     assert hot(book, 3 * NS_PER_S, uses_min=2, most=1, horizon_ns=HORIZON) == ["s"]
     assert hot(book, 4 * HORIZON, uses_min=2, most=9, horizon_ns=HORIZON) == []
 
