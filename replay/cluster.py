@@ -259,6 +259,7 @@ class _Cluster:
             request.arrived.holder,
             RequestExpired(request_id=request_id, waited_ns=self.log.now_ns - request.arrived_ns),
         )
+        self._give_up(request)
 
     def _on_decision(self, decision: Event, place: Cause) -> None:
         effect_ns = self.log.now_ns + self._wanted.control_ns
@@ -305,6 +306,8 @@ class _Cluster:
             back_ns = self.log.now_ns + decision.retry_after_ns
             if self._turns.is_open(back_ns - START_NS):
                 self._expect(back_ns, request.arrival, 1)
+            return
+        self._give_up(request)
 
     def _dispatch(self, decision: RequestAdmitted, request: Held) -> None:
         if request.engine_id is None:
@@ -366,6 +369,13 @@ class _Cluster:
             request_id=request_id, reason=reason, engine_id=request.engine_id or EngineId(""), final=final
         )
         self._say(request.arrived.holder, event, request.cause)
+        if final:
+            self._give_up(request)
+
+    def _give_up(self, request: Held) -> None:
+        """It has no answer, and will have none: who worked on its session may begin another."""
+        for at_ns, arrival in self._turns.given_up(request.arrival, self.log.now_ns - START_NS):
+            self._expect(START_NS + at_ns, arrival)
 
     # What goes wrong.
 

@@ -32,9 +32,11 @@ class Share(msgspec.Struct):
 
 
 class Step(msgspec.Struct):
-    """A stretch of time. `tokens` is what engines computed in it, prompts and output; `hits` are slices by origin."""
+    """A stretch of time. `tokens` is what engines computed in it, prompts and output; `output_tokens` are those of them
+    that were produced; `hits` are slices by origin."""
 
     tokens: int = 0
+    output_tokens: int = 0
     engines: dict[EngineId, Share] = msgspec.field(default_factory=dict)
     hits: dict[str, int] = msgspec.field(default_factory=dict)
 
@@ -62,10 +64,20 @@ class _Totals:
 class _Engine:
     """`copied` are the slices that came from a peer, and are there still."""
 
-    __slots__ = ("bytes_max", "copied", "embedding_ppm", "evictions", "llm_ppm", "measured", "preemptions", "tokens")
+    __slots__ = (
+        "bytes_max",
+        "copied",
+        "embedding_ppm",
+        "evictions",
+        "llm_ppm",
+        "measured",
+        "outputs",
+        "preemptions",
+        "prompts",
+    )
 
     def __init__(self) -> None:
-        self.preemptions, self.evictions, self.tokens = _Totals(), _Totals(), _Totals()
+        self.preemptions, self.evictions, self.prompts, self.outputs = (_Totals() for _ in range(4))
         self.measured = False
         self.bytes_max = self.llm_ppm = self.embedding_ppm = 0
         self.copied: dict[SliceId, None] = {}
@@ -152,9 +164,13 @@ class Gauges:
         engine, step = self._engine(event.engine_id), self._step(ts_ns)
         engine.preemptions.take(event.preemptions_total)
         engine.evictions.take(event.evictions_total)
-        tokens = engine.tokens.take(event.prompt_tokens_total + event.output_tokens_total)
+        prompts, outputs = (
+            engine.prompts.take(event.prompt_tokens_total),
+            engine.outputs.take(event.output_tokens_total),
+        )
         if engine.measured:  # What it did before the log began is none of this step's.
-            step.tokens += tokens
+            step.tokens += prompts + outputs
+            step.output_tokens += outputs
         engine.measured = True
         share = step.engines.get(event.engine_id)
         if share is None:

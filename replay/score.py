@@ -7,8 +7,10 @@ an earlier turn had no answer (`replay.turns`). A request that was offered again
 times count from then. Goodput = SLO-met requests per second of the window, which is the time in which requests arrive.
 
 Reused tokens stand by where they came from: the slower tiers and peers by what engines say of their slices, the device
-for the rest. Throughput that fluctuates is what engines computed, prompts and output; occupancy is the part of the KV
-blocks in use. Fluctuation = standard deviation / mean over 10 s steps of the middle 80 % of the window.
+for the rest. Fluctuation = standard deviation / mean over 10 s steps of the middle 80 % of the window, of three things:
+`throughput` is what engines computed, prompts and output, as vLLM's log line counts it; `output` are the tokens that
+they produced, when they produced them; occupancy is the part of the KV blocks in use. A cached prompt is not computed,
+so the better the cache, the rarer and the less even are prompts in the first of them; the second is what clients get.
 """
 
 from collections.abc import Iterable, Sequence
@@ -69,6 +71,7 @@ class Scores(msgspec.Struct, kw_only=True):
     all LLM requests that count, whatever became of them. Of both kinds, `tokens_per_s` are prompts and output of what
     finished within the window; `slo_tokens` those of requests that met their SLO, to which `device_ns` (engines x
     window) is held as hours per million. `migrations` and `prefetches` count orders, `quota_moves` moves of shares.
+    `output_least` is the step of the middle of the window with the fewest tokens produced, beside their mean.
     """
 
     requests: int = 0
@@ -112,6 +115,8 @@ class Scores(msgspec.Struct, kw_only=True):
     device_ns: int = 0
     device_hours_per_million: float | None = None
     throughput_fluctuation: float | None = None
+    output_fluctuation: float | None = None
+    output_least: float | None = None
     occupancy_fluctuation: float | None = None
     occupancy_mean_ppm: int = 0
     occupancy_max_ppm: int = 0
@@ -328,6 +333,9 @@ def _throughput(out: Scores, lives: Sequence[Life], gauges: Gauges, *, start_ns:
     low, high = (start_ns + out.window_ns * percent // 100 for percent in MIDDLE)
     middle = list(gauges.between(low, high))
     out.throughput_fluctuation = fluctuation([float(step.tokens) for step in middle])
+    produced = [float(step.output_tokens) for step in middle]
+    out.output_fluctuation = fluctuation(produced)
+    out.output_least = min(produced) / fmean(produced) if out.output_fluctuation is not None else None
     out.occupancy_fluctuation = fluctuation([step.occupancy_ppm() for step in middle])
 
 

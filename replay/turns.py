@@ -5,11 +5,14 @@ is never sent, however quick the answers were; so every system is held against t
 In a closed loop a turn of the set is not sent if what it waited for had no answer, or had it so late that the turn
 would come at `until_ns` or later: then it, and all that waits for it, stays unsent, and counts as missed.
 
+A turn may wait for one of another session: who worked on that one begins the next when it is over. It is over without
+an answer too: what is left of it stays unsent, and who waits for any of that in another session comes then.
+
 Example: a, then b 5 s after the answer to a, then c 1 s after that to b. a was rejected, came again, and was rejected
-again: b and c are unsent.
+again: b and c are unsent. The next session's d, which waits for c, comes all the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from msgspec.structs import replace
 
@@ -39,12 +42,25 @@ class Turns:
 
     def answered(self, request_id: RequestId, end_ns: int) -> list[tuple[int, Arrival]]:
         """It is answered `end_ns` after the start: who comes because of it, and when."""
-        coming = [(end_ns + one.think_ns, one) for one in self._waiting.pop(request_id, ())]
-        return [(at_ns, one) for at_ns, one in coming if self.is_open(at_ns)]
+        return self._coming(end_ns, self._waiting.pop(request_id, ()))
+
+    def given_up(self, arrival: Arrival, end_ns: int) -> list[tuple[int, Arrival]]:
+        """It ended without an answer `end_ns` after the start, and is not offered again: who comes because of it, and
+        when. What waits for it in its own session is never sent, nor what waits for that."""
+        left, freed = [arrival], list[Arrival]()
+        while left:
+            waiting = self._waiting.pop(left.pop().request_id, ())
+            left += [one for one in waiting if one.session == arrival.session]
+            freed += [one for one in waiting if one.session != arrival.session]
+        return self._coming(end_ns, freed)
 
     def is_open(self, at_ns: int) -> bool:
         """Whether a request is still sent at that time."""
         return not self._until_ns or at_ns < self._until_ns
+
+    def _coming(self, end_ns: int, waiting: Iterable[Arrival]) -> list[tuple[int, Arrival]]:
+        coming = [(end_ns + one.think_ns, one) for one in waiting]
+        return [(at_ns, one) for at_ns, one in coming if self.is_open(at_ns)]
 
     @property
     def sent_count(self) -> int:

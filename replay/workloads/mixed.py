@@ -8,6 +8,7 @@ one seed, so a workload is the same on every machine.
 No public trace holds embedding requests: their part is generated from nothing but these parameters.
 """
 
+from collections.abc import Iterator
 from random import Random
 
 import msgspec
@@ -32,9 +33,11 @@ Spread = tuple[tuple[int, int, int], ...]
 
 class Mixed(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters. Times of day are drawn evenly over `seconds`; `bursts` x `burst_sessions` of the sessions begin
-    within `burst_ms` of each other instead."""
+    within `burst_ms` of each other instead. With `is_even` one session and one wave begins in each of as many equal
+    parts of the time, `bursts` apart: nothing but that makes the rate constant."""
 
     seconds: int = 120
+    is_even: bool = False
     tenants: tuple[str, ...] = ("chat", "search", "agents")
     tenant_weights: tuple[int, ...] = (5, 3, 2)
     system_units: tuple[int, ...] = (4, 8, 24)
@@ -74,7 +77,7 @@ def mixed(seed: int, shape: Mixed = MIXED_DEFAULT) -> list[Arrival]:
 
 def _session_starts(rng: Random, shape: Mixed, span_ms: int) -> list[int]:
     bursting = shape.bursts * shape.burst_sessions
-    starts = [rng.randrange(span_ms) for _ in range(max(0, shape.sessions - bursting))]
+    starts = list(_moments(rng, shape, span_ms, max(0, shape.sessions - bursting)))
     for _ in range(shape.bursts):
         burst_ms = rng.randrange(span_ms)
         starts += [burst_ms + rng.randrange(shape.burst_ms) for _ in range(shape.burst_sessions)]
@@ -114,8 +117,7 @@ def _session(rng: Random, shape: Mixed, number: int, start_ms: int, span_ms: int
 def waves(rng: Random, shape: Mixed, span_ms: int) -> list[Arrival]:
     """The embedding waves alone, in no order and without names."""
     out: list[Arrival] = []
-    for wave in range(shape.waves):
-        wave_ms = rng.randrange(span_ms)
+    for wave, wave_ms in enumerate(_moments(rng, shape, span_ms, shape.waves)):
         tenant = shape.tenants[wave % len(shape.tenants)]
         for _ in range(shape.wave_requests):
             inputs = _draw(rng, shape.wave_inputs)
@@ -133,6 +135,13 @@ def waves(rng: Random, shape: Mixed, span_ms: int) -> list[Arrival]:
                 )
             )
     return out
+
+
+def _moments(rng: Random, shape: Mixed, span_ms: int, count: int) -> Iterator[int]:
+    """Each is drawn when it is asked for."""
+    for number in range(count):
+        moment_ms = rng.randrange(span_ms)
+        yield (number * span_ms + moment_ms) // count if shape.is_even else moment_ms
 
 
 def _chain(tenant: int, system_units: int, own: int, units: int) -> tuple[int, ...]:

@@ -113,11 +113,4 @@ def _verdict(goal: "Goal") -> str:
         return "not measured" if goal.value is None else "to look at"
     if goal.met:
         return "met"
-    return "out of reach" if _is_out_of_reach(goal) else "missed"
-
-
-def _is_out_of_reach(goal: "Goal") -> bool:
-    """Whether the bound itself does not meet the limit."""
-    if goal.bound is None:
-        return False
-    return goal.bound > goal.limit if goal.at_most else goal.bound < goal.limit
+    return "out of reach" if goal.is_out_of_reach else "missed"

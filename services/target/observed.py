@@ -34,7 +34,8 @@ _NO_ENGINE: Final = EngineRegistered(
 FROM_LOG: Final = (
     "deferrals", "would", "cached_token_share", "kv_tokens_error", "ttft_error_ns", "hit_tokens_by_tier",
     "evictions", "migrations", "migrations_failed", "prefetches", "quota_moves", "preemptions",
-    "throughput_fluctuation", "occupancy_fluctuation", "occupancy_mean_ppm", "occupancy_max_ppm", "device_ns",
+    "throughput_fluctuation", "output_fluctuation", "output_least", "occupancy_fluctuation", "occupancy_mean_ppm",
+    "occupancy_max_ppm", "device_ns",
 )  # fmt: skip
 """Fields of Scores that the log of a gateway knows, and its clients do not."""
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from events.base import RequestId
 from replay.turns import Turns, hastened
@@ -56,6 +57,17 @@ def test_a_turn_comes_its_thinking_time_after_the_answer_or_never(
     arrivals: list[Arrival], took: dict[str, int], until: int, sent: dict[str, int], unsent: list[str]
 ) -> None:
     assert played(arrivals, took, until=until) == (sent, unsent)
+
+
+def test_the_next_session_comes_when_the_one_before_is_over_answered_or_not() -> None:
+    chain = [*CHAIN, replace(turn("d", at=30, after="c", think=2), session="t"), turn("e", at=31, after="c")]
+    turns = Turns(chain, closed_loop=True, until_ns=1_000)
+    assert turns.given_up(chain[0], 100) == [(102, chain[3])], "b, c and e are of the session that is over"
+    assert turns.given_up(chain[0], 101) == [], "once"
+    answered = Turns(chain, closed_loop=True, until_ns=1_000)
+    assert answered.answered(RequestId("c"), 100) == [(102, chain[3]), (100, chain[4])]
+    late = Turns(chain, closed_loop=True, until_ns=1_000)
+    assert late.given_up(chain[1], 999) == []
 
 
 def test_an_open_loop_goes_by_the_trace() -> None:

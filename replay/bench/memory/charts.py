@@ -14,7 +14,7 @@ from xml.etree import ElementTree as ET
 
 import msgspec
 
-from replay.bench.memory.panels import Line, Panel, Stack, family_of, main_memory, memories, memory_of
+from replay.bench.memory.panels import Line, Panel, Stack, family_of, main_memory, memories, size_of
 from replay.bench.memory.report import System
 from replay.bench.memory.systems import OURS
 
@@ -84,7 +84,7 @@ def styles(systems: Sequence[System]) -> dict[str, Style]:
     return {
         system.name: Style(
             colour=f"s{families.index(family_of(system)) % _SYSTEM_COLOURS}",
-            dash=_DASH_BOUND if system.unlimited_kv else dashes[memory_of(system)],
+            dash=_DASH_BOUND if system.unlimited_kv else dashes[size_of(system)],
             marker=_MARKERS[number % len(_MARKERS)],
             width=_WIDTH_OURS if system.name == OURS else _WIDTH_BOUND if system.unlimited_kv else _WIDTH_LINE,
         )

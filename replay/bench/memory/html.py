@@ -98,6 +98,7 @@ class GoalTable(msgspec.Struct, frozen=True, kw_only=True):
 
     met: int
     missed: int
+    out_of_reach: int
     open: int
     workloads: tuple[str, ...]
     rows: tuple[GoalRow, ...]
@@ -226,7 +227,7 @@ def _goals(report: Report) -> GoalTable:
     verdicts = [goal.met for goal in report.goals]
     return GoalTable(
         met=verdicts.count(True), missed=verdicts.count(False), open=verdicts.count(None), workloads=workloads,
-        rows=tuple(rows),
+        out_of_reach=sum(goal.is_out_of_reach for goal in report.goals), rows=tuple(rows),
     )  # fmt: skip
 
 
@@ -237,7 +238,7 @@ def _goal(goal: Goal) -> GoalCell:
     bound = ""
     if goal.met is None and goal.value is not None:
         verdict = "to look at"
-    if goal.met is False and goal.bound is not None and (goal.bound > goal.limit) is goal.at_most:
+    if goal.is_out_of_reach:
         verdict = "not met, out of reach"
     if goal.bound is not None:
         bound = f"{'at least' if goal.at_most else 'at most'} {_figure(goal.bound)}"

@@ -109,17 +109,21 @@ class _Seen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def memory_of(system: System) -> str:
-    """What stands behind the device memory of a system."""
+    """What stands behind the device memory of a system, and how its DRAM is filled."""
+    return f"lazy {size_of(system)}" if system.lazy_tiers and system.dram_ppm else size_of(system)
+
+
+def size_of(system: System) -> str:
+    """How much stands behind the device memory of a system."""
     if system.unlimited_kv:
         return "unlimited"
-    dram = "lazy DRAM" if system.lazy_tiers else "DRAM"
-    tiers = [f"{name} {said.ppm(size)}" for name, size in ((dram, system.dram_ppm), ("SSD", system.ssd_ppm)) if size]
+    tiers = [f"{name} {said.ppm(size)}" for name, size in (("DRAM", system.dram_ppm), ("SSD", system.ssd_ppm)) if size]
     return " + ".join(tiers) or "none"
 
 
 def memories(systems: Iterable[System]) -> tuple[str, ...]:
-    """The kinds of memory behind these systems, the least first."""
-    sizes = {memory_of(one): (one.unlimited_kv, one.dram_ppm, one.ssd_ppm) for one in systems}
+    """The sizes of memory behind these systems, the least first."""
+    sizes = {size_of(one): (one.unlimited_kv, one.dram_ppm, one.ssd_ppm) for one in systems}
     return tuple(sorted(sizes, key=lambda name: sizes[name]))
 
 
@@ -129,17 +133,17 @@ def family_of(system: System) -> str:
 
 
 def main_memory(systems: Sequence[System]) -> str:
-    """The memory with which policies are compared: that of ours, or what most have."""
-    named = [memory_of(one) for one in systems if not one.unlimited_kv]
-    return next((memory_of(one) for one in systems if one.name == OURS), max(named, key=named.count, default=""))
+    """The size of memory with which policies are compared: that of ours, or what most have."""
+    named = [size_of(one) for one in systems if not one.unlimited_kv]
+    return next((size_of(one) for one in systems if one.name == OURS), max(named, key=named.count, default=""))
 
 
 def leading(systems: Sequence[System]) -> list[System]:
-    """One system for each policy, and all bounds. One with the same memory as ours stands for the others; of several
+    """One system for each policy, and all bounds. One with as much memory as ours stands for the others; of several
     the one whose title is shortest: that has nothing to tell it from its policy."""
     main = main_memory(systems)
     first: dict[str, System] = {}
-    for one in sorted(systems, key=lambda one: (one.unlimited_kv, memory_of(one) != main, len(one.title))):
+    for one in sorted(systems, key=lambda one: (one.unlimited_kv, size_of(one) != main, len(one.title))):
         first.setdefault(family_of(one), one)
     return [one for one in systems if one.unlimited_kv or first[family_of(one)] is one]
 
@@ -242,7 +246,8 @@ def _latency(seen: _Seen, kind: str, name: str) -> Panel:
 
 
 def _against_memory(seen: _Seen, load: float) -> Panel:
-    """Lines join systems that differ in their memory alone; of several with the same memory the best counts."""
+    """Lines join systems that differ in their memory alone. Of several with as much memory the one whose title is
+    shortest counts: that has nothing to tell it from its policy."""
     names = memories(seen.systems)
     families: dict[str, list[System]] = {}
     for system in seen.systems:
@@ -250,9 +255,9 @@ def _against_memory(seen: _Seen, load: float) -> Panel:
     lines, rows = [], []
     for systems in families.values():
         found: dict[str, float] = {}
-        for one in systems:
+        for one in sorted(systems, key=lambda one: len(one.title)):
             if (cell := seen.cells.get((one.name, load))) is not None:
-                found[memory_of(one)] = max(cell.attainment, found.get(memory_of(one), 0.0))
+                found.setdefault(size_of(one), cell.attainment)
         first = next((one for one in systems if one in seen.leading and not one.unlimited_kv), systems[0])
         lines.append(Line(
             name=first.title or first.name, system=first.name,

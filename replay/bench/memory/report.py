@@ -37,7 +37,7 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
     """What is compared: policies, what stands behind device memory, and how engines are run.
 
     `preset` is of `policies.catalog`; `settings` by actor on top of it. Tiers are shares of the workload's unique KV
-    bytes over all engines, in millionths; `lazy_tiers` take in what device memory evicts (light engines alone).
+    bytes over all engines, in millionths; `lazy_tiers` take in what device memory evicts, others what is computed.
     `batch_tokens` and `seqs_max` 0 = the best of the grid for this system.
     `unlimited_kv`: device memory holds all there ever is; `shared_kv`: what one engine has all have. `source` says
     whose rule it is.
@@ -82,7 +82,9 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """One system at one load of one workload, over all seeds: means, and their standard deviation over seeds where a
-    name ends in `_std`. `ratios` are of goodput, by the name of the system that it is held against."""
+    name ends in `_std`. `ratios` are of goodput, by the name of the system that it is held against.
+    `output_fluctuation` and `output_least` are of the tokens produced (`replay.score`); `unbroken_share`: of all that
+    were sent, those that no engine preempted or refused for want of memory."""
 
     workload: str
     system: str
@@ -102,6 +104,9 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     worst_class_share: float | None = None
     throughput_tokens_per_s: float = 0.0
     throughput_fluctuation: float | None = None
+    output_fluctuation: float | None = None
+    output_least: float | None = None
+    unbroken_share: float | None = None
     occupancy_fluctuation: float | None = None
     device_hours_per_million: float | None = None
     jain: float = 1.0
@@ -156,6 +161,13 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
     where: str = ""
     bound: float | None = None
     bound_by: str = ""
+
+    @property
+    def is_out_of_reach(self) -> bool:
+        """Whether it is missed, and its bound misses it too: nobody could meet it there."""
+        if self.met is not False or self.bound is None:
+            return False
+        return self.bound > self.limit if self.at_most else self.bound < self.limit
 
     @property
     def met(self) -> bool | None:

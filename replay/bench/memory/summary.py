@@ -5,6 +5,7 @@ from statistics import fmean, stdev
 
 from msgspec.structs import replace
 
+from events.request import AbortReason
 from replay.bench.memory.report import Cell, RunResult
 from replay.bench.memory.systems import CAREFUL, RIVAL, SHIPPED, UNLIMITED
 from replay.score import MILLION, NS_PER_HOUR, Part, Scores
@@ -54,6 +55,9 @@ def _cell(runs: Sequence[RunResult]) -> Cell:
         worst_class_share=worst_class(scores)[0],
         throughput_tokens_per_s=fmean(one.tokens_per_s for one in scores),
         throughput_fluctuation=_mean(one.throughput_fluctuation for one in scores),
+        output_fluctuation=_mean(one.output_fluctuation for one in scores),
+        output_least=min((one.output_least for one in scores if one.output_least is not None), default=None),
+        unbroken_share=_unbroken(scores),
         occupancy_fluctuation=_mean(one.occupancy_fluctuation for one in scores),
         device_hours_per_million=_cost(scores),
         jain=fmean(one.fairness_jain for one in scores),
@@ -85,6 +89,13 @@ def _pooled(by_run: Sequence[Mapping[str, Part]]) -> dict[str, Part]:
             known.requests += part.requests
             known.slo_met += part.slo_met
     return pooled
+
+
+def _unbroken(scores: Sequence[Scores]) -> float | None:
+    """A request that was preempted twice counts twice: the share is no more than it is."""
+    sent = sum(one.requests - one.unsent for one in scores)
+    broken = sum(one.preemptions + one.aborted.get(AbortReason.ENGINE_REFUSED.value, 0) for one in scores)
+    return max(0.0, 1 - broken / sent) if sent else None
 
 
 def _cost(scores: Sequence[Scores]) -> float | None:

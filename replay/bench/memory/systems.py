@@ -3,6 +3,10 @@
 All of them run in one harness: the same arrivals, engines, step times and SLO limits. Baselines run engines at the
 best of a stated grid of `max_num_batched_tokens` x `max_num_seqs`, each for itself; our own policy takes what was best
 for the honest rival, and so is tuned no better than that.
+
+DRAM is lazy or written through: a lazy one takes in what device memory evicts, one that is written through what is
+computed, at once. Ours is lazy. vLLM's own CPU offload writes through, and so the careful baseline does and all that
+have its tier; vLLM's lazy connector is a system of its own (`careful_lazy`), and so is ours written through.
 """
 
 from typing import Final
@@ -66,7 +70,10 @@ _EVERY: Final = (
         name="dynamo_kv", title="Dynamo's rule", preset="dynamo_kv", dram_ppm=DRAM_PPM,
         source=f"NVIDIA Dynamo 1.3's published KV cost; {_OFFLOAD}",
     ),
-    System(name=OURS, title="Tidegate", dram_ppm=DRAM_PPM, source="the default policy"),
+    System(
+        name=OURS, title="Tidegate", dram_ppm=DRAM_PPM, lazy_tiers=True,
+        source="the default policy, before DRAM that takes in what device memory evicts",
+    ),
     System(
         name=UNLIMITED, title="bound: unlimited, shared KV", preset="first_come_affinity", unlimited_kv=True,
         shared_kv=True, source="a bound: the careful baseline where all that any engine computed is everywhere",
@@ -80,16 +87,16 @@ _EVERY: Final = (
         tier_eviction=LRU, lazy_tiers=True, source=f"vLLM 0.32 SimpleCPUOffloadConnector, lazy_offload; {_AFFINITY}",
     ),
     System(
-        name=f"{OURS}_lazy", title="Tidegate, lazy DRAM", dram_ppm=DRAM_PPM, lazy_tiers=True,
-        source="the default policy, before DRAM that takes in what device memory evicts (the plugin writes through)",
+        name=f"{OURS}_write_through", title="Tidegate, DRAM written through", dram_ppm=DRAM_PPM,
+        source="the default policy, before DRAM that takes in what is computed",
     ),
     System(
         name=f"{CAREFUL}_ssd", title="careful baseline, DRAM and SSD", preset="first_come_affinity",
         dram_ppm=DRAM_PPM, ssd_ppm=SSD_PPM, source="vLLM 0.32 tiered offloading (fs behind CPU); the careful baseline",
     ),
     System(
-        name=f"{OURS}_ssd", title="Tidegate, DRAM and SSD", dram_ppm=DRAM_PPM, ssd_ppm=SSD_PPM,
-        source="the default policy",
+        name=f"{OURS}_ssd", title="Tidegate, DRAM and SSD", dram_ppm=DRAM_PPM, ssd_ppm=SSD_PPM, lazy_tiers=True,
+        source="the default policy, with an SSD behind its DRAM",
     ),
 )  # fmt: skip
 

@@ -6,11 +6,14 @@
 - `coding`: coding-agent sessions recorded at WEKA, in a closed loop: a turn comes its think time after the answer
   before it. Prompts of 100K tokens and more are the rule.
 - `coding_small`: the shorter ones of them.
+- `coding_steady`: turns of `coding` with prompts of 32K tokens and more, in so many sessions that are open all the
+  time (`replay.workloads.slots`).
 - `mixed`: sessions of three tenants and waves of embedding jobs (`replay.workloads.mixed`).
+- `mixed_steady`: the same sessions and jobs at a constant rate, begun before the window: no bursts, no waves.
 
 A scale is density per engine, so that a knee means the same for two engines and for eight: of traces it is the pace,
 counted from the trace's own on `BASE_ENGINES` engines; of `coding` and `mixed` it is the number of sessions (and waves)
-at their own pace.
+at their own pace, of `coding_steady` that of open sessions.
 
 A seed draws where a trace's window begins and the order within a batch, or which sessions come and when they begin, or
 everything. A window that is longer than what is left of its trace goes on with the trace's begin, with prefix ids that
@@ -41,6 +44,7 @@ from replay.workloads.base import Arrival
 from replay.workloads.mixed import EMBEDDING_MODEL, LLM_MODEL, Mixed, mixed, waves
 from replay.workloads.mixed import ENGINES as MIXED_ENGINES
 from replay.workloads.sessions import Session, started
+from replay.workloads.slots import in_slots, steady
 
 PROFILE: Final = "llama-3-8b_h100"
 EMBEDDING_PARAMS: Final = 7_110_000_000
@@ -52,6 +56,11 @@ CODING_SESSIONS_PER_S: Final = 1 / 75
 """Sessions begun per engine and second at scale 1."""
 CODING_UNIT_TOKENS: Final = 512
 """Prefix units of coding prompts, as of the other traces (their blocks are of 64 tokens)."""
+STEADY_SESSIONS: Final = 4
+"""Sessions of `coding_steady` open at any time, per engine at scale 1."""
+STEADY_PROMPT_TOKENS_MIN: Final = 32_768
+STEADY_BEFORE_S: Final = 300
+"""So long before its window `mixed_steady` begins: longer than nearly every session lasts."""
 RATIOS: Final = (0.0, 0.5, 2.0, 4.0)
 """How many times the embedding waves of `mixed` its variants have: the sweep over the workload's ratio."""
 LAP_IDS: Final = 1 << 40
@@ -87,11 +96,14 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
 
 _BOTH: Final = (LLM_MODEL, EMBEDDING_MODEL)
 _CONVERSATION: Final = "mooncake/conversation_trace*.jsonl.gz"
+_SESSIONS: Final = "weka_agentic/sessions_main*.jsonl.gz"
 _WAVES_DRAWN: Final = "embedding jobs (no public trace has any)"
 _BEGINS_DRAWN: Final = "when sessions begin (the trace has no absolute times)"
 
 _WINDOWED: Final = ("conversation", "conversation_embedding", "synthetic")
 _CODING: Final = ("coding", "coding_small")
+_STEADY_CODING: Final = "coding_steady"
+_STEADY_MIXED: Final = "mixed_steady"
 
 _EVERY: Final = (
     Workload(name="conversation", title="Mooncake conversation", file=_CONVERSATION, guess=1.0),
@@ -99,12 +111,20 @@ _EVERY: Final = (
         name="synthetic", title="Mooncake synthetic", file="mooncake/synthetic_trace*.jsonl.gz", guess=3.0,
     ),
     Workload(
-        name="coding", title="coding-agent sessions", file="weka_agentic/sessions_main*.jsonl.gz", guess=1.0,
+        name="coding", title="coding-agent sessions", file=_SESSIONS, guess=1.0,
         closed_loop=True, drawn=_BEGINS_DRAWN,
     ),
     Workload(
         name="coding_small", title="shorter coding-agent sessions", file="weka_agentic/sessions_small*.jsonl.gz",
         guess=1.0, closed_loop=True, drawn=_BEGINS_DRAWN,
+    ),
+    Workload(
+        name=_STEADY_CODING, title="coding-agent sessions, contexts of 32K and more, so many always open", guess=1.0,
+        file=_SESSIONS, closed_loop=True, drawn="who is where when it begins (the trace has no absolute times)",
+    ),
+    Workload(
+        name=_STEADY_MIXED, title="mixed LLM and embedding at a constant rate", models=_BOTH, guess=0.9,
+        drawn="everything",
     ),
     Workload(name="mixed", title="mixed LLM and embedding", models=_BOTH, guess=0.9, drawn="everything"),
     Workload(
@@ -208,6 +228,10 @@ def engines(workload: Workload, count: int, *, batch_tokens: int, seqs_max: int)
 def _made(offer: Offer) -> list[Arrival]:
     if offer.workload in _WINDOWED:
         return _windowed(offer)
+    if offer.workload == _STEADY_CODING:
+        return _steady_coding(offer)
+    if offer.workload == _STEADY_MIXED:
+        return _steady_mixed(offer)
     return _coding(offer) if offer.workload in _CODING else _mixed(offer)
 
 
@@ -296,6 +320,28 @@ def _mixed(offer: Offer) -> list[Arrival]:
     shape = grown(Mixed(), offer.seconds, offer.scale * offer.engines / MIXED_ENGINES)
     waves_drawn = round(shape.waves * WORKLOADS[offer.workload].embedding)
     return mixed(offer.seed, msgspec.structs.replace(shape, waves=waves_drawn))
+
+
+def _steady_mixed(offer: Offer) -> list[Arrival]:
+    """As many sessions and jobs a second as `mixed` has; what came before the window was served then."""
+    before_ns, per_wave = STEADY_BEFORE_S * NS_PER_S, Mixed().wave_requests
+    shape = grown(Mixed(), offer.seconds + STEADY_BEFORE_S, offer.scale * offer.engines / MIXED_ENGINES)
+    even = msgspec.structs.replace(
+        shape, is_even=True, bursts=0, waves=shape.waves * per_wave, wave_requests=1, wave_ms=1
+    )
+    made = [one for one in mixed(offer.seed, even) if one.at_ns >= before_ns]
+    return [msgspec.structs.replace(one, at_ns=one.at_ns - before_ns) for one in made]
+
+
+def _steady_coding(offer: Offer) -> list[Arrival]:
+    slots = max(1, round(offer.scale * offer.engines * STEADY_SESSIONS))
+    return in_slots(_long_sessions(offer.trace), seed=offer.seed, seconds=offer.seconds, slots=slots)
+
+
+@cache
+def _long_sessions(trace: str) -> list[Session]:
+    long = (steady(one, prompt_tokens_min=STEADY_PROMPT_TOKENS_MIN) for one in _sessions(trace))
+    return [session for session in long if session]
 
 
 def _coding(offer: Offer) -> list[Arrival]:
