@@ -3,7 +3,7 @@
 import secrets
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 import redis
@@ -19,6 +19,25 @@ from services.runtime.embedded import EmbeddedNats, start_nats, start_valkey
 # Laws hold on a busy machine too, and how long an example took there is no finding.
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")
+
+
+MEASURED = "measured"
+
+
+@pytest.fixture
+def measured(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Says a value that a test measured, at the end of the run: in whichever process the test ran."""
+    return lambda text: record_property(MEASURED, text)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests measured, in a section of its own."""
+    reports = [one for outcome in ("passed", "failed") for one in terminalreporter.getreports(outcome)]
+    said = [str(text) for report in reports for name, text in report.user_properties if name == MEASURED]
+    if said:
+        terminalreporter.section(MEASURED)
+        for text in said:
+            terminalreporter.write_line(text)
 
 
 @pytest.fixture(scope="session")

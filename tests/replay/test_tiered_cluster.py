@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
@@ -118,7 +118,7 @@ def test_what_was_pushed_out_is_loaded_and_helps() -> None:
 
 
 def test_of_slices_that_are_moved_few_fail_after_retries(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, measured: Callable[[str], None]
 ) -> None:
     first: Counter[bool] = Counter()
     last: Counter[str] = Counter()
@@ -148,11 +148,10 @@ def test_of_slices_that_are_moved_few_fail_after_retries(
         if isinstance(event, TransferFinished) and ordered[event.order].move in (Move.PROMOTE, Move.DEMOTE)
     ]
     failed = sum(event.why == "transfer_failed" for event in moved)
-    with capsys.disabled():
-        print(
-            f"\n{first.total()} transfers between tiers, {rate:.1%} there at the first try; "
-            f"{len(moved)} orders to move slices, {failed} of them failed for a link after retries"
-        )
+    measured(
+        f"{first.total()} transfers between tiers, {rate:.1%} there at the first try; "
+        f"{len(moved)} orders to move slices, {failed} of them failed for a link after retries"
+    )
     assert 0.80 <= rate <= 0.90
     assert failed <= 0.05 * len(moved)
 
@@ -176,7 +175,7 @@ def streamed(seed: int, tiers: TierSizes | None, hard: TransferFaults | None) ->
 
 
 def test_few_requests_are_later_than_without_tiers_and_a_tenth_though_links_fail_and_stall(
-    capsys: pytest.CaptureFixture[str],
+    measured: Callable[[str], None],
 ) -> None:
     """For one request alone `test_slow_memory` holds it without exception; among others it may meet another batch."""
     ratios_ppm: list[int] = []
@@ -186,7 +185,6 @@ def test_few_requests_are_later_than_without_tiers_and_a_tenth_though_links_fail
         assert sum(loaded.values()) < sum(recomputed.values()), "tiers help on the whole"
         ratios_ppm += [loaded[name] * PPM // recomputed[name] for name in recomputed]
     later, worst = sum(ppm > PPM + PPM // 10 for ppm in ratios_ppm), max(ratios_ppm) / PPM
-    with capsys.disabled():
-        print(f"\n{len(ratios_ppm)} requests; {later} later by more than a tenth, {worst:.3f} times at most")
+    measured(f"{len(ratios_ppm)} requests; {later} later by more than a tenth, {worst:.3f} times at most")
     assert len(ratios_ppm) > 200
     assert later <= len(ratios_ppm) // 100

@@ -204,9 +204,7 @@ SLICES_MIN = 8
 """2,048 tokens: below that a fetch saves less than one stalled try costs."""
 
 
-def test_a_line_that_fails_and_stalls_makes_few_requests_miss_and_none_late(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_line_that_fails_and_stalls_makes_few_requests_miss_and_none_late(measured: Callable[[str], None]) -> None:
     """10 % of tries fail, 5 % stall; simulated clock. Served is who has all slices, or computed the rest."""
     random, clock = Random(42), FakeClock()
 
@@ -230,13 +228,12 @@ def test_a_line_that_fails_and_stalls_makes_few_requests_miss_and_none_late(
         worst_ppm = max(worst_ppm, served_ns * PPM // sum(recompute))
         whole += report.end is TransferEnd.DONE
     totals = carries.totals()
-    with capsys.disabled():
-        print(
-            f"\n{REQUESTS} fetches, {totals.slices} slices, 10 % of tries fail, 5 % stall: first try fails "
-            f"{totals.first_try_failure_ppm() / 10_000:.1f} %, after retries {totals.failure_ppm() / 10_000:.2f} % of "
-            f"slices; {100 * (REQUESTS - whole) / REQUESTS:.1f} % of fetches ended with a rest to compute; "
-            f"the latest request took {worst_ppm / 10_000:.1f} % of its recompute time (simulated clock)"
-        )
+    measured(
+        f"{REQUESTS} fetches, {totals.slices} slices, 10 % of tries fail, 5 % stall: first try fails "
+        f"{totals.first_try_failure_ppm() / 10_000:.1f} %, after retries {totals.failure_ppm() / 10_000:.2f} % of "
+        f"slices; {100 * (REQUESTS - whole) / REQUESTS:.1f} % of fetches ended with a rest to compute; "
+        f"the latest request took {worst_ppm / 10_000:.1f} % of its recompute time (simulated clock)"
+    )
     assert 140_000 < totals.first_try_failure_ppm() < 160_000, "the line was as bad as it was meant to be"
     assert totals.failure_ppm() <= 50_000
     assert REQUESTS - whole <= REQUESTS * 5 // 100
