@@ -158,7 +158,7 @@ def _plugin(config: Config, engine: EngineConfig, folders: Folders) -> list[str]
 def _transfer(config: Config, engine: EngineConfig, folders: Folders) -> dict[str, Any]:
     plugin = PluginSettings(
         engine_id=EngineId(engine.id), pool=PoolId(config.pool), folder=str(folders.own),
-        ssd_folder=str(folders.ssd or ""), ssd_bytes=engine.ssd_bytes,
+        ssd_folder=str(folders.ssd or ""), ssd_bytes=engine.ssd_bytes, lazy=(engine.vllm or LaunchConfig()).lazy,
     )  # fmt: skip
     return {
         **CONNECTOR, "kv_role": "kv_both", "engine_id": transfer_id(config, engine),

@@ -90,11 +90,13 @@ class ModelConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class LaunchConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """`[engines.vllm]`: how `tidegate engine launch` starts the engine. `model` is what vLLM loads (a folder or a name;
     the engine's first model where empty), `python` the interpreter of vLLM's environment, `ssd_dir` the folder of its
-    SSD tier (in the state dir where empty), `args` and `env` go to vLLM as they are."""
+    SSD tier (in the state dir where empty), `args` and `env` go to vLLM as they are. `lazy`: slices go to DRAM when the
+    device is about to evict them, not when they are computed."""
 
     model: str = ""
     python: str = "python3"
     ssd_dir: str = ""
+    lazy: bool = True
     args: list[str] = msgspec.field(default_factory=list)
     env: dict[str, str] = msgspec.field(default_factory=dict)
 

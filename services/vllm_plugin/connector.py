@@ -51,8 +51,7 @@ class TidegateConnector(OffloadingConnector):
         if self._is_lazy and self._memory is not None:
             config = self._vllm_config
             ahead = ahead_of(
-                self._told.lazy_ahead, blocks=gpu_block_pool.num_gpu_blocks,
-                block_tokens=config.cache_config.block_size,
+                self._told.lazy_ahead, block_tokens=config.cache_config.block_size,
                 batch_tokens=config.scheduler_config.max_num_batched_tokens,
             )  # fmt: skip
             LazyStores(self.connector_scheduler, self._memory, gpu_block_pool, ahead=ahead)

@@ -10,6 +10,9 @@ A store is a job of vLLM's offloading scheduler like any other, for a request th
 they are fenced, as vLLM does it for requests that have ended. When one of them is taken again before its copy is done,
 the step that takes it waits for the copy; so what is copied is never what somebody else has written since.
 
+What is evicted without having been seen ahead (a load takes as many blocks as it brings, at once) is stored as it goes:
+the step that takes its blocks waits for that copy too, for LATE_BYTES_MAX at most. The rest is lost.
+
 Which slice a block ends is known from the step that computed it (or loaded it) on. That a block still holds that KV is
 asked of the block itself, by its hash, right before it is stored.
 
@@ -31,14 +34,15 @@ from services.vllm_plugin.manager import TidegateManager
 from services.vllm_plugin.prompt import Prompt
 
 AHEAD_STEPS: Final = 4
-"""Looked at is what so many steps of prompts can take, where the settings say nothing."""
-AHEAD_PART: Final = 8
-"""And one part in so many of the device, if that is more: a load takes as many blocks as it brings, in one step."""
+"""Looked at is what so many steps of prompts can take, where the settings say nothing. What is seen ahead is on the
+device and in DRAM, so more of it is less of everything else."""
 LOOKS: Final = 8
 """The queue is looked at again when one part in so many of `ahead` is new there: so for each block that comes near its
 head, about so many are looked at."""
 BYTES_IN_FLIGHT_MAX: Final = 1 << 30
 """On their way to DRAM at once: some 20 ms of a PCIe 5 link."""
+LATE_BYTES_MAX: Final = 1 << 29
+"""That one step waits for: some 10 ms."""
 JOB_BYTES_MAX: Final = 1 << 28
 """In one job, which a step that takes one of its blocks waits for as a whole."""
 
@@ -78,26 +82,30 @@ class LazyStores:
         self._slice_blocks = scheduler.config.blocks_per_chunk
         slice_bytes = manager.memory.slice_bytes
         self._flying_max = max(1, BYTES_IN_FLIGHT_MAX // slice_bytes)
-        self._job_max = max(1, JOB_BYTES_MAX // slice_bytes)
+        self._late_max, self._job_max = max(1, LATE_BYTES_MAX // slice_bytes), max(1, JOB_BYTES_MAX // slice_bytes)
         self._ahead, self._again_after = ahead, max(1, ahead // LOOKS)
         self._ends: list[_End | None] = [None] * len(pool.blocks)
+        self._late: list[_End] = []
         self._known: dict[str, int] = {}
         self._flying: dict[int, int] = {}
         self._seen = 0
         self._is_behind = False
         self._made = 0
-        # The one place where vLLM makes its stores of whole slices.
+        # The one place where vLLM makes its stores of whole slices, and the one where it evicts a block.
         scheduler._build_store_jobs = self.store_jobs  # noqa: SLF001
+        self._evict = pool._maybe_evict_cached_block  # noqa: SLF001
+        pool._maybe_evict_cached_block = self._evicting  # noqa: SLF001
 
     def store_jobs(self, output: Any) -> dict[int, TransferJob]:
         """The end of scheduling a step: the stores to begin with the next one."""
+        made = self._store_late()
         self._learn(output)
         near = min(self._ahead, self._pool.get_num_free_blocks())
         self._seen -= len(self._scheduler._current_batch_allocated_block_ids)  # noqa: SLF001
         if near - self._seen < self._again_after and not self._is_behind:
-            return {}
+            return made
         self._seen = near
-        return self._look()
+        return made | self._look()
 
     # What the device holds.
 
@@ -126,7 +134,7 @@ class LazyStores:
             return
         self._known[request_id] = count
         self._manager.computed(status.req_context, slices=max(0, count - max(known, state.num_hit_chunks)))
-        self._manager.held(state.offload_keys[known:count])
+        self._manager.held(status.req_context, state.offload_keys[known:count])
         for place in range(known, count):
             self._note(status.req.block_hashes, state, place)
 
@@ -139,6 +147,23 @@ class LazyStores:
             len(keys), keys[place - 1] if place else None,
         )  # fmt: skip
 
+    # What leaves it now.
+
+    def _evicting(self, block: Any) -> bool:
+        """In place of vLLM's own, said when somebody takes a block: its slice, if it was whole, is stored late."""
+        end, self._ends[block.block_id] = self._ends[block.block_id], None
+        has_room = end is not None and len(self._late) < self._late_max
+        if end is not None and has_room and not self._manager.in_dram(end.key) and self._is_whole(end):
+            self._late.append(end)
+        return bool(self._evict(block))
+
+    def _store_late(self) -> dict[int, TransferJob]:
+        """What was evicted since the last step: this one waits for it."""
+        late, self._late = self._late, []
+        made = self._store_all(late)
+        self._scheduler._current_batch_jobs_to_flush.update(made)  # noqa: SLF001
+        return made
+
     # What leaves it next.
 
     def _look(self) -> dict[int, TransferJob]:
@@ -147,8 +172,12 @@ class LazyStores:
         room = self._flying_max - sum(self._flying.values())
         leaving = list(islice(self._leaving(), max(0, room) + 1))
         self._is_behind = len(leaving) > room
+        return self._store_all(leaving[: max(0, room)])
+
+    def _store_all(self, leaving: list[_End]) -> dict[int, TransferJob]:
+        """As many of these as DRAM has room for."""
         made: dict[int, TransferJob] = {}
-        for run in self._runs(leaving[: max(0, room)]):
+        for run in self._runs(leaving):
             job = self._store(run)
             if job is None:
                 break  # All of DRAM is being read or written, or has to stay.
@@ -221,10 +250,9 @@ class LazyStores:
         return {job_id: TransferJob(req_id=context.req_id, src_spec=source, dst_spec=output.store_spec)}
 
 
-def ahead_of(said: int, *, blocks: int, block_tokens: int, batch_tokens: int) -> int:
-    """How many blocks of the queue are looked at: what the settings say, or (0) by AHEAD_STEPS and AHEAD_PART, on a
-    device of so many `blocks` whose steps have up to `batch_tokens`."""
-    return said or max(AHEAD_STEPS * -(-batch_tokens // block_tokens), blocks // AHEAD_PART)
+def ahead_of(said: int, *, block_tokens: int, batch_tokens: int) -> int:
+    """How many blocks of the queue are looked at: what the settings say, or (0) by AHEAD_STEPS of `batch_tokens`."""
+    return said or AHEAD_STEPS * -(-batch_tokens // block_tokens)
 
 
 def _computed(request: Any, scheduled: int) -> int:

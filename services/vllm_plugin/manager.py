@@ -117,11 +117,13 @@ class TidegateManager(TieringOffloadingManager):
         super().on_request_finished(context)
         return output
 
-    def held(self, keys: Sequence[OffloadKey]) -> None:
+    def held(self, req_context: ReqContext, keys: Sequence[OffloadKey]) -> None:
         """The request has these slices, one after the other, on the device, which gives them back before it evicts
-        them: they leave DRAM, the last one first. What the log has pinned there stays, and what somebody reads."""
+        them: they were used once more, and leave DRAM, the last one first. What the log has pinned there stays, and
+        what somebody reads."""
         there = [key for key in reversed(keys) if self._dram.ready(key)]
         if there:
+            self._dram.touch(there, req_context)
             directive, name = self.memory.bridge.directive, self.memory.naming.name
             pinned = frozenset(directive.pinned) if directive is not None else frozenset()
             self._dram.drop([key for key in there if name(key) not in pinned])

@@ -42,8 +42,8 @@ class Answer(NamedTuple):
 class OffloadEngine:
     """One server with the plugin. Requests go one at a time, so what is counted between two of them is the one's."""
 
-    def __init__(self, server: VllmServer) -> None:
-        self.server = server
+    def __init__(self, server: VllmServer, *, has_ssd: bool = True) -> None:
+        self.server, self.has_ssd = server, has_ssd
 
     def ask(self, prompt: Sequence[int], *, salt: str = "") -> Answer:
         """Greedily, with log-probabilities; when it is done, everything it wrote is written."""
@@ -101,6 +101,8 @@ class OffloadEngine:
         return device, dram, ssd
 
     def _moving(self) -> bool:
+        if not self.has_ssd:
+            return False  # vLLM has no such metrics then; with the device DRAM is in step.
         names = ("promotion", "cascade")
         return any(self.server.metric(f"vllm:kv_offload_tiering_active_{name}_jobs") for name in names)
 
@@ -114,7 +116,7 @@ def running(
     server = make(python, model, folder, name=name, ssd=ssd, dram_slices=dram_slices, arguments=arguments, **settings)
     try:
         server.start().wait_ready()
-        yield OffloadEngine(server)
+        yield OffloadEngine(server, has_ssd=ssd is not None)
     finally:
         server.stop()
 
@@ -123,10 +125,10 @@ def make(
     python: Path, model: Path, folder: Path, *, name: str, ssd: Path | None, dram_slices: int = 128,
     arguments: Sequence[str] = (), **settings: Any,
 ) -> VllmServer:  # fmt: skip
-    """The server, not yet started. Computing counts as slow, and a disk may take its time, so that fetching is
-    worth it however busy the machine of the tests is, unless `settings` say otherwise."""
+    """The server, not yet started. What is computed is written through; computing counts as slow, and a disk may take
+    its time, so that fetching is worth it however busy the machine of the tests is. `settings` may say otherwise."""
     tiers = {"ssd_folder": str(ssd), "ssd_bytes": 1 << 30} if ssd is not None else {}
-    told: dict[str, Any] = {"engine_id": name, "reset_keeps_ssd": True}
+    told: dict[str, Any] = {"engine_id": name, "reset_keeps_ssd": True, "lazy": False}
     told |= {"prefill_tokens_per_s": 100, "fetch_patience_ms": 60_000} | tiers | settings
     transfer = {
         "kv_connector": "TidegateConnector",

@@ -120,7 +120,10 @@ def steered(python: Path, model: Path, folder: Path) -> Iterator[Steered]:
 def make(python: Path, model: Path, folder: Path, *, choices: Path, ssd: Path) -> VllmServer:
     """The server, as `tidegate engine launch` would start it, but with few blocks."""
     told = {"engine_id": ENGINE, "pool": POOL, "folder": str(choices), "ssd_folder": str(ssd), "ssd_bytes": 1 << 28}
-    extra = {"cpu_bytes_to_use": DRAM_SLICES * SLICE_BYTES, "tidegate": {**told, "prefill_tokens_per_s": 1_000}}
+    extra = {
+        "cpu_bytes_to_use": DRAM_SLICES * SLICE_BYTES,
+        "tidegate": {**told, "prefill_tokens_per_s": 1_000, "lazy": False},
+    }
     transfer = {
         "kv_connector": "TidegateConnector", "kv_connector_module_path": "services.vllm_plugin.connector",
         "kv_role": "kv_both", "kv_load_failure_policy": "recompute", "kv_connector_extra_config": extra,

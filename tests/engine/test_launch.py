@@ -32,7 +32,7 @@ def settings(folder: Path, model: Path, python: Path, port: int) -> dict[str, An
             "id": ENGINE, "models": [model.name], "url": f"http://{HOST}:{port}", "agent": True,
             "block_tokens": BLOCK_TOKENS, "kv_schema": KV_SCHEMA, "dram_bytes": 1 << 27, "ssd_bytes": 1 << 28,
             "vllm": {
-                "model": str(model), "python": str(python), "env": ENVIRONMENT,
+                "model": str(model), "python": str(python), "env": ENVIRONMENT, "lazy": False,
                 "args": ["--dtype", "float32", "--enforce-eager", "--max-model-len", "2048"],
             },
         }],

@@ -63,6 +63,11 @@ def test_the_plugin_is_put_in_by_vllms_own_options(tmp_path: Path) -> None:
     assert transfer["engine_id"] == "tidegate-p-e1"
 
 
+@pytest.mark.parametrize("lazy", [True, False])
+def test_whether_dram_is_lazy_is_handed_on(tmp_path: Path, lazy: bool) -> None:
+    assert settings.of(extra(launched(tmp_path, vllm=LaunchConfig(lazy=lazy)))).lazy is lazy
+
+
 def test_an_ssd_tier_lies_in_the_state_dir_unless_a_folder_is_named(tmp_path: Path) -> None:
     for how, folder in (
         (LaunchConfig(), tmp_path / "p" / "engines" / "e1" / "ssd"),
