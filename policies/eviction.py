@@ -119,7 +119,8 @@ def _hot(state: State, now_ns: int) -> list[SliceId]:
     found = hottest.hot(
         state.hottest, state.heat.__getitem__, now_ns, uses_min=chosen.hot_uses_min, horizon_ns=chosen.horizon_ns
     )
-    return nlargest(chosen.hot_max, found, key=lambda slice_id: (found[slice_id], slice_id))
+    places = ((order, slice_id) for slice_id, order in hottest.foremost(found, chosen.hot_max).items())
+    return [slice_id for _, slice_id in nlargest(chosen.hot_max, places)]
 
 
 def _differs(wanted: EngineDirected, said: EngineDirected | None) -> bool:

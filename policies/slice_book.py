@@ -107,7 +107,8 @@ def hot(book: SliceBook, now_ns: int, *, uses_min: int, most: int, horizon_ns: i
     hottest.cool(
         book.hottest, lambda slice_id: known[slice_id].use.heat, now_ns, uses_min=uses_min, horizon_ns=horizon_ns
     )
-    places = ((order, -known[slice_id].depth, slice_id) for slice_id, order in book.hottest.order.items())
+    foremost = hottest.foremost(book.hottest.order, most)
+    places = ((order, -known[slice_id].depth, slice_id) for slice_id, order in foremost.items())
     return [slice_id for _, _, slice_id in nlargest(most, places)]
 
 

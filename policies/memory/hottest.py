@@ -57,6 +57,14 @@ def hot(
     }
 
 
+def foremost(order: dict[SliceId, int], most: int) -> dict[SliceId, int]:
+    """Of these the `most` that are hottest, and all that are as hot as the last of them."""
+    if len(order) <= most:
+        return order
+    least = sorted(order.values(), reverse=True)[max(0, most - 1)]
+    return {slice_id: heat for slice_id, heat in order.items() if heat >= least}
+
+
 def cool(hottest: Hottest, heat_of: Callable[[SliceId], Heat], now_ns: int, *, uses_min: int, horizon_ns: int) -> None:
     """Time went on: leave out what is not hot any more."""
     hottest.order = hot(hottest, heat_of, now_ns, uses_min=uses_min, horizon_ns=horizon_ns)

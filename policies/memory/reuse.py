@@ -142,4 +142,7 @@ def half_life_ns(horizon_ns: int) -> int:
 
 
 def _group(past: Past, group: int) -> Group:
-    return past.groups.setdefault(group, Group())
+    found = past.groups.get(group)
+    if found is None:
+        found = past.groups[group] = Group()
+    return found

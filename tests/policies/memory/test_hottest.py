@@ -43,6 +43,16 @@ def test_hot_is_what_a_walk_over_all_finds(taken: list[tuple[str, str, int]], us
         assert found == walked
 
 
+@drawn(st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 3)), st.integers(0, 7))
+def test_foremost_are_as_many_as_asked_for_and_their_equals(heats: dict[str, int], most: int) -> None:
+    order = {SliceId(name): heat for name, heat in heats.items()}
+    found = hottest.foremost(order, most)
+    others = [heat for one, heat in order.items() if one not in found]
+    assert len(found) >= min(most, len(order))
+    assert max(others, default=-1) < min(found.values(), default=0)
+    assert len([heat for heat in found.values() if heat > min(found.values())]) < max(1, most)
+
+
 def test_what_cooled_stands_there_until_a_half_life_is_over() -> None:
     heat, kept = Heat(), Hottest()
     for second in (0, 1):
