@@ -6,8 +6,7 @@ was used once (`target`) grows or shrinks, by the more the fewer such names ther
 The line that is above its part gives.
 
 Megiddo and Modha, "ARC: A Self-Tuning, Low Overhead Replacement Cache" (FAST 2003). vLLM's CPU offloading has it as
-`arc`, and as there a slice is used again only by a later request. Children go before their parents here, so the end of
-a line may have to wait for others; in vLLM they leave holes.
+`arc`, and as there a slice is used again only by a later request, and leaves a hole before those that follow it.
 """
 
 from collections.abc import Hashable

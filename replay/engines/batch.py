@@ -15,6 +15,7 @@ from replay.engines.commons import Commons
 from replay.engines.decode_clock import DecodeClock
 from replay.engines.device import DeviceMemory
 from replay.engines.job import Job
+from replay.engines.prefix_cache import Unit
 from replay.engines.pressure import give_way, weigh
 from replay.engines.slow_memory import SlowMemory
 from replay.engines.tier_cache import TierCache
@@ -26,9 +27,9 @@ Peers = Callable[[EngineId], Peer | None]
 
 class Batch:
     """`waiting` in order, `running` by when they entered; of those `prefilling` compute their prompts, others decode
-    (they are in the `clock`), the rest waits for slices. `slow` is what stands behind the device memory, if anything
-    does; `commons` what other engines have, in a bound. Of who came after `known_fs` the step that is chosen
-    does not know: it was scheduled then."""
+    (they are in the `clock`), the rest waits for slices or has got them (`loaded`) and waits for a step. `slow` is what
+    stands behind the device memory, if anything does; `commons` what other engines have, in a bound. Of who came after
+    `known_fs` the step that is chosen does not know: it was scheduled then. Nor does it that some have `ended`."""
 
     def __init__(self, registered: EngineRegistered) -> None:
         assert registered.step is not None, "a simulated engine has a step model"
@@ -44,6 +45,8 @@ class Batch:
         self.waiting: deque[Job] = deque()
         self.running: dict[RequestId, Job] = {}
         self.prefilling: dict[RequestId, Job] = {}
+        self.loaded: deque[Job] = deque()
+        self.ended: list[tuple[Job, int, int]] = []
         self.directive: EngineDirected | None = None
         self.at_fs = self.known_fs = 0
         self.preemptions = self.prefix_queries = self.prefix_hits = 0
@@ -59,9 +62,14 @@ class Batch:
         )  # fmt: skip
 
     @property
-    def loading(self) -> int:
-        """Running requests that wait for slices."""
-        return len(self.slow.loads) if self.slow is not None else 0
+    def aside(self) -> int:
+        """Running requests that wait for slices, or for a step since they have them: vLLM does not count them."""
+        return len(self.loaded) + (len(self.slow.loads) if self.slow is not None else 0)
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether any waits for slices."""
+        return self.slow is not None and len(self.slow.loads) > 0
 
     def direct(self, directive: EngineDirected) -> None:
         """Go by this from the next step on."""
@@ -84,57 +92,124 @@ class Batch:
     # Entering.
 
     def choose_chunks(self, *, admit: bool) -> list[tuple[Job, int]]:
-        """Prompt tokens of this step, per request; the head of the queue enters while it fits."""
+        """Prompt tokens of this step, per request: those begun, those whose slices are there, further inputs of
+        embeddings, then the head of the queue while it fits. A request may come twice."""
         left = self.batch_tokens - self.clock.seqs
         chunks: list[tuple[Job, int]] = []
         for job in self.prefilling.values():
-            count = min(left, job.target - job.computed)
-            if not count:
+            if not left:
                 return chunks
-            chunks.append((job, count))
-            left -= count
-        while admit and left and self.waiting and len(self.running) < self.seqs_max:
-            job = self.waiting[0]
-            if self.comes_late(job):
+            if count := min(left, job.begun()):
+                chunks.append((job, self._chunk(job, count)))
+                left -= count
+        while admit and left and len(self.running) - self.aside + len(self.ended) < self.seqs_max:
+            entered = self._next(self.batch_tokens - left)
+            if entered is None:
                 break
-            if not self._enter(job, self.batch_tokens - left):
-                break
-            if job.request.request_id in self.prefilling:
-                count = min(left, job.target - job.computed)
-                chunks.append((job, count))
+            if entered.request.request_id in self.prefilling:
+                count = min(left, entered.to_come())
+                chunks.append((entered, self._chunk(entered, count)))
                 left -= count
         return chunks
+
+    def _chunk(self, job: Job, count: int) -> int:
+        """It computes so many tokens of its prompt in this step: they have blocks, and count as cached, from now on."""
+        if job.request.kind is RequestKind.EMBEDDING:
+            job.slots += count
+            return count
+        self.device.take(self._chunk_blocks(job, count))
+        job.slots = max(job.slots, job.computed + count)
+        self._cache_units(job, job.computed + count)
+        return count
+
+    def _chunk_blocks(self, job: Job, count: int) -> int:
+        """New blocks for its next `count` prompt tokens."""
+        if job.request.kind is RequestKind.EMBEDDING:
+            return 0
+        return max(0, self.blocks_of(job.computed + count) - self.blocks_of(job.slots))
+
+    def _next(self, tokens: int) -> Job | None:
+        """Who enters the step next, which has `tokens` tokens; None where nobody does."""
+        if self.loaded and not self.comes_late(self.loaded[0]):
+            job = self.loaded[0]
+            if self.blocks_of(job.target) - self.held(job) > self.device.room:
+                return None
+            self.loaded.popleft()
+            self.running[job.request.request_id] = self.running.pop(job.request.request_id)
+            self._begin_prefill(job)
+            return job
+        for job in self.prefilling.values():
+            if job.request.kind is RequestKind.EMBEDDING and job.to_come():
+                return job
+        if not self.waiting or self.comes_late(self.waiting[0]):
+            return None
+        job = self.waiting[0]
+        return job if self._enter(job, tokens) else None
 
     def comes_late(self, job: Job) -> bool:
         """Whether the step was chosen before it came."""
         return job.came_fs > self.known_fs
 
+    def may_enter_later(self) -> bool:
+        """Whether somebody waits who could enter a later step than the one that is chosen, though nothing ends."""
+        return any(self.comes_late(line[0]) for line in (self.loaded, self.waiting) if line)
+
     def _enter(self, job: Job, tokens: int) -> bool:
-        """Take the head of the queue into the batch, which has `tokens` tokens in this step, if its blocks fit."""
+        """Take the head of the queue into the batch, which has `tokens` tokens in this step, if its prompt fits as a
+        whole. It takes the blocks of what it loads; those of what it computes it takes step by step."""
         job.target = job.request.prompt_tokens + job.emitted
         keys = job.full_keys()
         units = self.device.cache.match(job.unit_blocks, keys) if keys else []
-        need = self.held(job) - len(units) * job.unit_blocks
+        rest = self._left_behind(job, units)
+        mine = len(units) * job.unit_blocks + (rest.blocks if rest is not None else 0)
         # What a directive keeps makes no room for a newcomer, unless nothing else could go on.
-        if need > self.device.room_beside(units, kept=not self.running):
+        room = self.device.room_beside(units, kept=not self.running) - (rest.blocks if rest is not None else 0)
+        if self.needed(job) - mine > room:
+            return False
+        found = None
+        if self.slow is not None and rest is None:
+            found = self.slow.found(job, len(units), step_ns=self._step_ns(tokens))
+        loads = found.wanted * job.unit_blocks if found is not None else 0
+        if loads and loads > room - self._promised():
             return False
         self.waiting.popleft()
         self.device.cache.hold(units)
-        self.device.take(need)
-        job.units = units
-        job.computed = len(units) * job.request.unit_tokens
+        job.units, job.computed = units, len(units) * job.request.unit_tokens
+        if rest is not None:
+            self.device.cache.take_back(rest)
+            job.computed += rest.blocks * self._block_tokens
+        job.rest = None
         self.running[job.request.request_id] = job
+        if self.slow is not None:
+            self.slow.enter(job, found)  # What it loads must not be what makes room.
+        self.device.take(loads if job.request.kind is RequestKind.LLM else self.needed(job))
+        job.slots = job.computed + loads * self._block_tokens
         if self.commons is not None:
             job.computed = max(job.computed, self.commons.leading(keys) * job.request.unit_tokens)
-            self._cache_units(job)
-        if self.slow is None or not self.slow.enter(job, step_ns=self._step_ns(tokens)):
+            self.device.take(max(0, self.blocks_of(job.computed) - self.blocks_of(job.slots)))
+            job.slots = max(job.slots, job.computed)
+            self._cache_units(job, job.computed)
+        if not loads:
             self._begin_prefill(job)
         return True
 
+    def _left_behind(self, job: Job, units: list[Unit]) -> Unit | None:
+        """What it left behind these units when it was preempted, if that is there and begins where they end."""
+        rest = job.rest
+        is_there = rest is not None and job.rest_behind == len(units) and self.device.cache.has(rest)
+        return rest if is_there else None
+
+    def _promised(self) -> int:
+        """Blocks that requests in the batch will still take to compute their prompts: who loads leaves them, since it
+        cannot be preempted meanwhile."""
+        begun = (job for job in self.running.values() if not job.serial)
+        return sum(self.needed(job) - self.held(job) for job in begun)
+
     def _step_ns(self, tokens: int) -> int:
-        """What a step of so many tokens takes now, or of as many as fit if others wait; none takes no time."""
+        """What a step of so many tokens takes now, or of as many as fit if others wait behind the head of the queue.
+        None takes no time."""
         clock = self.clock
-        tokens = self.batch_tokens if self.waiting else tokens
+        tokens = self.batch_tokens if len(self.waiting) > 1 else tokens
         return step_ns(self.model, tokens=tokens, context=clock.context, seqs=clock.seqs) if tokens else 0
 
     def _begin_prefill(self, job: Job) -> None:
@@ -147,22 +222,18 @@ class Batch:
 
     def _take_loaded(self, slow: SlowMemory) -> None:
         slow.advance(self.at_fs)
-        ended = False
         for job, count in slow.loads.take_ended():
             job.computed += count * job.request.unit_tokens
-            self._cache_units(job)
+            self._cache_units(job, job.computed)
             slow.brought_up(job)
-            self._begin_prefill(job)
-            ended = True
-        if ended:  # Who waited goes on at its place in line: it came before those that entered meanwhile.
-            self.prefilling = {name: job for name, job in self.running.items() if name in self.prefilling}
+            job.came_fs = self.at_fs
+            self.loaded.append(job)
 
     # Computing.
 
     def computed(self, job: Job, tokens: int) -> None:
-        """So many tokens more of its prompt are there. Units that are complete now are cached, and written through."""
+        """So many tokens more of its prompt are there. Units that are complete now are written through."""
         job.computed += tokens
-        self._cache_units(job)
         if self.slow is not None:
             self.slow.computed(job)
 
@@ -177,10 +248,11 @@ class Batch:
         job.emitted = self.emitted(job)
         job.serial = 0
 
-    def _cache_units(self, job: Job) -> None:
-        """Put the units that are now complete into the cache; one that is there already is shared instead."""
+    def _cache_units(self, job: Job, tokens: int) -> None:
+        """Put the units that its first `tokens` tokens complete into the cache; one that is there already is shared
+        instead."""
         request, cache = job.request, self.device.cache
-        full = min(job.computed, request.prompt_tokens) // request.unit_tokens
+        full = min(tokens, request.prompt_tokens) // request.unit_tokens
         keys = request.prefix[len(job.units) : full]
         if not keys or not job.unit_blocks:
             return
@@ -196,15 +268,24 @@ class Batch:
     # Giving way and leaving.
 
     def make_room(self) -> bool:
-        """Preempt until every decoding sequence has its next block; whether any was. They go back to the head of the
-        queue."""
-        preempted, device = False, self.device
-        while (short := self.clock.blocks_needed(1) - device.free - device.cache.evictable) > 0:
+        """Preempt until every decoding sequence has its next block, and who computes its prompt those of its next part;
+        whether any was. They go back to the head of the queue."""
+        preempted = False
+        while (short := self._wanted() - self.device.room) > 0:
             for job in self._victims(short):
                 self.give_up(job)
                 self.waiting.appendleft(job)
             preempted = True
         return preempted
+
+    def _wanted(self) -> int:
+        """Blocks that the next step takes for those that run."""
+        left, wanted = self.batch_tokens - self.clock.seqs, self.clock.blocks_needed(1)
+        for job in self.prefilling.values():
+            count = min(left, job.begun())
+            wanted += self._chunk_blocks(job, count)
+            left -= count
+        return wanted
 
     def _victims(self, short: int) -> list[Job]:
         """Who is preempted so that `short` blocks more are free: by the rule under a directive, else the newest."""
@@ -216,12 +297,16 @@ class Batch:
                     job, self.model, now_ns=now_ns, pace_ns=pace_ns, batch_tokens=self.batch_tokens,
                     emitted=self.emitted(job), stored=self.stored(job), held=self.held(job),
                 )
-                for job in self.running.values()
+                for job in self.running.values() if self._is_computing(job)
             ]  # fmt: skip
             chosen = give_way(weighed, short, self.directive)
             if chosen:
                 return [self.running[request_id] for request_id in chosen]
-        return [next(reversed(self.running.values()))]
+        return [next(job for job in reversed(self.running.values()) if self._is_computing(job))]
+
+    def _is_computing(self, job: Job) -> bool:
+        """Whether it decodes or computes its prompt; else it waits for slices, and cannot be preempted."""
+        return job.serial > 0 or job.request.request_id in self.prefilling
 
     def give_up(self, job: Job) -> None:
         """A running request leaves the batch, to come back."""
@@ -231,21 +316,48 @@ class Batch:
 
     def take_out(self, job: Job) -> None:
         """A running request leaves the batch, wherever it stands."""
-        kv_blocks = self.held(job)
+        kv_blocks, stored = self.held(job), self.stored(job)
         if job.serial:
             self.stop_decoding(job)
         self.prefilling.pop(job.request.request_id, None)
+        if job in self.loaded:
+            self.loaded.remove(job)
         if self.slow is not None:
             self.slow.loads.cancel(job)
-        self.leave(job, kv_blocks=kv_blocks)
+        del self.running[job.request.request_id]
+        self._give_back(job, kv_blocks, stored)
 
-    def leave(self, job: Job, *, kv_blocks: int) -> None:
-        """Give back the `kv_blocks` blocks that a running request holds."""
-        self.device.free += kv_blocks - self.shared(job)
+    def end(self, job: Job, *, stored: int, is_known: bool) -> None:
+        """A running request has made all it should, and has `stored` tokens of KV. Its blocks are free at once if that
+        `is_known`, else when the next step is chosen."""
+        kv_blocks = self.held(job) if job.request.kind is RequestKind.EMBEDDING else self.blocks_of(stored)
+        del self.running[job.request.request_id]
+        if self.slow is not None:
+            self.slow.advance(self.at_fs)
+            self.slow.ended(job)
+        if is_known:
+            self._give_back(job, kv_blocks, stored)
+        else:
+            self.ended.append((job, kv_blocks, stored))
+
+    def free_ended(self) -> bool:
+        """It is known that they ended: their blocks are free; whether there were any."""
+        ended, self.ended = self.ended, []
+        for job, kv_blocks, stored in ended:
+            self._give_back(job, kv_blocks, stored)
+        return bool(ended)
+
+    def _give_back(self, job: Job, kv_blocks: int, stored: int) -> None:
+        """Its `kv_blocks` blocks are free. What is `stored` in full ones stays in the cache."""
+        shared = self.shared(job)
+        rest = stored // self._block_tokens - shared if job.request.kind is RequestKind.LLM else 0
+        job.rest, job.rest_behind = None, len(job.units)
+        if rest > 0:
+            job.rest = self.device.cache.leave(rest)
+        self.device.free += kv_blocks - shared - max(0, rest)
         self.device.cache.release(job.units)
         job.units = []
-        job.computed = job.offered = 0
-        del self.running[job.request.request_id]
+        job.computed = job.offered = job.slots = 0
 
     # Amounts.
 
@@ -260,9 +372,13 @@ class Batch:
         return job.request.prompt_tokens + self.emitted(job) - 1
 
     def held(self, job: Job) -> int:
-        """Blocks that a request holds between two steps, or would if it entered now; shared ones included."""
+        """Blocks that a running request holds between two steps; shared ones included."""
         if job.serial:
             return self.blocks_of(self.stored(job))
+        return self.needed(job) if job.request.kind is RequestKind.EMBEDDING else self.blocks_of(job.slots)
+
+    def needed(self, job: Job) -> int:
+        """Blocks that its prompt takes, and the output that it computes anew."""
         if job.request.kind is RequestKind.EMBEDDING:
             return min(self.blocks_of(job.window), self.device.blocks)
         return self.blocks_of(job.target)
@@ -286,11 +402,12 @@ class Batch:
         device = self.device
         device.cache.check_integrity()
         private = sum(self.held(job) - self.shared(job) for job in self.running.values())
+        private += sum(kv_blocks - self.shared(job) for job, kv_blocks, _ in self.ended)
         assert device.free >= 0, "no block is given twice"
         assert device.free + device.cache.blocks + private + in_flight == device.blocks, "no block is lost"
-        states = self.clock.seqs + len(self.prefilling) + self.loading
+        states = self.clock.seqs + len(self.prefilling) + self.aside
         assert states == len(self.running), "running is prefill, decode or waiting for slices"
-        assert len(self.running) <= self.seqs_max, "sequences keep to their limit"
+        assert len(self.running) - self.aside <= self.seqs_max, "sequences keep to their limit"
         assert all(not job.units and not job.serial for job in self.waiting), "what waits holds nothing"
         if self.slow is not None:
             self.slow.check_integrity()

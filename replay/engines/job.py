@@ -83,19 +83,24 @@ class Job:
     """A request inside the engine. `emitted` and `told` count output tokens made and said; `serial` is its place in
     the decode clock (0 = not decoding), `joined` the clock's step then. `gone`: it was aborted; `leaving`: it is to
     give way when the step in flight is over; `offered` of its units were offered to the tiers behind. `came_fs` is when
-    it was last put into the queue."""
+    it was last put into the queue. While its prompt is computed it has blocks for `slots` tokens
+    (an embedding: so many are computed, or in the step in flight). `rest` is what it left
+    in the cache when it was preempted, behind `rest_behind` units."""
 
     __slots__ = (
         "cached", "came_fs", "computed", "emitted", "first_ns", "gone", "joined", "leaving", "offered", "preemptions",
-        "request", "serial", "target", "told", "unit_blocks", "units", "window",
+        "request", "rest", "rest_behind", "serial", "slots", "target", "told", "unit_blocks", "units", "used_from",
+        "window",
     )  # fmt: skip
 
     def __init__(self, request: SimRequest, block_tokens: int, batch_tokens: int) -> None:
         self.request = request
         self.units: list[Unit] = []
-        self.offered = self.came_fs = 0
+        self.rest: Unit | None = None
+        self.rest_behind = self.offered = self.came_fs = self.slots = 0
         self.first_ns = self.emitted = self.told = self.computed = self.preemptions = self.serial = self.joined = 0
         self.cached = -1
+        self.used_from = len(request.prefix)
         self.target = request.prompt_tokens
         self.gone = self.leaving = False
         self.unit_blocks, odd = divmod(request.unit_tokens, block_tokens)
@@ -108,6 +113,17 @@ class Job:
         if not self.unit_blocks:
             return ()
         return self.request.prefix[: min(self.target - 1, self.request.prompt_tokens) // self.request.unit_tokens]
+
+    def to_come(self) -> int:
+        """Tokens of its prompt that are in no step yet."""
+        return self.target - (self.slots if self.request.kind is RequestKind.EMBEDDING else self.computed)
+
+    def begun(self) -> int:
+        """As many of these as go on before all others: of an embedding those of the input that is begun."""
+        if self.request.kind is RequestKind.EMBEDDING:
+            longest = -(-self.request.prompt_tokens // self.request.inputs)
+            return min(self.to_come(), -self.slots % longest)
+        return self.to_come()
 
     def pairs(self, count: int) -> int:
         """Twice the query-key pairs of its next `count` prompt tokens."""

@@ -3,22 +3,25 @@
 It behaves as a vLLM v1 engine with first-come-first-served scheduling does, with whole steps as the unit of time:
 
 - A step decodes every sequence that has its prompt done, then gives what is left of `batch_tokens_max` to prompts:
-  those begun first, then waiting ones while `seqs_max` and free blocks allow. A prompt enters only if its blocks
-  fit as a whole.
-- When decoding runs out of blocks the newest running request is preempted: its blocks are freed, it goes back to
-  the head of the queue and recomputes prompt and output so far. No prompt enters in that step. Under a directive
-  (`direct`) the rule of `policies.memory.victims` chooses who; the newest only where that rule finds nobody.
+  those begun first, then those whose slices have come, then waiting ones while `seqs_max` and free blocks allow. A
+  prompt enters only if its blocks fit as a whole, but takes them step by step: who entered may find none left.
+- When decoding, or a prompt that is begun, runs out of blocks the newest running request is preempted: its blocks are
+  freed, it goes back to the head of the queue and recomputes prompt and output so far. No prompt enters in that step.
+  Under a directive (`direct`) the rule of `policies.memory.victims` chooses who; the newest only where that rule finds
+  nobody.
 - A request that is preempted by order (`preempt`) is parked: it holds nothing and is in no queue until it is resumed.
-- Full units of a prompt stay in the prefix cache when computed. Blocks that nobody holds are evicted oldest first.
-  At least the last token of a prompt is computed. Output is not cached, and two requests that compute the same unit
-  at the same time keep one of the two (vLLM keeps both until they end).
+- Full units of a prompt are in the prefix cache from the step on that computes them. Blocks that nobody holds are
+  evicted oldest first, of one request the last first. At least the last token of a prompt is computed. Ends of prompts
+  and output stay cached too; only the request that made them finds them again, if it was preempted.
 - An embedding request is prompt only; its inputs pass through one after another, so it holds no more blocks than one
-  step or its longest input takes. Inputs are taken as equally long.
-- With `steps_ahead` a step is chosen when the one before it begins (vLLM's asynchronous scheduling): who comes during a
-  step enters not the next one but that after it, unless nothing was there to choose. Blocks are counted when it begins.
+  step or its longest input takes. Inputs are taken as equally long; each waits for its turn like a request.
+- With `steps_ahead` a step is chosen when the one before it begins (vLLM's asynchronous scheduling): who comes, or has
+  its slices, during a step enters not the next one but that after it, and blocks of what ends with a step are free to
+  that one too, unless nothing was there to choose.
 - With slower tiers behind it (`replay.engines.slow_memory`), what is computed is written through to them, and a prompt
-  that goes on there loads that instead of computing it, where that is quicker. Meanwhile it holds its blocks and
-  counts as running, and others compute.
+  that goes on there loads that instead of computing it, where that is quicker. Meanwhile it holds the blocks of what it
+  loads and cannot be preempted, does not count as running, and others compute. It begins only where the blocks that
+  those in the batch will still take are left.
 - Time is kept in femtoseconds, so steps add up exactly; outcomes carry the nanosecond by which they are there.
 
 While only decoding goes on, any number of steps is taken at once, in closed form (`DecodeClock`): the result equals
@@ -232,8 +235,8 @@ class LightEngine:
         used = self._batch.device.blocks - self._batch.device.room
         return EngineMeasured(
             engine_id=self.engine_id,
-            running=len(self._batch.running),
-            waiting=len(self._batch.waiting),
+            running=len(self._batch.running) - self._batch.aside,
+            waiting=len(self._batch.waiting) + self._batch.aside,
             kv_used_ppm=used * PPM // self._batch.device.blocks,
             preemptions_total=self._batch.preemptions,
             prefix_queries_total=self._batch.prefix_queries,
@@ -320,19 +323,21 @@ class LightEngine:
         for slices, and nothing else may enter."""
         batch, clock = self._batch, self._batch.clock
         batch.begin(self._at_fs)
+        if self._scheduled_fs is None:
+            batch.free_ended()
         preempted = batch.make_room()
         batch.device.take(clock.blocks_needed(1))
         batch.known_fs = self._at_fs if self._scheduled_fs is None else self._scheduled_fs
         chunks = batch.choose_chunks(admit=not preempted)
-        if not chunks and not clock.seqs and batch.known_fs < self._at_fs:
-            batch.known_fs = self._at_fs  # Nothing was scheduled ahead: it is done now.
-            chunks = batch.choose_chunks(admit=not preempted)
+        is_new = batch.free_ended()
+        if not chunks and not clock.seqs:
+            batch.known_fs = self._at_fs  # A step without work takes no time: the next one is scheduled now.
+            chunks = batch.choose_chunks(admit=True)
         if not chunks and not clock.seqs:
             return None
         steps = 1
-        # After a preemption the queue was not looked at, and of who came since nothing is known: the next step may
-        # take them in.
-        if not chunks and not preempted and not (batch.waiting and batch.comes_late(batch.waiting[0])):
+        # Where the queue was not looked at, or not knowing all, the next step may take more in.
+        if not (chunks or preempted or is_new or batch.may_enter_later()):
             steps = min(clock.steps_to_end(), 1 + clock.steps_within(batch.device.room, ahead=1))
         tokens, pairs = clock.seqs, 0
         for job, count in chunks:
@@ -340,7 +345,7 @@ class LightEngine:
             pairs += job.pairs(count)
         first_fs = step_fs(batch.model, tokens=tokens, qk=pairs // 2, context=clock.context, seqs=clock.seqs)
         stride = Stride(self._at_fs, first_fs, decode_grow_fs(batch.model, clock.seqs), steps, chunks)
-        if steps > 1 and batch.loading:
+        if steps > 1 and batch.is_loading:
             stride.steps = min(steps, 1 + stride.done_by(self._wake_fs() - 1))
         return stride
 
@@ -361,6 +366,8 @@ class LightEngine:
         for job in self._leaving:
             self._park(job)
         self._leaving.clear()
+        if not self._batch.running:
+            self._batch.free_ended()
 
     # One request.
 
@@ -390,7 +397,7 @@ class LightEngine:
         # What it held: output tokens are stored one step after they are made, the last one never is.
         kv_tokens = request.prompt_tokens + max(0, job.emitted - 1)
         self._output_tokens += job.emitted
-        self._batch.leave(job, kv_blocks=self._batch.blocks_of(kv_tokens) if job.emitted else self._batch.held(job))
+        self._batch.end(job, stored=kv_tokens, is_known=not self._ahead)
         if job.leaving:
             self._leaving.remove(job)
         if job.gone:

@@ -9,11 +9,14 @@ make its prefill end later than LATE_PPM after what computing all of it would ha
 or is slower than was thought costs a request a twentieth of its prefill, and what is left of the engine's step then.
 What came by then is used.
 
+vLLM's own offloading asks no gate: what it has is loaded, and waited for (`always`).
+
 Example: a prefill of 500 ms, of which 400 ms can be loaded in 25 ms. Nothing comes: after 25 ms it is computed. Half
 came after 15 ms, then nothing: it could have been done 200 ms sooner, so it waits for the rest until 225 ms.
 """
 
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 from events.base import PPM
 from events.engine import StepModel
@@ -27,8 +30,21 @@ from replay.engines.tiers import Tiers, Wish
 LATE_PPM = 50_000
 """How much longer than computing it a prefill may take because something was to be loaded."""
 
+NEVER_FS = 1 << 100
+"""Later than any time."""
+
 HITS_MAX = 65_536
 """Hits that wait to be said; while nobody asks for them, later ones are not counted."""
+
+
+class Found(NamedTuple):
+    """Of a `chain` of slices the first `near` are in DRAM, `far` more in DRAM or SSD; the first `wanted` are to be
+    loaded."""
+
+    chain: Sequence[SliceAt]
+    near: int
+    far: int
+    wanted: int
 
 
 class Load:
@@ -47,10 +63,10 @@ class Load:
 
 class Loads:
     """All requests that wait for slices. `hits` are the slices that they got since that was last taken, by tier;
-    `given_up` counts requests that did not get all."""
+    `given_up` counts requests that did not get all. `always`: what is there is loaded, whatever that takes."""
 
-    def __init__(self, tiers: Tiers, model: StepModel, *, batch_tokens: int) -> None:
-        self._tiers, self._model, self._batch_tokens = tiers, model, batch_tokens
+    def __init__(self, tiers: Tiers, model: StepModel, *, batch_tokens: int, always: bool) -> None:
+        self._tiers, self._model, self._batch_tokens, self._always = tiers, model, batch_tokens, always
         self._loads: dict[Job, Load] = {}
         self.hits: dict[Tier, list[Hashable]] = {Tier.DRAM: [], Tier.SSD: []}
         self.misses = {Tier.DRAM: 0, Tier.SSD: 0}
@@ -67,16 +83,20 @@ class Loads:
         next_fs = self._tiers.links.next_fs()
         return give_up_fs if next_fs is None else min(give_up_fs, next_fs)
 
-    def begin(self, job: Job, held: int, chain: Sequence[SliceAt], *, step_ns: int) -> bool:
-        """Load what `chain` (the slices of its prompt behind the `held` that it has) begins with, as far as that is
-        worth it; False if nothing is. The step that begins now takes `step_ns` with all the others' work: what is
-        loaded is of use when it is over."""
-        near, far = self._found(chain)
+    def found(self, job: Job, held: int, chain: Sequence[SliceAt], *, step_ns: int) -> Found:
+        """How far `chain` (the slices of its prompt behind the `held` that it has) is there, and is worth loading. The
+        step that begins now takes `step_ns` with all the others' work: what is loaded is of use when it is over."""
+        near, far = self._there(chain)
+        count = near + far if self._always else self._worth(job, held, chain, near, far, step_ns)
+        return Found(chain, near, far, count)
+
+    def begin(self, job: Job, held: int, found: Found) -> None:
+        """Load it, if anything is worth that."""
+        chain, near, far, count = found
         self.misses[Tier.DRAM] += len(chain) - near
         self.misses[Tier.SSD] += len(chain) - near - far if self._tiers.ssd is not None else 0
-        count = self._worth(job, held, chain, near, far, step_ns)
         if not count:
-            return False
+            return
         load = Load(job, held, chain[:count], min(near, count), self._tiers.links.now_fs)
         self._loads[job] = load
         self._be_patient(load)
@@ -87,7 +107,6 @@ class Loads:
         for number in range(count):
             if number < len(load.chain):  # It is cut short where one of them cannot even begin.
                 self._bring(load, number)
-        return True
 
     def take_ended(self) -> list[tuple[Job, int]]:
         """Those that wait no longer, each with how many slices it got."""
@@ -117,7 +136,7 @@ class Loads:
 
     # What is worth it.
 
-    def _found(self, chain: Sequence[SliceAt]) -> tuple[int, int]:
+    def _there(self, chain: Sequence[SliceAt]) -> tuple[int, int]:
         """How many of a chain are in DRAM, and how many more in one of the two."""
         dram, ssd = self._tiers.dram, self._tiers.ssd
         near = next((n for n, at in enumerate(chain) if at.key not in dram), len(chain))
@@ -161,6 +180,9 @@ class Loads:
 
     def _be_patient(self, load: Load) -> None:
         """How long it waits, with what it has now."""
+        if self._always:
+            load.give_up_fs = NEVER_FS
+            return
         whole_ns = self._prefill_ns(load.job, load.held)
         saved_ns = whole_ns - self._prefill_ns(load.job, load.held + load.lead)
         load.give_up_fs = load.begun_fs + (saved_ns + whole_ns * LATE_PPM // PPM) * FS_PER_NS

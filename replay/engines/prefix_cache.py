@@ -7,6 +7,10 @@ no earlier: first released, first evicted takes children before their parents by
 That is how it goes until a directive comes. Then the kind of `policies.memory.kinds` that it names ranks what nobody
 holds; hot units go after all others, and kept ones (pinned, or needed by a request that waits) last of all, with the
 units above them. Only units without children can be evicted.
+
+Blocks that no prompt names (the end of a prompt, an answer) are kept as long as units are when they are let go of, as
+in vLLM, which cannot know that nobody will ask for them. Such a rest has no parent, is evicted block by block, and can
+be taken back by the request that left it.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -20,10 +24,13 @@ from replay.engines.changes import Changes
 
 HORIZON_NS = 300_000_000_000
 """Within this time a reuse counts, and over it heat fades, where a directive does not say."""
+REST_FROM_END = 1 << 32
+"""Rests are alike to kinds that learn what comes back, and like nothing else."""
 
 
 class Unit:
-    """One cached unit; `refs` requests hold it. `depth` units stand above it. Let go as number `turn`."""
+    """One cached unit; `refs` requests hold it. `depth` units stand above it. Without a parent it is a rest, or where
+    chains begin. It was let go as number `turn`."""
 
     __slots__ = ("blocks", "children", "depth", "key", "parent", "rank", "refs", "shield", "turn", "use")
 
@@ -58,7 +65,7 @@ class PrefixCache:
         self.before_eviction: Callable[[Unit], None] | None = None
         """Hears of each unit that is about to make room."""
         self.now_ns = 0
-        self.blocks = self.evictable = self.kept = self.evictions = 0
+        self.blocks = self.evictable = self.kept = self.evictions = self._rests = 0
 
     def watch(self, changes: Changes, *, block_bytes: int) -> None:
         """From now on, while it is empty: note what comes and goes, and know units by their keys, which are unique
@@ -137,6 +144,30 @@ class PrefixCache:
             self._shield(unit)
         return unit, True
 
+    def leave(self, blocks: int) -> Unit:
+        """Keep so many blocks that no prompt names. They are evicted before the units that are released next."""
+        self._rests += 1
+        rest = Unit(("rest", self._rests), None, blocks)
+        self._line_up(rest)
+        self.blocks += blocks
+        self.evictable += blocks
+        if self._kind is not None:
+            self._describe(rest)
+            self._let_go(rest, self._kind, from_end=REST_FROM_END, length=1)
+        return rest
+
+    def take_back(self, rest: Unit) -> None:
+        """What is left of a rest that is there belongs to a request again."""
+        del self._released[rest]
+        if self._kind is not None:
+            self._queue.drop(rest)
+        self.blocks -= rest.blocks
+        self.evictable -= rest.blocks
+
+    def has(self, rest: Unit) -> bool:
+        """Whether anything of a rest is there."""
+        return rest in self._released
+
     def adopt(self, parent: Unit, key: Hashable) -> None:
         """A unit that nobody holds yet, under one that is there; it counts as used now, and those above it with it."""
         above: list[tuple[Unit, Shield]] = []
@@ -172,6 +203,9 @@ class PrefixCache:
         while freed < blocks:
             unit = next(iter(self._released)) if self._kind is None else self._queue.pop()
             assert not unit.children, "children are evicted before their parents"
+            if unit.parent is None:
+                freed += self._evict_rest(unit, blocks - freed)
+                continue
             freed += unit.blocks
             self.evictions += 1
             if self.before_eviction is not None:
@@ -180,6 +214,17 @@ class PrefixCache:
         self.blocks -= freed
         self.evictable -= freed
         return freed
+
+    def _evict_rest(self, rest: Unit, blocks: int) -> int:
+        """Evict up to so many blocks of a rest that is out of the queue; how many."""
+        blocks = min(blocks, rest.blocks)
+        rest.blocks -= blocks
+        if not rest.blocks:
+            del self._released[rest]
+        elif self._kind is not None:
+            self._put_late(rest)
+        self._past.floor = max(self._past.floor, rest.rank)
+        return blocks
 
     def direct(self, directive: EngineDirected) -> None:
         """Evict by this from now on; a directive that names no kind lifts those before it. Costs a walk over the ends
@@ -238,7 +283,7 @@ class PrefixCache:
             self._evicted(unit, unit.parent)
 
     def _units(self) -> list[Unit]:
-        units: list[Unit] = []
+        units = [unit for unit in self._released if unit.parent is None]
         stack = list(self._roots.values())
         while stack:
             children = list(stack.pop().children.values())

@@ -11,7 +11,7 @@ from policies.predictors.step_time import FS_PER_NS
 from replay.engines import carrier
 from replay.engines.changes import Changes, named
 from replay.engines.job import Job
-from replay.engines.loads import HITS_MAX, Loads
+from replay.engines.loads import HITS_MAX, Found, Loads
 from replay.engines.tier_cache import SliceAt, TierCache, chain_of
 from replay.engines.tiers import ORDER, Tiers, TierSizes
 from replay.faults import Fate
@@ -55,12 +55,12 @@ class SlowMemory:
     ) -> None:  # fmt: skip
         self._device = device
         self.tiers = Tiers(sizes, cost_ns=cost_ns, now_fs=now_ns * FS_PER_NS, fates=fates, ssd=restarted)
-        self.loads = Loads(self.tiers, model, batch_tokens=batch_tokens)
+        self.loads = Loads(self.tiers, model, batch_tokens=batch_tokens, always=bool(sizes.eviction))
         self._carrier = carrier.Carrier(device.engine_id, self.tiers, device, peers)
         self._device_hits: list[Hashable] = []
         self._totals = dict.fromkeys(ORDER, 0)
         self._is_new = True
-        self._is_lazy = sizes.lazy
+        self._is_lazy, self._has_own = sizes.lazy, bool(sizes.eviction)
         if sizes.lazy:
             device.before_eviction(self.tiers.keep)
 
@@ -74,20 +74,33 @@ class SlowMemory:
 
     # Requests.
 
-    def enter(self, job: Job, *, step_ns: int) -> bool:
-        """A request enters the batch with `job.units` units in device memory; the others' work takes `step_ns` in this
-        step. True: it waits until more is loaded."""
+    def found(self, job: Job, held: int, *, step_ns: int) -> Found | None:
+        """What a request that has `held` units in device memory would load if it entered the batch now, where the
+        others' work takes `step_ns` in this step; None = nothing."""
         keys = job.full_keys()
-        held, length = len(job.units), len(job.request.prefix)
-        if not keys:
-            return False
-        now_ns = self.tiers.now_ns
-        for cache in self.tiers.caches():
-            cache.touch(keys, now_ns, length=length)
+        return self.loads.found(job, held, self._chain(job, held, len(keys)), step_ns=step_ns) if keys else None
+
+    def enter(self, job: Job, found: Found | None) -> None:
+        """A request enters the batch with `job.units` units in device memory, and loads what was found for it."""
+        keys = job.full_keys()
+        if not self._has_own:
+            self._touch(job, 0)
+        job.used_from = min(job.used_from, len(job.units) if found is not None and found.wanted else 0)
         if job.cached < 0 and len(self._device_hits) < HITS_MAX:
-            self._device_hits += keys[:held]
-        chain = self._chain(job, held, len(keys))
-        return bool(chain) and self.loads.begin(job, held, chain, step_ns=step_ns)
+            self._device_hits += keys[: len(job.units)]
+        if found is not None:
+            self.loads.begin(job, len(job.units), found)
+
+    def ended(self, job: Job) -> None:
+        """A request left the engine for good. To vLLM's own offloading it is now that it used its slices: those that it
+        loaded, and those behind."""
+        if self._has_own:
+            self._touch(job, job.used_from)
+
+    def _touch(self, job: Job, first: int) -> None:
+        keys = job.full_keys()[first:]
+        for cache in self.tiers.caches():
+            cache.touch(reversed(keys) if self._has_own else keys, self.tiers.now_ns, length=len(job.request.prefix))
 
     def computed(self, job: Job) -> None:
         """Units of its prompt that are in device memory now are written through."""

@@ -7,7 +7,8 @@ tier alone, so it can come without them. Room is made when a slice begins to com
 Which one goes is decided as in device memory: by the kind of `policies.memory.kinds` that the directive names, hot ones
 after all others; without a directive lru. What a directive keeps (pinned, or needed by a request that waits) makes no
 room for others here, since what cannot be stored can still be computed. Nor does what is being read. A tier with an
-eviction of its own (`Own`), as vLLM's CPU offloading has it, hears no directive.
+eviction of its own (`Own`), as vLLM's CPU offloading has it, hears no directive, and leaves holes: whatever was used
+longest ago goes, others under it or not, of one prompt the last first.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -69,7 +70,7 @@ class TierCache:
 
     def __init__(self, tier: Tier, bytes_max: int, cost_ns: Callable[[int, int], int], own: Own = Own.DIRECTED) -> None:
         self.tier, self.bytes_max, self._own = tier, bytes_max, own
-        self.bytes_used = self.evictions = self.slice_bytes = 0
+        self.bytes_used = self.evictions = self.slice_bytes = self._uses = 0
         self.changes = Changes()
         self._cost_ns = cost_ns
         self._kept: dict[Hashable, Kept] = {}
@@ -248,6 +249,8 @@ class TierCache:
         self._offer(kept)
 
     def _can_go(self, kept: Kept) -> bool:
+        if self._own is not Own.DIRECTED:
+            return not kept.holds
         return not kept.holds and kept.shield is not Shield.KEPT and kept.at.key not in self._under
 
     def _offer(self, kept: Kept) -> None:
@@ -259,7 +262,8 @@ class TierCache:
     def _let_go(self, kept: Kept, now_ns: int) -> None:
         at = kept.at
         reuse.let_go(self._past, kept.use, now_ns, from_end=max(0, at.length - 1 - at.depth), length=at.length)
-        kept.rank = rank_of(self._kind, kept.use, self._past)
+        self._uses += 1
+        kept.rank = rank_of(self._kind, kept.use, self._past) if self._own is Own.DIRECTED else self._uses
 
 
 def chain_of(keys: Sequence[Hashable], first: int, last: int, *, blocks: int, bytes_: int) -> list[SliceAt]:

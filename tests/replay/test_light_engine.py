@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections import deque
 from typing import NamedTuple
 
 import pytest
@@ -17,6 +16,7 @@ from policies.predictors.step_time import FS_PER_NS, step_fs
 from replay.costmodel import PROFILES, STEP_MODELS, registered
 from replay.engines.job import Finished, FirstToken, Outcome, Refused, RefuseReason, SimRequest, Tokens
 from replay.engines.light import LightEngine
+from tests.replay.plain_engine import run_plain
 
 MS = 1_000_000
 STEP = StepModel(
@@ -67,157 +67,6 @@ def finished(outcomes: list[Outcome]) -> dict[str, Finished]:
     return {o.request_id: o for o in outcomes if isinstance(o, Finished)}
 
 
-# The same rules written a second time, one step and one request at a time, with nothing clever.
-
-
-class Plain:
-    """A sequence of the plain engine."""
-
-    def __init__(self, request: SimRequest) -> None:
-        self.request, self.emitted, self.computed, self.target, self.preemptions = request, 0, 0, 0, 0
-        self.cached = -1
-        self.chain: list[tuple[int, ...]] = []
-
-    def decoding(self) -> bool:
-        return self.target > 0 and self.computed >= self.target
-
-
-class PlainEngine:
-    """First come, first served, stepwise. `next_step` does one whole step and says what came out of it."""
-
-    def __init__(
-        self, kv_blocks: int, block_tokens: int, seqs_max: int, batch_tokens: int, step: StepModel = STEP
-    ) -> None:
-        self.step = step
-        self.total, self.bt, self.seqs_max, self.batch = kv_blocks, block_tokens, seqs_max, batch_tokens
-        self.waiting: deque[Plain] = deque()
-        self.running: list[Plain] = []
-        self.cache: dict[tuple[int, ...], int] = {}  # chain -> unit blocks, oldest release first
-        self.at_fs = 0
-
-    def blocks(self, tokens: int) -> int:
-        return -(-tokens // self.bt)
-
-    def need(self, seq: Plain) -> int:
-        r = seq.request
-        if r.kind is RequestKind.EMBEDDING:
-            return min(self.blocks(max(-(-r.prompt_tokens // r.inputs), min(r.prompt_tokens, self.batch))), self.total)
-        # A decoding sequence is about to store the token it made last.
-        return self.blocks(r.prompt_tokens + seq.emitted if seq.decoding() else seq.target)
-
-    def refs(self, chain: tuple[int, ...]) -> int:
-        return sum(chain in seq.chain for seq in self.running)
-
-    def free(self) -> int:
-        """Blocks neither held by a running request nor cached and held."""
-        own = sum(self.need(seq) - len(seq.chain) * self.unit(seq) for seq in self.running)
-        return self.total - own - sum(blocks for chain, blocks in self.cache.items() if self.refs(chain))
-
-    def unit(self, seq: Plain) -> int:
-        return seq.request.unit_tokens // self.bt
-
-    def evict(self) -> None:
-        spare = self.free() - sum(blocks for chain, blocks in self.cache.items() if not self.refs(chain))
-        while spare < 0:
-            chain = next(chain for chain in self.cache if not self.refs(chain))
-            spare += self.cache.pop(chain)
-
-    def leave(self, seq: Plain) -> None:
-        self.running.remove(seq)
-        for chain in reversed(seq.chain):
-            if not self.refs(chain):
-                self.cache[chain] = self.cache.pop(chain)  # to the end of the queue
-        seq.chain, seq.computed, seq.target = [], 0, 0
-
-    def next_step(self) -> list[Outcome]:
-        preempted = False
-        while self.free() < 0:
-            victim = self.running[-1]
-            self.leave(victim)
-            victim.preemptions += 1
-            self.waiting.appendleft(victim)
-            preempted = True
-        self.evict()
-        decodes = [seq for seq in self.running if seq.decoding()]
-        left, chunks = self.batch - len(decodes), []
-        for seq in self.running:
-            if not seq.decoding() and (count := min(left, seq.target - seq.computed)):
-                chunks.append((seq, count))
-                left -= count
-        while self.waiting and left and not preempted and len(self.running) < self.seqs_max:
-            seq = self.waiting[0]
-            if not self.enter(seq):
-                break
-            count = min(left, seq.target - seq.computed)
-            chunks.append((seq, count))
-            left -= count
-        return self.compute(decodes, chunks)
-
-    def enter(self, seq: Plain) -> bool:
-        r = seq.request
-        seq.target = r.prompt_tokens + seq.emitted
-        chain: list[tuple[int, ...]] = []
-        if r.kind is RequestKind.LLM:
-            for count in range(1, min(seq.target - 1, r.prompt_tokens) // r.unit_tokens + 1):
-                if count > len(r.prefix) or r.prefix[:count] not in self.cache:
-                    break
-                chain.append(r.prefix[:count])
-        seq.chain, seq.computed = chain, len(chain) * r.unit_tokens
-        self.running.append(seq)
-        if self.free() < 0:
-            self.running.remove(seq)
-            seq.chain, seq.computed, seq.target = [], 0, 0
-            return False
-        self.waiting.popleft()
-        self.evict()
-        seq.cached = seq.computed if seq.cached < 0 else seq.cached
-        return True
-
-    def compute(self, decodes: list[Plain], chunks: list[tuple[Plain, int]]) -> list[Outcome]:
-        pairs = 0
-        for seq, count in chunks:
-            r = seq.request
-            if r.kind is RequestKind.EMBEDDING:
-                pairs += count * (r.prompt_tokens // r.inputs)
-            else:
-                pairs += (seq.computed + count) ** 2 - seq.computed**2
-        context = sum(seq.request.prompt_tokens + seq.emitted for seq in decodes)
-        tokens = len(decodes) + sum(count for _, count in chunks)
-        self.at_fs += step_fs(self.step, tokens=tokens, qk=pairs // 2, context=context, seqs=len(decodes))
-        at_ns, out = -(-self.at_fs // FS_PER_NS), list[Outcome]()
-        for seq in decodes:
-            seq.emitted += 1
-        for seq in [s for s in decodes if s.emitted == s.request.output_tokens]:
-            out.append(self.finish(seq, at_ns))
-        for seq, count in chunks:
-            seq.computed += count
-            self.store(seq)
-            if not seq.decoding():
-                continue
-            if seq.request.kind is RequestKind.LLM:
-                seq.emitted += 1
-                if seq.emitted == 1:
-                    out.append(FirstToken(seq.request.request_id, at_ns))
-            if seq.emitted == seq.request.output_tokens:
-                out.append(self.finish(seq, at_ns))
-        return out
-
-    def store(self, seq: Plain) -> None:
-        r = seq.request
-        if r.kind is RequestKind.EMBEDDING:
-            return
-        full = min(seq.computed, r.prompt_tokens) // r.unit_tokens
-        for count in range(len(seq.chain) + 1, min(full, len(r.prefix)) + 1):
-            seq.chain.append(r.prefix[:count])
-            self.cache.setdefault(r.prefix[:count], self.unit(seq))
-
-    def finish(self, seq: Plain, at_ns: int) -> Finished:
-        r = seq.request
-        kv_tokens = r.prompt_tokens + max(0, seq.emitted - 1)
-        self.leave(seq)
-        return Finished(r.request_id, at_ns, seq.emitted, max(0, seq.cached), seq.preemptions, kv_tokens)
-
-
 class Load(NamedTuple):
     """One generated request and when it comes (ns)."""
 
@@ -250,18 +99,6 @@ def requests(loads: list[Load]) -> list[tuple[int, SimRequest]]:
             out.append((load.at_ns, embedding(f"r{n}", max(load.prompt, load.inputs), load.inputs)))
         else:
             out.append((load.at_ns, llm(f"r{n}", load.prompt, load.output, units)))
-    return out
-
-
-def run_plain(work: list[tuple[int, SimRequest]], step: StepModel, **shape: int) -> list[Outcome]:
-    one, out, todo = PlainEngine(**shape, step=step), list[Outcome](), deque(work)
-    while todo or one.waiting or one.running:
-        if not one.waiting and not one.running:
-            one.at_fs = max(one.at_fs, todo[0][0] * FS_PER_NS)
-        while todo and todo[0][0] * FS_PER_NS <= one.at_fs:
-            one.waiting.append(Plain(todo.popleft()[1]))
-        if one.waiting or one.running:
-            out += one.next_step()
     return out
 
 
