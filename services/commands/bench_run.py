@@ -141,17 +141,18 @@ def _keep(report: "Report", folder: Path) -> None:
 def planned(wanted: Wanted) -> "Plan":
     """The suite, narrowed to what was asked for. Raises ConfigError for names and numbers that are not there."""
     from replay.bench.memory.plan import SUITES as PLANS
+    from replay.bench.memory.report import EngineModel
     from replay.bench.memory.sweeps import Sweep, swept
     from replay.bench.memory.workloads import WORKLOADS, trace_of
 
     plan = PLANS[wanted.suite]
     if wanted.sweep is not None:
         plan = swept(plan, Sweep(wanted.sweep))
-    stages = [_narrowed(stage, wanted, plan) for stage in plan.stages]
+    stages = [one for stage in plan.stages if (one := _narrowed(stage, wanted, plan)).workloads]
     folder = wanted.traces or (TRACES_BESIDE if TRACES_BESIDE.is_dir() else None)
     traces = {name: trace_of(workload, folder) for name, workload in WORKLOADS.items()}
     if wanted.light_only:
-        stages = stages[:1]
+        stages = [stage for stage in stages if stage.engine is EngineModel.LIGHT]
     return replace(plan, stages=tuple(stages), traces=traces)
 
 
@@ -163,7 +164,8 @@ def _narrowed(stage: "Stage", wanted: Wanted, plan: "Plan") -> "Stage":
     if wanted.systems is not None:
         changes["systems"] = chosen("--systems", wanted.systems, list(plan.systems))
     if wanted.workloads is not None:
-        changes["workloads"] = chosen("--workloads", wanted.workloads, list(WORKLOADS))
+        names = chosen("--workloads", wanted.workloads, list(WORKLOADS))
+        changes["workloads"] = tuple(name for name in names if plan.is_for(stage, name))
     if wanted.loads is not None:
         changes["loads"] = loads_of(wanted.loads)
     if wanted.seeds is not None:

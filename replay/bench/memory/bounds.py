@@ -1,5 +1,6 @@
-"""How much of a workload's prompts could have been cached: with unlimited KV, by Belady's rule, by LRU; see
-`replay.belady`. One cache of the size of all engines' memory and tiers, which holds nothing for requests that run."""
+"""How much of a workload's prompts could have been cached: with unlimited KV, by Belady's rule, by LRU, by the best of
+our kinds of eviction; see `replay.belady`. One cache of the size of all engines' memory and tiers, which holds nothing
+for requests that run. Belady's rule knows the future: the best of the kinds is what a rule without it has there."""
 
 from collections.abc import Iterable
 
@@ -20,6 +21,11 @@ def lru(dram_ppm: int) -> str:
     return f"lru_dram_{dram_ppm}"
 
 
+def online(dram_ppm: int) -> str:
+    """The name of what the best of our kinds of eviction has with such a tier, in one cache."""
+    return f"best_kind_dram_{dram_ppm}"
+
+
 def described(offer: Offer, knee: Knee | None, shipped_knee: Knee | None, tiers_ppm: Iterable[int]) -> WorkloadInfo:
     """What an offer is, with the bounds for tiers of these parts of the workload's unique KV bytes."""
     workload, offered = WORKLOADS[offer.workload], arrivals(offer)
@@ -31,8 +37,9 @@ def described(offer: Offer, knee: Knee | None, shipped_knee: Knee | None, tiers_
     for ppm in tiers_ppm:
         size = device + unique * ppm // PPM
         best = ideal_hits(offered, capacity_bytes=size, token_bytes=token_bytes)
-        usual = kind_hits(offered, EvictionKind.LRU, capacity_bytes=size, token_bytes=token_bytes)
-        bounds[belady(ppm)], bounds[lru(ppm)] = best.share_ppm / PPM, usual.share_ppm / PPM
+        hits = {kind: kind_hits(offered, kind, capacity_bytes=size, token_bytes=token_bytes) for kind in EvictionKind}
+        bounds[belady(ppm)], bounds[lru(ppm)] = best.share_ppm / PPM, hits[EvictionKind.LRU].share_ppm / PPM
+        bounds[online(ppm)] = max(one.share_ppm for one in hits.values()) / PPM
     return WorkloadInfo(
         name=offer.workload, source=workload.title if offer.trace or not workload.file else "drawn",
         requests=len(offered), seconds=float(offer.seconds), engines=offer.engines, closed_loop=workload.closed_loop,

@@ -3,6 +3,10 @@
 A ratio of goodput cannot be more than what is offered over what the other one serves in time ("the offer"), nor is it
 likely to be more than what our policy has with unlimited KV that all engines share ("unlimited KV"): where a goal is
 missed, the smaller of the two says what stops it. Percentiles are infinite where more than the rest has no answer.
+
+Every goal has a bound that was computed, where it can be missed; one whose bound misses the limit too is out of reach.
+Fluctuation is asked for at constant offered load: it is that of the steady workloads, which have no other goals, and
+what it has with unlimited KV is the offer's own.
 """
 
 import math
@@ -11,7 +15,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from replay.bench.memory.bounds import belady, lru, reach
+from replay.bench.memory.bounds import belady, lru, online, reach
 from replay.bench.memory.report import Cell, EngineModel, Goal, WorkloadInfo
 from replay.bench.memory.systems import (
     CAREFUL,
@@ -42,12 +46,21 @@ GAP_MIN: Final = 0.01
 LATENCY_SHARE, LATENCY_ABOVE = 0.8, 1.02
 REUSE_SHARE: Final = 0.6
 THROUGHPUT_FLUCTUATION, OCCUPANCY_FLUCTUATION = 0.15, 0.10
+COLLAPSED_BELOW: Final = 0.5
+"""A window of 10 s with less than this part of the mean is a collapse."""
+UNBROKEN_SHARE: Final = 1.0
+STEADY: Final = "_steady"
+"""Ends the name of a workload whose offer does not change."""
 COST_SHARE: Final = 0.7
+COST_LOADS: Final = (1.0, 1.2)
 NEVER: Final = 1e9
 """Stands for an infinite ratio: ours has no answer where the other one has."""
 AT_SHIPPED_KNEE: Final = f"at the knee of {SHIPPED}"
 AT_EDGE: Final = "knee at the edge of what was tried"
-THE_OFFER, UNLIMITED_KV, BELADY, IDEAL = "the offer", "unlimited KV", "Belady", "the workload's own repeats"
+THE_OFFER, UNLIMITED_KV, IDEAL = "the offer", "unlimited KV", "the workload's own repeats"
+BELADY: Final = "Belady"
+ONLINE: Final = "no foresight: the best kind of eviction in one cache"
+COMPUTE: Final = "compute: unlimited KV has no less"
 STEP_MODEL: Final = "the step model at full steps"
 
 Pick = Callable[[Cell], float | int | None]
@@ -101,6 +114,9 @@ def _doubted(goal: Goal, info: WorkloadInfo) -> Goal:
 
 
 def _of(found: _Found) -> Iterator[Goal]:
+    if found.info.name.endswith(STEADY):
+        yield from _steady_throughput(found) if _is_coding(found) else _steady_occupancy(found)
+        return
     yield _least_ratio(found, SHIPPED, SHIPPED_RATIO_CODING if _is_coding(found) else SHIPPED_RATIO, KNEE)
     for load, ratio in CAREFUL_RATIOS if not _is_coding(found) else ():
         yield _ratio_at(found, CAREFUL, load, ratio)
@@ -115,8 +131,6 @@ def _of(found: _Found) -> Iterator[Goal]:
     if found.engine is EngineModel.LIGHT:  # Of other engines neither that knee nor what was offered is the same.
         yield from _latencies(found)
         yield from _reuse(found)
-    if _is_coding(found):
-        yield from _steady(found)
     if "mixed" in found.info.name or "embedding" in found.info.name:
         yield from _mixed(found)
 
@@ -173,7 +187,8 @@ def _own_peak(found: _Found) -> Goal:
     if last is None or peak is None or not peak.goodput_per_s:
         return found.goal(name, OWN_PEAK_SHARE, None)
     value = last.goodput_per_s / peak.goodput_per_s
-    return found.goal(name, OWN_PEAK_SHARE, value, where=f"peak at {peak.load:g}")
+    most = last.offered_per_s / peak.goodput_per_s
+    return found.goal(name, OWN_PEAK_SHARE, value, where=f"peak at {peak.load:g}", bound=most, bound_by=THE_OFFER)
 
 
 def _classes(found: _Found) -> Goal:
@@ -185,7 +200,12 @@ def _classes(found: _Found) -> Goal:
     worst = min(shares, key=lambda load: shares[load], default=None)
     if worst is None:
         return found.goal(name, CLASS_SHARE, None)
-    return found.goal(name, CLASS_SHARE, shares[worst], where=f"at {worst:g}")
+    value, own, free = shares[worst], found.cell(OURS, worst), found.cell(OURS_UNLIMITED, worst)
+    if free is not None and free.worst_class_share is not None and free.worst_class_share > value:
+        bound = {"bound": free.worst_class_share, "bound_by": UNLIMITED_KV}
+    else:  # All of that class in time, and the others as they are.
+        bound = {"bound": 1 / own.attainment, "bound_by": THE_OFFER} if own is not None and own.attainment else {}
+    return found.goal(name, CLASS_SHARE, value, where=f"at {worst:g}", **bound)
 
 
 def _gaps(found: _Found, suffix: str) -> Iterator[Goal]:
@@ -205,7 +225,7 @@ def _gaps(found: _Found, suffix: str) -> Iterator[Goal]:
             continue
         value = (own.goodput_per_s - careful.goodput_per_s) / gap
         said = f"gap {gap:.2f}/s of {careful.goodput_per_s:.2f}/s, to {bound.system}"
-        yield found.goal(name, GAP_SHARE, value, where=said)
+        yield found.goal(name, GAP_SHARE, value, where=said, bound=max(1.0, value), bound_by=UNLIMITED_KV)
 
 
 # Latency.
@@ -227,12 +247,13 @@ def _latencies(found: _Found) -> Iterator[Goal]:
                 continue
             value = over(pick(own), pick(beside))
             least = _least_with_unlimited(found, load, pick, beside)
-            if least is None or value is None or value < least:
-                least = None  # What ours is below is no bound.
-            yield found.goal(
-                f"{what} / {other}, {AT_SHIPPED_KNEE}", limit, value, at_most=True, where=f"at {load:g}",
-                bound=least, bound_by=UNLIMITED_KV if least is not None else "",
-            )  # fmt: skip
+            where, bound = f"at {load:g}", dict[str, object]()
+            if least is not None and value is not None:
+                gap = value - least
+                where += f"; gap to unlimited KV {gap:+.3f}" if abs(gap) < NEVER / 2 else ""
+                # What ours is below is no bound of it: then memory is not what stops it.
+                bound = {"bound": least, "bound_by": UNLIMITED_KV} if gap >= 0 else {"bound_by": COMPUTE}
+            yield found.goal(f"{what} / {other}, {AT_SHIPPED_KNEE}", limit, value, at_most=True, where=where, **bound)
 
 
 def _least_with_unlimited(found: _Found, load: float, pick: Pick, beside: Cell) -> float | None:
@@ -260,8 +281,7 @@ def over(value: float | None, other: float | None) -> float | None:
 
 
 def _reuse(found: _Found) -> Iterator[Goal]:
-    """Tokens that were not computed again, at the knee: all of them, and the way to Belady's rule: from LRU in one
-    cache, as that rule is counted, and from the careful baseline, which has as many caches as ours."""
+    """Tokens that were not computed again, at the knee: all of them, and the way to Belady's rule."""
     info, own = found.info, found.cell(OURS, KNEE)
     if own is not None and _is_coding(found):
         yield found.goal(
@@ -269,50 +289,110 @@ def _reuse(found: _Found) -> Iterator[Goal]:
         )
     for suffix, ppm in (("", DRAM_PPM), (SMALL, DRAM_SMALL_PPM)):
         ours, careful = found.cell(OURS + suffix, KNEE), found.cell(CAREFUL + suffix, KNEE)
-        if ours is None or careful is None or belady(ppm) not in info.hit_bounds:
-            continue
-        bound = info.hit_bounds[belady(ppm)]
-        said = (
-            f"ideal {info.ideal_hit_share:.3f}, Belady {bound:.3f}, LRU in one cache {info.hit_bounds[lru(ppm)]:.3f}, "
-            f"careful {careful.hit_share:.3f}, ours {ours.hit_share:.3f}"
-        )
-        for whose, base in (
-            ("LRU's hits in one cache", info.hit_bounds[lru(ppm)]),
-            ("the careful baseline's hits", careful.hit_share),
-        ):
-            name, value = (
-                f"gap from {whose} to Belady closed, DRAM {ppm // 10_000} %",
-                reach(info, ours.hit_share, base, ppm),
-            )
-            yield found.goal(name, GAP_SHARE, value, where=said, bound=1.0, bound_by=BELADY)
+        if ours is not None and careful is not None and belady(ppm) in info.hit_bounds:
+            yield from _ways_to_belady(found, ours.hit_share, careful.hit_share, ppm)
 
 
-def _steady(found: _Found) -> Iterator[Goal]:
-    """Long contexts: even throughput, and no less than the careful baseline's."""
+def _ways_to_belady(found: _Found, ours: float, careful: float, ppm: int) -> Iterator[Goal]:
+    """From LRU in one cache, as that rule is counted, and from the careful baseline's hits: it evicts by LRU (or ARC)
+    in as many caches as there are engines, by its own routing, as ours does. How far one can come without foresight is
+    what the best of our kinds of eviction has in one cache of all memory."""
+    info = found.info
+    best, usual, kind = (info.hit_bounds.get(name(ppm), 0.0) for name in (belady, lru, online))
+    said = (
+        f"ideal {info.ideal_hit_share:.3f}, Belady {best:.3f}, best kind of eviction in one cache {kind:.3f}, "
+        f"LRU in one cache {usual:.3f}, careful {careful:.3f}, ours {ours:.3f}"
+    )
+    for whose, base in (("LRU's hits in one cache", usual), ("the careful baseline's hits", careful)):
+        value, without_foresight = reach(info, ours, base, ppm), reach(info, kind, base, ppm)
+        bound: dict[str, object] = {"bound": 1.0, "bound_by": BELADY}
+        if value is not None and without_foresight is not None and without_foresight >= value:
+            bound = {"bound": without_foresight, "bound_by": ONLINE}
+        name = f"gap from {whose} to Belady closed, DRAM {ppm // 10_000} %"
+        yield found.goal(name, GAP_SHARE, value, where=said, **bound)
+
+
+# At constant offered load.
+
+
+def _steady_throughput(found: _Found) -> Iterator[Goal]:
+    """Long contexts: even, without preemptions or collapse, and no less than the careful baseline's. What fluctuates
+    is output as it is produced; that with the prompts that are computed stands beside it."""
+    own, careful = found.cell(OURS, KNEE), found.cell(CAREFUL, KNEE)
+    computed = own.throughput_fluctuation if own is not None else None
+    yield from _at_knee(
+        found, "throughput fluctuation", THROUGHPUT_FLUCTUATION, lambda cell: cell.output_fluctuation, at_most=True,
+        said=f"; with computed prompts {computed:.3f}" if computed is not None else "",
+    )  # fmt: skip
+    yield from _at_knee(found, "throughput, least window / mean", COLLAPSED_BELOW, lambda cell: cell.output_least)
+    yield from _at_knee(
+        found, "requests that were neither preempted nor out of memory", UNBROKEN_SHARE,
+        lambda cell: cell.unbroken_share,
+    )  # fmt: skip
+    if careful is not None and (least := careful.throughput_tokens_per_s):
+        yield from _at_knee(found, f"throughput / {CAREFUL}", 1.0, lambda cell: cell.throughput_tokens_per_s / least)
+
+
+def _steady_occupancy(found: _Found) -> Iterator[Goal]:
+    yield from _at_knee(
+        found, "occupancy fluctuation", OCCUPANCY_FLUCTUATION, lambda cell: cell.occupancy_fluctuation, at_most=True
+    )
+
+
+def _at_knee(
+    found: _Found, name: str, limit: float, pick: Callable[[Cell], float | None], *, at_most: bool = False,
+    said: str = "",
+) -> Iterator[Goal]:  # fmt: skip
+    """A quantity of ours, beside the careful baseline's. Its bound is what unlimited KV has, under the better of the
+    two policies that were run with it; where ours is better still, memory is not what stops it."""
     own, careful = found.cell(OURS, KNEE), found.cell(CAREFUL, KNEE)
     if own is None:
         return
-    yield found.goal(
-        f"throughput fluctuation at {KNEE:g}", THROUGHPUT_FLUCTUATION, own.throughput_fluctuation, at_most=True,
-        where=f"careful {careful.throughput_fluctuation:.3f}" if careful and careful.throughput_fluctuation else "",
-    )  # fmt: skip
-    if careful is not None and careful.throughput_tokens_per_s:
-        ratio = own.throughput_tokens_per_s / careful.throughput_tokens_per_s
-        yield found.goal(f"throughput / {CAREFUL} at {KNEE:g}", 1.0, ratio)
+    value, beside = pick(own), pick(careful) if careful is not None else None
+    free = [cell for name in (UNLIMITED, OURS_UNLIMITED) if (cell := found.cell(name, KNEE)) is not None]
+    known = [one for cell in free if (one := pick(cell)) is not None]
+    words, bound = [f"{CAREFUL} {beside:.3f}"] if beside is not None else [], dict[str, object]()
+    if known and value is not None:
+        best = (min if at_most else max)(known)
+        words.append(f"{UNLIMITED_KV} {best:.3f}")
+        is_past = value < best if at_most else value > best
+        bound = {"bound_by": COMPUTE} if is_past else {"bound": best, "bound_by": UNLIMITED_KV}
+    where = ", ".join(words) + said
+    yield found.goal(f"{name} at {KNEE:g}", limit, value, at_most=at_most, where=where, **bound)
 
 
 def _mixed(found: _Found) -> Iterator[Goal]:
-    own, shipped = found.cell(OURS, KNEE), found.cell(SHIPPED, KNEE)
-    if own is None:
-        return
-    yield found.goal(
-        f"occupancy fluctuation at {KNEE:g}", OCCUPANCY_FLUCTUATION, own.occupancy_fluctuation, at_most=True
-    )
-    if own.flops_used is not None:
+    own = found.cell(OURS, KNEE)
+    if own is not None and own.flops_used is not None:
         yield found.goal(
             f"model-FLOPs utilisation at {KNEE:g} (printed)", 0.0, own.flops_used, bound=own.flops_bound,
             bound_by=STEP_MODEL,
         )  # fmt: skip
-    if shipped is not None and own.device_hours_per_million and shipped.device_hours_per_million:
-        ratio = own.device_hours_per_million / shipped.device_hours_per_million
-        yield found.goal(f"device hours per SLO-met token / {SHIPPED} at {KNEE:g}", COST_SHARE, ratio, at_most=True)
+    for load in COST_LOADS:
+        yield from _cost(found, load, load, f"at {load:g}")
+    own_best, shipped_best = (_cheapest(found, name) for name in (OURS, SHIPPED))
+    if own_best is not None and shipped_best is not None:
+        yield from _cost(found, own_best, shipped_best, "each at its own best load")
+
+
+def _cheapest(found: _Found, system: str) -> float | None:
+    """The load at which a system needs the fewest devices for what it serves in time."""
+    costs = {
+        load: cell.device_hours_per_million for load in found.loads(system)
+        if (cell := found.cell(system, load)) is not None and cell.device_hours_per_million is not None
+    }  # fmt: skip
+    return min(costs, key=lambda load: costs[load], default=None)
+
+
+def _cost(found: _Found, load: float, shipped_load: float, said: str) -> Iterator[Goal]:
+    """Device hours per SLO-met token beside vLLM as shipped. Where everything that is offered at that load were served
+    in time, it would be as much less as ours serves less than that."""
+    own, shipped = found.cell(OURS, load), found.cell(SHIPPED, shipped_load)
+    if own is None or shipped is None or not own.device_hours_per_million or not shipped.device_hours_per_million:
+        return
+    ratio = own.device_hours_per_million / shipped.device_hours_per_million
+    where = "" if load == shipped_load else f"ours at {load:g}, {SHIPPED} at {shipped_load:g}"
+    yield found.goal(
+        f"device hours per SLO-met token / {SHIPPED}, {said}", COST_SHARE, ratio, at_most=True, where=where,
+        bound=ratio * own.attainment, bound_by=THE_OFFER,
+    )  # fmt: skip

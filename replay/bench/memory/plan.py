@@ -2,9 +2,9 @@
 
 - smoke: is everything in its place? A look at three workloads on two engines, in less than a minute.
 - standard: the workloads and systems that the goals speak of, 30 virtual minutes on 8 light engines (those with the
-  most requests a second less: `conversation` 10, `synthetic` and `mixed` 4), and 5 virtual minutes on 2 engines with
-  vLLM's scheduler. One seed a load, a smaller grid, and systems only at loads where a goal needs them: half an hour on
-  two cores.
+  most requests a second less: `conversation` 10, `synthetic` and `mixed` 4), steady workloads at their knee, and 5
+  virtual minutes on 2 engines with vLLM's scheduler. One seed a load, a smaller grid, and systems only at loads where a
+  goal needs them: half an hour on two cores.
 - full: all systems, workloads and judging seeds. Hours.
 
 Choices (the point of the grid, lru or arc) are made with tuning seeds, results are those of judging seeds.
@@ -36,6 +36,10 @@ KNEE_LOAD: Final = 1.0
 MAIN: Final = (SHIPPED, CAREFUL, RIVAL, OURS, UNLIMITED)
 TWINS: Final = (CAREFUL + SMALL, OURS + SMALL)
 """Those with the smaller tier, which are held against the bound."""
+STEADY: Final = (CAREFUL, OURS, UNLIMITED)
+"""Those that are compared where the offer does not change: what the bound has of unevenness, the offer has."""
+STEADY_FORMS: Final = {"coding_steady": "coding", "mixed_steady": "mixed"}
+"""Steady workloads, and those that they are made of."""
 UP_TO_KNEE: Final = tuple(load for load in LOADS if load <= KNEE_LOAD)
 FROM_KNEE: Final = tuple(load for load in LOADS if load >= KNEE_LOAD)
 
@@ -95,6 +99,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     engines bear more each, and every step of the search costs the more there."""
     knee_steps: tuple[int, ...] = ()
     """Only these steps of the search for a knee (none = as far as it goes): a look, not a result."""
+    forms: Mapping[str, str] = msgspec.field(default_factory=lambda: dict(STEADY_FORMS))
+    """Workloads that run at the points of the grid, and with lru or arc, that were chosen on another one, by name,
+    where that is in the plan. Their knees are their own, looked for on `forms_engines`."""
+    forms_engines: int = 4
     shipped_knee: bool = True
     """Whether the knee of vLLM as shipped is looked for too: the load at which percentiles are compared with it."""
 
@@ -102,6 +110,32 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def workloads(self) -> tuple[str, ...]:
         """All of them, in order, once each."""
         return tuple(dict.fromkeys(name for stage in self.stages for name in stage.workloads))
+
+    @property
+    def chosen_on(self) -> dict[str, str]:
+        """The workload whose choices each takes: most their own."""
+        names = self.workloads
+        return {name: other if (other := self.forms.get(name, name)) in names else name for name in names}
+
+    @property
+    def choosing(self) -> tuple[str, ...]:
+        """The workloads that choices are made on."""
+        return tuple(dict.fromkeys(self.chosen_on.values()))
+
+    @property
+    def taking(self) -> tuple[str, ...]:
+        """Those that take the choices of another one."""
+        return tuple(name for name, other in self.chosen_on.items() if name != other)
+
+    def is_for(self, stage: Stage, workload: str) -> bool:
+        """Whether a workload that is asked for belongs on this stage: steady ones on a stage of theirs, where there is
+        one, and the others on the others."""
+        steady = [one for one in self.stages if set(one.workloads) <= self.forms.keys()]
+        return not steady or (stage in steady) is (workload in self.forms)
+
+    def stage_of(self, workload: str) -> Stage:
+        """The stage whose knee the loads of a workload are multiples of: the first that has it."""
+        return next(stage for stage in self.stages if workload in stage.workloads)
 
     @property
     def light(self) -> Stage:
@@ -135,12 +169,19 @@ STANDARD: Final = Plan(
             loads=LOADS, seeds=SEEDS[:1],
         ),
         Stage(
+            engine=EngineModel.LIGHT, engines=8, seconds=1_800, workloads=tuple(STEADY_FORMS), systems=STEADY,
+            shorter={"mixed_steady": 480}, loads=(KNEE_LOAD,), seeds=SEEDS[:1],
+        ),
+        Stage(
             engine=EngineModel.VLLM_SCHEDULER, engines=2, seconds=300, workloads=("conversation", "mixed"),
             systems=(SHIPPED, CAREFUL, RIVAL, OURS), only_at={SHIPPED: (1.2,)}, loads=(1.0, 1.2), seeds=SEEDS[:1],
         ),
     ),
     tuning=Tuning(tokens=(1_024, 2_048, 8_192), seqs=(64, 256), engines=2),
-    large_guesses={"conversation": 1.2, "synthetic": 3.7, "coding": 0.65, "mixed": 0.9},
+    large_guesses={
+        "conversation": 1.2, "synthetic": 3.7, "coding": 0.65, "mixed": 0.9, "coding_steady": 1.35,
+        "mixed_steady": 0.83,
+    },
 )  # fmt: skip
 FULL: Final = Plan(
     suite="full",
@@ -149,6 +190,10 @@ FULL: Final = Plan(
             engine=EngineModel.LIGHT, engines=8, seconds=1_800, workloads=(*_WORKLOADS, "conversation_embedding"),
             systems=(*(name for name in SYSTEMS if name not in ("careful_lru", "careful_arc")),), loads=LOADS,
             seeds=SEEDS,
+        ),
+        Stage(
+            engine=EngineModel.LIGHT, engines=8, seconds=1_800, workloads=tuple(STEADY_FORMS),
+            systems=(*STEADY, SHIPPED, RIVAL, OURS_UNLIMITED), loads=FROM_KNEE, seeds=SEEDS[:3],
         ),
         Stage(
             engine=EngineModel.VLLM_SCHEDULER, engines=2, seconds=300, workloads=_WORKLOADS,
@@ -176,18 +221,25 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
 
 def phases(plan: Plan) -> list[Phase]:
     """The parts of a suite, in the order in which they run."""
-    tuning, first, workloads = plan.tuning, plan.light, len(plan.workloads)
+    tuning, first, names = plan.tuning, plan.light, plan.choosing
     steps = len(plan.knee_steps) or KNEE_RUNS
     points = len(tuning.tokens) * len(tuning.seqs)
     kinds = len(tuned_systems(plan)) + len(tuning.evictions) - 1  # The careful baseline is tried with each.
-    short = len(tuning.seeds) * workloads
-    small = tuning.engines * sum(tuning.longer.get(name, tuning.seconds) for name in plan.workloads) // workloads
-    large = first.engines * sum(map(first.seconds_of, plan.workloads)) // workloads
-    searches = (2 if plan.shipped_knee else 1) * steps * workloads * len(first.seeds)
+    short = len(tuning.seeds) * len(names)
+    small = tuning.engines * sum(tuning.longer.get(name, tuning.seconds) for name in names) // len(names)
+    large = first.engines * sum(map(first.seconds_of, names)) // len(names)
+    searches = (2 if plan.shipped_knee else 1) * steps * len(names) * len(first.seeds)
     return [
         _phase("knee, short", EngineModel.LIGHT, short * steps, (KNEE_LOAD,), small),
         _phase("grid", EngineModel.LIGHT, short * points * kinds, tuning.loads, small),
         _phase("knees", EngineModel.LIGHT, searches, (KNEE_LOAD,), large),
+        *(
+            _phase(
+                f"knee of {name}", EngineModel.LIGHT, steps * len(plan.stage_of(name).seeds), (KNEE_LOAD,),
+                plan.forms_engines * plan.stage_of(name).seconds_of(name),
+            )
+            for name in plan.taking
+        ),
         *(_stage_phase(stage) for stage in plan.stages),
     ]  # fmt: skip
 

@@ -112,12 +112,13 @@ def _labelled(result: RunResult, load: float) -> RunResult:
 
 
 def _described(plan: Plan, workload: str, one: Tuned) -> WorkloadInfo:
-    stage = plan.light
+    stage = plan.stage_of(workload)
     offer = Offer(
         workload=workload, seed=stage.seeds[0], scale=round(KNEE_LOAD * one.knee.scale, 6),
         seconds=stage.seconds_of(workload), engines=stage.engines, trace=plan.traces.get(workload, ""),
     )  # fmt: skip
-    info = described(offer, one.knee, one.shipped_knee, (DRAM_PPM, DRAM_SMALL_PPM))
+    tiers_ppm = () if workload in plan.taking else (DRAM_PPM, DRAM_SMALL_PPM)
+    info = described(offer, one.knee, one.shipped_knee, tiers_ppm)
     return replace(info, other_knees=one.other_knees)
 
 

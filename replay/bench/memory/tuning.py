@@ -6,8 +6,9 @@
    the same tier, and it is what they go through the grid with.
 3. The knee that loads are multiples of: the careful baseline at its best, on the engines, window and seeds on which
    all are judged. And the knee of vLLM as shipped, at its best, the same way.
-4. The knee for every other stage: on as many engines and for as long as there, but on light ones, which are cheap.
-   (A knee on two engines and five minutes is not that on eight and thirty.)
+   A steady workload takes the choices of the one that it is made of, and has a knee of its own.
+4. The knee for every other kind of engine: on as many and for as long as there, but on light ones, which are cheap. (A
+   knee on two engines and five minutes is not that on eight and thirty.)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -47,10 +48,10 @@ def tuned(plan: Plan, runs: Runs) -> dict[str, Tuned]:
     """All of it, by workload."""
     tuning = plan.tuning
     small = Stage(
-        engine=EngineModel.LIGHT, engines=tuning.engines, seconds=tuning.seconds, workloads=plan.workloads, systems=(),
+        engine=EngineModel.LIGHT, engines=tuning.engines, seconds=tuning.seconds, workloads=plan.choosing, systems=(),
         loads=tuning.loads, seeds=tuning.seeds, shorter=tuning.longer,
     )  # fmt: skip
-    guesses = {name: plan.guesses.get(name, WORKLOADS[name].guess) for name in plan.workloads}
+    guesses = {name: plan.guesses.get(name, WORKLOADS[name].guess) for name in plan.choosing}
     careful = with_eviction(plan.systems[CAREFUL], LRU)
     first = searched(
         runs, guesses, plan.knee_steps,
@@ -65,12 +66,29 @@ def tuned(plan: Plan, runs: Runs) -> dict[str, Tuned]:
     if plan.shipped_knee:
         for name, knee in searched(runs, large, plan.knee_steps, _at(plan, plan.light, found, SHIPPED)).items():
             found[name].shipped_knee = knee
+    _take_choices(plan, runs, found)
     for stage in plan.stages[1:]:
+        if stage.engine is EngineModel.LIGHT:
+            continue
         as_light = replace(stage, engine=EngineModel.LIGHT)
         guesses = {name: scales[name] for name in stage.workloads if runs.can(stage.engine)}
         for name, knee in searched(runs, guesses, plan.knee_steps, _at(plan, as_light, found, CAREFUL)).items():
             found[name].other_knees[stage.engine.value] = knee
     return found
+
+
+def _take_choices(plan: Plan, runs: Runs, found: dict[str, Tuned]) -> None:
+    """What was chosen on another workload, for those that take it, each with a knee of its own."""
+    for name in plan.taking:
+        found[name] = replace(found[plan.chosen_on[name]], shipped_knee=None, other_knees={}, tried={})
+    tasks = {
+        name: _at(plan, replace(plan.stage_of(name), engines=plan.forms_engines), found, CAREFUL)
+        for name in plan.taking
+    }
+    guesses = {name: plan.large_guesses.get(name, WORKLOADS[name].guess) for name in plan.taking}
+    knees = searched(runs, guesses, plan.knee_steps, lambda name, scale: tasks[name](name, scale))
+    for name, knee in knees.items():
+        found[name].knee = knee
 
 
 def tasks_of(plan: Plan, stage: Stage, workload: str, system: System, point: Point, scale: float) -> list[MemoryTask]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import pytest
 from msgspec.structs import replace
 
-from replay.bench.memory.bounds import belady, described, lru
+from replay.bench.memory.bounds import belady, described, lru, online
 from replay.bench.memory.goals import NEVER, goals, over
 from replay.bench.memory.report import Cell, EngineModel, Goal, Knee, WorkloadInfo
 from replay.bench.memory.systems import CAREFUL, DRAM_PPM, OURS, OURS_UNLIMITED, RIVAL, SHIPPED, UNLIMITED
@@ -18,7 +18,7 @@ GOODPUT = {OURS: 5.6, CAREFUL: 4.0, RIVAL: 5.0, SHIPPED: 2.0, UNLIMITED: 5.0}
 def info(name: str = "conversation", **changes: object) -> WorkloadInfo:
     made = WorkloadInfo(
         name=name, source="drawn", requests=100, seconds=60.0, engines=2, closed_loop=False, unique_kv_bytes=1,
-        ideal_hit_share=0.9, knee=KNEE, hit_bounds={belady(DRAM_PPM): 0.6, lru(DRAM_PPM): 0.4},
+        ideal_hit_share=0.9, knee=KNEE, hit_bounds={belady(DRAM_PPM): 0.6, lru(DRAM_PPM): 0.4, online(DRAM_PPM): 0.45},
     )  # fmt: skip
     return replace(made, **changes)
 
@@ -28,7 +28,8 @@ def cell(system: str, load: float, *, workload: str = "conversation", **changes:
         workload=workload, system=system, engine=EngineModel.LIGHT, load=load, runs=1, offered_per_s=6.0 * load,
         goodput_per_s=GOODPUT.get(system, 4.0), goodput_std=0.0, attainment=0.9, ttft_p50_ns=1, ttft_p99_ns=100,
         tpot_p50_ns=1, tpot_p99_ns=100, hit_share=0.5, worst_class_share=0.8, throughput_tokens_per_s=10.0,
-        throughput_fluctuation=0.1, occupancy_fluctuation=0.05, device_hours_per_million=0.02,
+        throughput_fluctuation=0.4, output_fluctuation=0.1, output_least=0.7, unbroken_share=1.0,
+        occupancy_fluctuation=0.05, device_hours_per_million=0.02,
     )  # fmt: skip
     return replace(made, **changes)
 
@@ -123,7 +124,8 @@ def test_latencies_are_compared_at_the_knee_of_vllm_as_shipped() -> None:
     about = info(shipped_knee=replace(KNEE, scale=0.8))
     made = [replace(one, ttft_p99_ns=200) if one.system == SHIPPED else one for one in cells()]
     goal = found(made, "TTFT p99 / as_shipped", about)
-    assert (goal.value, goal.met, goal.where, goal.bound) == (0.5, True, "at 0.8", 0.5)
+    assert (goal.value, goal.met, goal.bound) == (0.5, True, 0.5)
+    assert goal.where == "at 0.8; gap to unlimited KV +0.000"
     assert not [one for one in goals(made, {"conversation": info()}) if "p99" in one.name]
 
 
@@ -132,7 +134,9 @@ def test_what_our_policy_is_below_is_no_bound_of_a_percentile() -> None:
     about = info(shipped_knee=replace(KNEE, scale=0.8))
     slow = [replace(one, ttft_p99_ns=150) if one.system == UNLIMITED else one for one in cells()]
     goal = found(slow, "TTFT p99 / as_shipped", about)
-    assert (goal.value, goal.met, goal.bound, goal.bound_by) == (1.0, False, None, "")
+    assert (goal.value, goal.met, goal.bound) == (1.0, False, None)
+    assert goal.bound_by.startswith("compute")
+    assert not goal.is_out_of_reach
     both = [*slow, cell(OURS_UNLIMITED, 0.8, ttft_p99_ns=90)]
     goal = found(both, "TTFT p99 / as_shipped", about)
     assert (goal.bound, goal.bound_by) == (0.9, "unlimited KV")
@@ -152,11 +156,101 @@ def test_each_workload_has_the_goals_that_speak_of_it() -> None:
         workload: {goal.name for goal in goals(cells(workload=workload), {workload: info(workload)})}
         for workload in ("conversation", "coding", "mixed")
     }
-    assert "throughput fluctuation at 1" in names["coding"]
     assert "tokens reused at 1" in names["coding"]
-    assert "occupancy fluctuation at 1" in names["mixed"]
     assert names["conversation"] < names["mixed"]
     assert not [name for name in names["coding"] if name.startswith("goodput / careful at")]
+
+
+STEADY_GOALS = {
+    "coding_steady": [
+        "throughput fluctuation at 1", "throughput, least window / mean at 1",
+        "requests that were neither preempted nor out of memory at 1", "throughput / careful at 1",
+    ],
+    "mixed_steady": ["occupancy fluctuation at 1"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("workload", STEADY_GOALS)
+def test_what_fluctuates_is_asked_where_the_offer_does_not_and_nothing_else_is(workload: str) -> None:
+    made = goals(cells(workload=workload), {workload: info(workload)})
+    assert [goal.name for goal in made] == STEADY_GOALS[workload]
+    assert all(goal.met for goal in made)
+    both = [*cells(workload="coding"), *cells(workload="mixed")]
+    others = goals(both, {"coding": info("coding"), "mixed": info("mixed")})
+    assert not [goal for goal in others if "fluctuation" in goal.name]
+
+
+@pytest.mark.parametrize(
+    ("ours", "free", "met", "out_of_reach"),
+    [(0.2, 0.16, False, True), (0.2, 0.14, False, False), (0.2, 0.25, False, False), (0.15, 0.25, True, False)],
+    ids=["nor is the offer", "memory stops it", "it is not memory", "met"],
+)
+def test_an_uneven_offer_is_nobodys_fault(ours: float, free: float, met: bool, out_of_reach: bool) -> None:
+    uneven = {OURS: ours, UNLIMITED: free}
+    made = [replace(one, output_fluctuation=uneven.get(one.system, 0.3)) for one in cells(workload="coding_steady")]
+    goal = found(made, "throughput fluctuation", info("coding_steady"))
+    assert (goal.met, goal.is_out_of_reach) == (met, out_of_reach)
+    assert f"careful 0.300, unlimited KV {free:.3f}" in goal.where
+    assert "computed prompts 0.400" in goal.where
+    assert goal.bound == (free if free <= ours else None)
+
+
+def test_a_collapse_and_a_preemption_are_seen() -> None:
+    broken = [
+        replace(one, output_least=0.4, unbroken_share=0.99) if one.system == OURS else one
+        for one in cells(workload="coding_steady")
+    ]
+    made = {goal.name: goal for goal in goals(broken, {"coding_steady": info("coding_steady")})}
+    for name in STEADY_GOALS["coding_steady"][1:3]:
+        assert made[name].met is False
+        assert not made[name].is_out_of_reach, "unlimited KV does not collapse"
+
+
+@pytest.mark.parametrize(
+    ("kind", "bound", "by"), [(0.45, 0.25, "no foresight"), (0.4, 1.0, "Belady"), (0.55, 0.75, "no foresight")]
+)
+def test_without_foresight_nobody_comes_further_than_the_best_kind_of_eviction(
+    kind: float, bound: float, by: str
+) -> None:
+    """Belady has 0.6 and LRU 0.4; ours has 0.41: a twentieth of the way."""
+    about = info(hit_bounds={belady(DRAM_PPM): 0.6, lru(DRAM_PPM): 0.4, online(DRAM_PPM): kind})
+    made = [replace(one, hit_share=0.41) if one.system == OURS else one for one in cells()]
+    goal = found(made, "gap from LRU's hits", about)
+    assert goal.value == pytest.approx(0.05)
+    assert (goal.bound, goal.bound_by.startswith(by)) == (pytest.approx(bound), True)
+    assert goal.is_out_of_reach is (bound < 0.5)
+
+
+def test_cost_is_asked_at_one_load_and_with_each_at_its_own_best() -> None:
+    """Ours needs the fewest device hours at 1.5, vLLM as shipped at 1."""
+    hours = {(OURS, 1.0): 0.019, (OURS, 1.2): 0.017, (OURS, 1.5): 0.013, (SHIPPED, 1.0): 0.02, (SHIPPED, 1.2): 0.04}
+    made = [
+        replace(one, device_hours_per_million=hours.get((one.system, one.load), 0.5))
+        for one in cells(workload="mixed")
+    ]  # fmt: skip
+    about, name = info("mixed"), "device hours per SLO-met token / as_shipped"
+    at_knee = found(made, f"{name}, at 1", about)
+    assert (at_knee.value, at_knee.bound) == (pytest.approx(0.95), pytest.approx(0.95 * 0.9))
+    assert at_knee.is_out_of_reach, "if all were in time it would still be more than 0.7"
+    assert found(made, f"{name}, at 1.2", about).value == pytest.approx(0.425)
+    best = found(made, f"{name}, each at its own best load", about)
+    assert (best.value, best.met, best.where) == (pytest.approx(0.65), True, "ours at 1.5, as_shipped at 1")
+
+
+@pytest.mark.parametrize("workload", ["conversation", "coding", "mixed", "coding_steady", "mixed_steady"])
+def test_every_goal_that_is_missed_names_its_bound(workload: str) -> None:
+    about = info(workload, shipped_knee=replace(KNEE, scale=0.8))
+    poor = [
+        replace(
+            one, goodput_per_s=1.0 / one.load, worst_class_share=0.1, ttft_p99_ns=900, tpot_p99_ns=900, hit_share=0.1,
+            output_fluctuation=0.9, output_least=0.1, unbroken_share=0.5, occupancy_fluctuation=0.9,
+            throughput_tokens_per_s=1.0, device_hours_per_million=0.9,
+        ) if one.system == OURS else one
+        for one in [*cells(workload=workload), cell(OURS_UNLIMITED, 1.0, workload=workload)]
+    ]  # fmt: skip
+    missed = [goal for goal in goals(poor, {workload: about}) if goal.met is False]
+    assert missed
+    assert [goal.name for goal in missed if not goal.bound_by] == []
 
 
 def test_loads_that_were_not_run_are_not_measured_and_other_engines_have_only_what_they_ran() -> None:
@@ -175,5 +269,6 @@ def test_of_what_is_offered_the_bounds_are_in_order() -> None:
     made = described(offer, KNEE, None, (50_000, 100_000))
     small, large = made.hit_bounds[belady(50_000)], made.hit_bounds[belady(100_000)]
     assert made.hit_bounds[lru(50_000)] <= small <= large <= made.ideal_hit_share
-    assert made.hit_bounds[lru(100_000)] <= large
+    for ppm in (50_000, 100_000):
+        assert made.hit_bounds[lru(ppm)] <= made.hit_bounds[online(ppm)] <= made.hit_bounds[belady(ppm)]
     assert made.unique_kv_bytes > 0

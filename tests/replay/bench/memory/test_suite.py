@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from events.base import NS_PER_S
+from replay.bench.memory.knees import scale_at
 from replay.bench.memory.plan import SMOKE, SUITES, Plan, Stage, Tuning, hours, phases, runs_of, takes_point_of
 from replay.bench.memory.report import EngineModel, RunResult
 from replay.bench.memory.rounds import Players, Runs
@@ -191,6 +192,35 @@ def test_the_search_on_many_engines_begins_where_the_plan_says() -> None:
     report = run_suite(plan, runs(Store(None), played), version="0")
     assert report.workloads[0].knee is not None
     assert report.workloads[0].knee.scale == 0.123
+
+
+def test_a_steady_workload_takes_the_choices_of_the_one_it_is_made_of_and_has_a_knee_of_its_own() -> None:
+    steady = replace(TINY.stages[0], workloads=("mixed_steady",), systems=(CAREFUL, OURS), loads=(1.0,), seeds=(1,))
+    first = replace(TINY.stages[0], seconds=10, loads=(1.0,), systems=(CAREFUL,), seeds=(1,))
+    plan = replace(
+        TINY, stages=(first, replace(steady, seconds=10, engines=2)), shipped_knee=False, forms_engines=1,
+        large_guesses={"mixed": 0.3, "mixed_steady": 0.2}, tuning=replace(TINY.tuning, seconds=10),
+    )  # fmt: skip
+    assert (plan.choosing, plan.taking) == (("mixed",), ("mixed_steady",))
+    played = Played(play)
+    report = run_suite(plan, runs(Store(None), played), version="0")
+    scales = {task.offer.engines: task.offer.scale for task in played.tasks if task.offer.workload == "mixed_steady"}
+    assert scales.keys() == {1, 2}, "its knee is looked for on fewer engines, and nothing else is"
+    knees = {info.name: info.knee for info in report.workloads}
+    assert knees["mixed_steady"] is not None
+    assert knees["mixed_steady"].scales == (scale_at(0.2, -2), scale_at(0.2, 2))
+    points = {run.workload: (run.batch_tokens, run.seqs_max) for run in report.runs if run.system == CAREFUL}
+    assert points["mixed"] == points["mixed_steady"]
+    assert {task.offer.workload for task in played.tasks if task.offer.seed == 11} == {"mixed"}
+
+
+def test_where_what_it_is_made_of_is_not_run_a_steady_workload_makes_choices_of_its_own() -> None:
+    alone = replace(TINY, stages=(replace(TINY.stages[0], workloads=("mixed_steady",)),))
+    assert (alone.choosing, alone.taking) == (("mixed_steady",), ())
+    standard = SUITES["standard"]
+    assert [standard.is_for(stage, "coding_steady") for stage in standard.stages] == [False, True, False]
+    assert [standard.is_for(stage, "coding") for stage in standard.stages] == [True, False, True]
+    assert SMOKE.is_for(SMOKE.light, "coding_steady")
 
 
 def test_estimates_count_every_stage_and_what_has_no_speed_is_not_run() -> None:
