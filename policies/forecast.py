@@ -453,7 +453,7 @@ def _breaks_pace(one: Prospect, settings: AdmissionSettings, now_ns: int) -> boo
     decoding = (
         _decoding(resident, step_now_ns, now_ns)
         for resident in trial.residents()
-        if resident.first_ns and resident.decodes and resident.request.slo_tpot_ns
+        if resident.decodes and resident.request.slo_tpot_ns
     )
     own_limit_ns = request.slo_tpot_ns if request.kind is RequestKind.LLM else 0
     return breaks_pace(
@@ -478,7 +478,8 @@ def _decoding(resident: Resident, step_now_ns: int, now_ns: int) -> Decoding:
     left_min = max(1, resident.output_expected // EXPECTED_LEFT_MIN)
     expected = max(resident.output_expected, resident.output_tokens + left_min)
     tokens = min(tokens_now(resident, step_now_ns, now_ns), expected)
-    return Decoding(resident.request.slo_tpot_ns, tokens, expected, now_ns - resident.first_ns)
+    begun_ns = resident.first_ns or resident.token_ns or now_ns
+    return Decoding(resident.request.slo_tpot_ns, tokens, expected, now_ns - begun_ns)
 
 
 def tokens_now(resident: Resident, step_now_ns: int, now_ns: int) -> int:

@@ -6,6 +6,9 @@ Two ways to break it, both from the engine's StepModel:
 2. The running answers get slower by that, and by its prefill, each chunk of which makes a long step. An answer with
    `left` tokens to go has   limit * (tokens in all - 1) - (time since its first token)   for them.
 
+What is still in prefill ahead of it has no token yet, but its whole answer is slowed in the same way: by what of the
+prefill comes after its own. Taken as the last in line, which it mostly is, that is the prefill of this request.
+
 An answer that is late already is no reason to refuse another: only one that this request would *make* late is.
 """
 
@@ -16,7 +19,8 @@ from events.base import PPM
 
 
 class Decoding(NamedTuple):
-    """One running answer: its limit, tokens that it has and that are expected in all, time since its first token."""
+    """One answer: its limit, tokens that it has (0 = it is in prefill) and that are expected in all, time since its
+    first token."""
 
     limit_ns: int
     tokens: int
@@ -39,10 +43,19 @@ def breaks_pace(decoding: Iterable[Decoding], *, before: Pace, after: Pace, own_
     for one in decoding:
         if one.limit_ns:
             allowed_ns = one.limit_ns * margin_ppm // PPM * (one.tokens_expected - 1) - one.since_first_ns
-            left = one.tokens_expected - one.tokens
-            if _left_ns(after, left) > allowed_ns >= _left_ns(before, left):
+            left = one.tokens_expected - max(one.tokens, 1)
+            was, will = (before, after) if one.tokens else _past_line(before, after)
+            if _left_ns(will, left) > allowed_ns >= _left_ns(was, left):
                 return True
     return False
+
+
+def _past_line(before: Pace, after: Pace) -> tuple[Pace, Pace]:
+    """The same two paces once the prefill that is in line before is over."""
+    steps = max(0, after.prefill_steps - before.prefill_steps)
+    return before._replace(prefill_steps=0, prefill_ns=0), Pace(
+        after.step_ns, steps, after.prefill_ns - before.prefill_ns
+    )
 
 
 def _left_ns(pace: Pace, left: int) -> int:

@@ -35,6 +35,17 @@ def test_a_prefill_that_would_make_a_running_answer_late_waits() -> None:
     house(free, settings(tpot_margin_ppm=0), **running).when(arrived("b", 1_900, out=1)).then(admitted("b"))
 
 
+def test_a_prefill_that_would_make_an_answer_late_whose_own_prefill_is_not_over_waits() -> None:
+    slow = msgspec.structs.replace(STEP, knee_tokens=1, above_fs=3 * FS_PER_MS // 10)
+    spec = house(
+        settings(backlog_max_ns=0),
+        arrived("a", 10, out=100, tpot=15 * MS),
+        engines=(engine("e1", step=slow, blocks=1_000),),
+    )
+    spec.when(arrived("b", 1_900, out=1)).then(deferred("b", DeferReason.TPOT_GUARD), said(WakeAsked))
+    spec.when(arrived("c", 1_000, out=1)).then(admitted("c"))
+
+
 def test_a_pace_that_an_idle_engine_cannot_keep_is_refused() -> None:
     house().when(arrived("r", tpot=9 * MS)).then(rejected("r", RejectReason.SLO_INFEASIBLE, retry_after_ns=0))
 

@@ -97,6 +97,9 @@ def test_the_ratio_weighs_long_waits_more_and_stays_within_bounds() -> None:
         # Its two last tokens meet only two of the twenty long steps.
         (Decoding(12, 9, 11, 80), Pace(10, 0, 0), Pace(10, 20, 400), 0, False),
         (Decoding(12, 9, 11, 80), Pace(10, 0, 0), Pace(10, 20, 420), 0, True),
+        # In prefill itself: what comes after that slows its answer, and nothing before it.
+        (Decoding(12, 0, 11, 0), Pace(10, 5, 400), Pace(10, 7, 440), 0, False),
+        (Decoding(12, 0, 11, 0), Pace(10, 5, 400), Pace(10, 8, 451), 0, True),
         # No limit of its own.
         (Decoding(0, 1, 11, 0), Pace(10, 0, 0), Pace(99, 9, 9_999), 0, False),
     ],
