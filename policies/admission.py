@@ -52,7 +52,7 @@ from policies import holders, parking, preemption, sessions, waiting
 from policies.accounts import Account, Resident, blocks, bytes_of
 from policies.admission_explain import explain
 from policies.admission_settings import AdmissionSettings, Mode
-from policies.admission_state import State, configure, desk_of, evolve, initial, requests_of
+from policies.admission_state import configure, desk_of, evolve, initial
 from policies.decider import Decider
 from policies.forecast import (
     Prospect,
@@ -92,6 +92,7 @@ from policies.predictors import output_length
 from policies.settings import Switch
 from policies.tier_index import SLICE_FACTS
 from policies.waiting import Line, Waiting
+from policies.whereabouts import State, requests_of
 
 ACTOR = "admission"
 WAKE_STEP_NS = 10 * NS_PER_MS

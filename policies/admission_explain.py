@@ -12,7 +12,7 @@ from events.request import RequestArrived
 from policies import ordering, parking, placement, sessions, waiting
 from policies.accounts import Account
 from policies.admission_inputs import asking
-from policies.admission_state import State, desk_of
+from policies.admission_state import desk_of
 from policies.forecast import (
     Prospect,
     alone_ns,
@@ -45,6 +45,7 @@ from policies.judgement import (
 from policies.predictors import output_length
 from policies.predictors.kv_footprint import footprint_bytes
 from policies.waiting import Line, Waiting
+from policies.whereabouts import State
 
 
 def explain(state: State, event: Event, now_ns: int) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from events.decisions import RequestPreempted, WakeAsked
 from events.request import RequestArrived
 from policies import ordering, waiting
 from policies.accounts import Account
-from policies.admission_state import State, desk_of
+from policies.admission_state import desk_of
 from policies.judgement import holding
 from policies.levers import ENGINE, REQUEST, Lever, with_settings
 from policies.waiting import Line, Place, Waiting
+from policies.whereabouts import State
 
 TIMES_MAX = 64
 """An amount is tried up to so many times what it was, and at least up to the floors below."""

@@ -1,4 +1,4 @@
-"""What admission knows, and how facts and decisions change it.
+"""How facts and decisions change what admission knows (`policies.whereabouts`).
 
 What is known of a request is dropped when it ends; the same id after that is a new request. A holder's silence is
 counted by ticks. An engine that is lost keeps its residents in the books until their holders say that they ended.
@@ -6,8 +6,6 @@ counted by ticks. An engine that is lost keeps its residents in the books until 
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import msgspec
 
 from events.base import EngineId, Event, HolderId, RequestId, RequestKind
 from events.control import Ticked
@@ -51,52 +49,32 @@ from policies import (
     tenancy,
     waiting,
 )
-from policies.accounts import Account, Resident
-from policies.admission_settings import AdmissionSettings
+from policies.accounts import Account
 from policies.forecast import bytes_min, trial_of
-from policies.holders import Holders
 from policies.judgement import Desk, longer_output, output_of, resident
-from policies.ordering import Ordering
 from policies.predictors import output_length
-from policies.predictors.output_length import Outputs
-from policies.sessions import Sessions
 from policies.settings import Switch
-from policies.tenancy import Tenants
 from policies.tier_index import TierIndex
-from policies.waiting import Lines, Waiting
+from policies.waiting import Waiting
+from policies.whereabouts import (
+    State,
+    account_of,
+    charge,
+    drop_if_gone,
+    end_turn,
+    forget,
+    hold,
+    park,
+    release,
+    requests_of,
+    undecided,
+    unpark,
+)
 
 LOST_MAX = 1_024
 """Requests remembered as lost on an engine until they are offered again."""
 IMPOSSIBLE = (RejectReason.NO_ENGINE, RejectReason.TOO_LONG, RejectReason.TENANT_QUOTA)
 """Refusals that no order would have spared anybody."""
-
-
-class State(msgspec.Struct, kw_only=True):
-    """All that admission knows. Bounded by engines x sequences, `queue_max`, and the limits of its parts; in mode
-    `observe` by what the holders let in.
-
-    `running` says where each admitted request is, `parked_on` where each preempted one is that goes on only there.
-    `fresh` is the request that just arrived and is not decided yet.
-    `lost_on` is the engine that a request was lost on, until it is offered again. `turns` counts placements by line.
-    `woken_ns` is the last wake asked for. `unregistered` are engines that reported slices before they were registered.
-    """
-
-    settings: AdmissionSettings = msgspec.field(default_factory=AdmissionSettings)
-    accounts: dict[EngineId, Account] = msgspec.field(default_factory=dict)
-    running: dict[RequestId, EngineId] = msgspec.field(default_factory=dict)
-    parked_on: dict[RequestId, EngineId] = msgspec.field(default_factory=dict)
-    tenants: Tenants = msgspec.field(default_factory=Tenants)
-    pool_shares: SharesSet | None = None
-    sessions: Sessions = msgspec.field(default_factory=Sessions)
-    lines: Lines = msgspec.field(default_factory=Lines)
-    ordering: Ordering = msgspec.field(default_factory=Ordering)
-    fresh: Waiting | None = None
-    lost_on: dict[RequestId, EngineId] = msgspec.field(default_factory=dict)
-    outputs: Outputs = msgspec.field(default_factory=Outputs)
-    holders: Holders = msgspec.field(default_factory=Holders)
-    turns: dict[str, int] = msgspec.field(default_factory=dict)
-    woken_ns: int = 0
-    unregistered: dict[EngineId, TierIndex] = msgspec.field(default_factory=dict)
 
 
 def initial() -> State:
@@ -133,7 +111,7 @@ def evolve(state: State, event: Event, now_ns: int) -> None:  # noqa: C901
             _preempted(state, event, now_ns)
         case RequestRejected() | RequestExpired():
             _refused(state, event)
-            _forget(state, event.request_id, now_ns)
+            forget(state, event.request_id, now_ns)
         case DispatchStarted():
             _dispatched(state, event, now_ns)
         case FirstTokenSeen():
@@ -152,7 +130,7 @@ def evolve(state: State, event: Event, now_ns: int) -> None:  # noqa: C901
             _registered(state, event)
         case EngineRemoved() if event.engine_id in state.accounts:
             state.accounts[event.engine_id].removed = True
-            _drop_if_gone(state, event.engine_id)
+            drop_if_gone(state, event.engine_id)
         case EngineHealthChanged() if event.engine_id in state.accounts:
             accounts.change_health(state.accounts[event.engine_id], event.health)
         case EngineMeasured() if event.engine_id in state.accounts:
@@ -195,7 +173,7 @@ def _admitted(state: State, event: RequestAdmitted, now_ns: int) -> None:
     if event.resumed:
         _resumed(state, event, now_ns)
         return
-    one, account = _undecided(state, event.request_id), state.accounts.get(event.engine_id)
+    one, account = undecided(state, event.request_id), state.accounts.get(event.engine_id)
     if one is None or account is None:
         return
     request, group = one.request, waiting.group(one.request)
@@ -214,7 +192,7 @@ def _admitted(state: State, event: RequestAdmitted, now_ns: int) -> None:
     if not one.preemptions:
         ordering.decided(state.ordering, request, served=True, tokens=sent.uncached_tokens)
         _keep_order(state)
-    _hold(state, account, request.request_id, sent)
+    hold(state, account, request.request_id, sent)
     if not account.reports_slices:
         prefix_index.touch(
             account.prefix, request.slices[: request.prompt_tokens // request.slice_tokens],
@@ -227,56 +205,24 @@ def _resumed(state: State, event: RequestAdmitted, now_ns: int) -> None:
     if state.parked_on.get(event.request_id) != event.engine_id:
         return
     account = state.accounts[event.engine_id]
-    one = _unpark(state, event.request_id)
+    one = unpark(state, event.request_id)
     sent = parking.resident_again(
         trial_of(account), one, reserved=event.output_tokens_predicted, cached=event.cached_tokens_predicted,
         now_ns=now_ns,
     )  # fmt: skip
-    _hold(state, account, event.request_id, sent)
-
-
-def _hold(state: State, account: Account, request_id: RequestId, sent: Resident) -> None:
-    """It runs there from now on, at its tenant's cost."""
-    accounts.hold(account, request_id, sent)
-    state.running[request_id] = account.engine_id
-    _charge(state, account, sent)
-
-
-def _charge(state: State, account: Account, sent: Resident) -> None:
-    """Its tenant's book says what it is promised now."""
-    wanted = accounts.bytes_of(account, sent)
-    tenancy.charge(state.tenants, sent.request.tenant, wanted - sent.bytes_charged)
-    sent.bytes_charged = wanted
-
-
-def _release(state: State, request_id: RequestId, now_ns: int) -> tuple[Account, Resident]:
-    """It holds nothing any more on the engine where it was, and its tenant is refunded."""
-    account = state.accounts[state.running.pop(request_id)]
-    sent = accounts.release(account, request_id, now_ns)
-    tenancy.charge(state.tenants, sent.request.tenant, -sent.bytes_charged)
-    sent.bytes_charged = 0
-    return account, sent
+    hold(state, account, event.request_id, sent)
 
 
 def _preempted(state: State, event: RequestPreempted, now_ns: int) -> None:
     """It gave way: it waits again, or is parked where its stream is."""
     if state.running.get(event.request_id) != event.engine_id:
         return
-    account, sent = _release(state, event.request_id, now_ns)
+    account, sent = release(state, event.request_id, now_ns)
     one = parking.put_back(account, sent, state.settings, output_tokens=event.output_tokens, now_ns=now_ns)
     if one.resume_on:
-        _park(state, account, one)
+        park(state, account, one)
     else:
         _line_up(state, one)
-
-
-def _park(state: State, account: Account, one: Waiting) -> None:
-    account.parked[one.request.request_id] = one
-    state.parked_on[one.request.request_id] = account.engine_id
-
-
-def _unpark(state: State, request_id: RequestId) -> Waiting:
-    return state.accounts[state.parked_on.pop(request_id)].parked.pop(request_id)
 
 
 def _registered(state: State, event: EngineRegistered) -> None:
@@ -288,11 +234,11 @@ def _registered(state: State, event: EngineRegistered) -> None:
     if state.pool_shares is not None and not account.own_shares:
         accounts.divide(account, state.pool_shares)
     for sent in account.residents.values():
-        _charge(state, account, sent)  # A block may be of another size now.
+        charge(state, account, sent)  # A block may be of another size now.
 
 
 def _deferred(state: State, event: RequestDeferred) -> None:
-    one = _undecided(state, event.request_id)
+    one = undecided(state, event.request_id)
     if one is not None and one is state.fresh:
         one.until_ns, one.work_ns = event.until_ns, event.work_ns
         one.foretold = output_of(state.outputs, state.settings, one.request)
@@ -321,20 +267,11 @@ def _keep_order(state: State) -> None:
 
 def _refused(state: State, event: RequestRejected | RequestExpired) -> None:
     """One more that was not served, where serving it was possible at all."""
-    one = _undecided(state, event.request_id)
+    one = undecided(state, event.request_id)
     if one is None or (isinstance(event, RequestRejected) and event.reason in IMPOSSIBLE):
         return
     ordering.decided(state.ordering, one.request, served=False)
     _keep_order(state)
-
-
-def _undecided(state: State, request_id: RequestId) -> Waiting | None:
-    """The request if it just arrived or waits."""
-    fresh = state.fresh
-    if fresh is not None and fresh.request.request_id == request_id:
-        return fresh
-    group = state.lines.group_of.get(request_id)
-    return None if group is None else state.lines.by_group[group].entries[request_id]
 
 
 def _preempted_from(state: State, request_id: RequestId, engine_id: EngineId) -> Waiting | None:
@@ -343,7 +280,7 @@ def _preempted_from(state: State, request_id: RequestId, engine_id: EngineId) ->
     if group is not None:
         one = state.lines.by_group[group].entries[request_id]
         return one if one.preempted_on == engine_id else None
-    account = _account_of(state, request_id)
+    account = account_of(state, request_id)
     if account is None or account.engine_id == engine_id:
         return None
     sent = account.residents[request_id]
@@ -351,14 +288,14 @@ def _preempted_from(state: State, request_id: RequestId, engine_id: EngineId) ->
 
 
 def _dispatched(state: State, event: DispatchStarted, now_ns: int) -> None:
-    account = _account_of(state, event.request_id)
+    account = account_of(state, event.request_id)
     if account is not None and account.engine_id == event.engine_id:
         accounts.dispatched(account, event.request_id, now_ns)
 
 
 def _first_token(state: State, event: FirstTokenSeen, now_ns: int) -> None:
     _unpreempt(state, event, now_ns)
-    account = _account_of(state, event.request_id)
+    account = account_of(state, event.request_id)
     if account is not None and account.engine_id == event.engine_id:
         holders.hear(state.holders, account.residents[event.request_id].request.holder)
         accounts.first_token(account, event.request_id, now_ns)
@@ -373,34 +310,34 @@ def _unpreempt(state: State, event: FirstTokenSeen, now_ns: int) -> None:
     if account is None or one is None or one.request.kind is RequestKind.EMBEDDING:
         return  # What has no answer to go on with is done when it is finished, and not before.
     if event.request_id in state.running:
-        left, _ = _release(state, event.request_id, now_ns)
-        _drop_if_gone(state, left.engine_id)
+        left, _ = release(state, event.request_id, now_ns)
+        drop_if_gone(state, left.engine_id)
     else:
         waiting.take(state.lines, event.request_id)
     one = parking.begun_after_all(one, account, now_ns=now_ns)
     if account.can_preempt:
-        _park(state, account, one)
+        park(state, account, one)
     else:
         reserved = longer_output(state.outputs, state.settings, account, one.request, one.foretold, so_far=1)
-        _hold(state, account, event.request_id, parking.back_in_place(trial_of(account), one, reserved, now_ns=now_ns))
+        hold(state, account, event.request_id, parking.back_in_place(trial_of(account), one, reserved, now_ns=now_ns))
 
 
 def _finished(state: State, event: RequestFinished, now_ns: int) -> None:
-    account = _account_of(state, event.request_id)
+    account = account_of(state, event.request_id)
     if account is not None:
         sent = account.residents[event.request_id]
         if sent.decodes:
             output_length.ended(state.outputs, sent.request, sent.foretold, event.output_tokens)
-            _end_turn(state, sent.request, event.output_tokens, now_ns)
+            end_turn(state, sent.request, event.output_tokens, now_ns)
         else:
             accounts.first_token(account, event.request_id, now_ns)
         holders.hear(state.holders, sent.request.holder)
-    _forget(state, event.request_id, now_ns)
+    forget(state, event.request_id, now_ns)
 
 
 def _aborted(state: State, event: RequestAborted, now_ns: int) -> None:
     engine_id = state.running.get(event.request_id)
-    _forget(state, event.request_id, now_ns)
+    forget(state, event.request_id, now_ns)
     if engine_id is None or event.engine_id not in ("", engine_id) or event.reason is not AbortReason.ENGINE_LOST:
         return  # Who runs nothing there cannot know.
     account = state.accounts.get(engine_id)
@@ -412,50 +349,12 @@ def _aborted(state: State, event: RequestAborted, now_ns: int) -> None:
             del state.lost_on[next(iter(state.lost_on))]
 
 
-def _account_of(state: State, request_id: RequestId) -> Account | None:
-    engine_id = state.running.get(request_id)
-    return None if engine_id is None else state.accounts[engine_id]
-
-
-def _forget(state: State, request_id: RequestId, now_ns: int) -> None:
-    """It ended, wherever it was."""
-    if request_id in state.running:
-        account, sent = _release(state, request_id, now_ns)
-        _end_turn(state, sent.request, sent.output_tokens, now_ns)
-        _drop_if_gone(state, account.engine_id)
-    elif request_id in state.parked_on:
-        one = _unpark(state, request_id)
-        _end_turn(state, one.request, one.output_tokens, now_ns)
-        _drop_if_gone(state, one.resume_on)
-    elif request_id in state.lines.group_of:
-        left = waiting.take(state.lines, request_id)
-        assert left is not None, "who has a line waits in it"
-        _end_turn(state, left.request, 0, now_ns)
-    elif state.fresh is not None and state.fresh.request.request_id == request_id:
-        state.fresh = None
-
-
-def _end_turn(state: State, request: RequestArrived, output_tokens: int, now_ns: int) -> None:
-    """The lease of its session runs until its next turn is due. A second time changes nothing."""
-    if request.session:
-        sessions.turn_ended(
-            state.sessions, request, tokens=request.prompt_tokens + output_tokens, now_ns=now_ns,
-            lease_max_ns=state.settings.session_lease_max_ns,
-        )  # fmt: skip
-
-
-def _drop_if_gone(state: State, engine_id: EngineId) -> None:
-    account = state.accounts[engine_id]
-    if account.removed and not account.residents and not account.parked:
-        del state.accounts[engine_id]
-
-
 def _beat(state: State, event: HolderBeat, now_ns: int) -> None:
     heard = holders.hear(state.holders, event.holder)
     if event.epoch and heard.epoch != event.epoch and (not heard.epoch or not requests_of(state, event.holder)):
         heard.epoch = event.epoch  # Else `decide` sees another epoch, and what it held before is lost.
     for one in event.progress:
-        account = _account_of(state, one.request_id)
+        account = account_of(state, one.request_id)
         if account is None:
             continue
         accounts.progressed(account, one.request_id, one.output_tokens, now_ns)
@@ -465,32 +364,15 @@ def _beat(state: State, event: HolderBeat, now_ns: int) -> None:
                 state.outputs, state.settings, account, sent.request, sent.foretold, so_far=sent.output_tokens
             )
             accounts.reserve(account, one.request_id, longer)
-            _charge(state, account, sent)
+            charge(state, account, sent)
 
 
 def _end_holder(state: State, holder: HolderId, ended: Sequence[RequestId], now_ns: int) -> None:
     """These requests of it end; it is forgotten with its last one."""
     for request_id in ended:
-        _forget(state, request_id, now_ns)
+        forget(state, request_id, now_ns)
     if not requests_of(state, holder):
         state.holders.heard.pop(holder, None)
-
-
-def requests_of(state: State, holder: HolderId) -> list[RequestId]:
-    """What a holder holds: running first, then parked, then waiting, each in order."""
-    running = [
-        request_id for request_id, engine_id in state.running.items()
-        if state.accounts[engine_id].residents[request_id].request.holder == holder
-    ]  # fmt: skip
-    parked = [
-        request_id for request_id, engine_id in state.parked_on.items()
-        if state.accounts[engine_id].parked[request_id].request.holder == holder
-    ]  # fmt: skip
-    deferred = [
-        request_id for line in state.lines.by_group.values() for request_id, one in line.entries.items()
-        if one.request.holder == holder
-    ]  # fmt: skip
-    return running + parked + deferred
 
 
 def _ticked(state: State, now_ns: int) -> None:
@@ -502,4 +384,4 @@ def _ticked(state: State, now_ns: int) -> None:
     for account in list(state.accounts.values()):
         accounts.presume_first_tokens(account, now_ns)
         for request_id in accounts.overdue(account, now_ns - state.settings.request_max_ns):
-            _forget(state, request_id, now_ns)
+            forget(state, request_id, now_ns)

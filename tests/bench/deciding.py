@@ -21,8 +21,8 @@ from events.decisions import RequestAdmitted
 from events.log.base import Log
 from events.request import DispatchStarted
 from policies.admission import ADMISSION
-from policies.admission_state import State
 from policies.decider import Progress, advance, begin
+from policies.whereabouts import State
 from tests.bench import words
 from tests.bench.follower import Follower
 from tests.bench.place import Place

@@ -19,8 +19,8 @@ from events.decisions import (
 from events.request import HolderBeat, RequestAborted, RequestArrived, RequestFinished
 from policies.accounts import Account, Load, count
 from policies.admission import ADMISSION
-from policies.admission_state import State
 from policies.decider import advance, begin
+from policies.whereabouts import State
 from tests.policies import words
 from tests.policies.world import BLOCK_TOKENS, CALM, WILD, World, digest, live, numbers
 from tests.spec import restored, snapshot, stored

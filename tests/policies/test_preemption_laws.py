@@ -10,8 +10,8 @@ from policies import accounts
 from policies.accounts import Load, has_begun
 from policies.admission import ADMISSION
 from policies.admission_settings import Preemption
-from policies.admission_state import State
 from policies.forecast import expected_tokens
+from policies.whereabouts import State
 from tests.policies import words
 from tests.policies.world import WILD, World, live, numbers
 

@@ -27,8 +27,8 @@ from events.decisions import (
 from events.engine import EngineRemoved, Health
 from events.request import AbortReason, HolderBeat, HolderStopped, Progress, RequestArrived
 from policies.admission import ADMISSION
-from policies.admission_state import State
 from policies.decider import Decider, advance, begin
+from policies.whereabouts import State
 from tests.policies.words import (
     MS,
     S,

@@ -25,10 +25,10 @@ from events.log.base import Message
 from events.request import RequestAborted, RequestArrived, RequestExpired, RequestFinished
 from policies.admission import ADMISSION
 from policies.admission_settings import AdmissionSettings
-from policies.admission_state import State
 from policies.catalog import ACTORS
 from policies.decider import Decider
 from policies.forecast import expected_tokens
+from policies.whereabouts import State
 from replay.cluster import Run, simulate
 from replay.costmodel import registered
 from replay.faults import draw_faults

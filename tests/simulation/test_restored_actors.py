@@ -9,7 +9,7 @@ import pytest
 from events import codec
 from events.base import Recorded
 from events.decisions import RequestDeferred, RequestPreempted, SharesSet, TransferOrdered
-from policies import admission_state, eviction_state, quota_state
+from policies import eviction_state, quota_state, whereabouts
 from policies.admission import ADMISSION
 from policies.catalog import ACTORS
 from policies.decider import Progress, advance, begin
@@ -98,7 +98,7 @@ def test_a_restart_changes_no_order_to_move_slices() -> None:
 
 def test_when_all_has_ended_nobody_remembers_any_request() -> None:
     log = pressured(6, {"preemption": "slack"})
-    admission: admission_state.State = read(ADMISSION.name, log, restarts=None)[1].state
+    admission: whereabouts.State = read(ADMISSION.name, log, restarts=None)[1].state
     quota: quota_state.State = read(QUOTA.name, log, restarts=None)[1].state
     eviction: eviction_state.State = read(EVICTION.name, log, restarts=None)[1].state
     remembered = (admission.running, admission.parked_on, admission.lines.group_of, quota.open, eviction.open)
