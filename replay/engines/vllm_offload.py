@@ -28,7 +28,7 @@ class VirtualWorker:
     def __init__(self, *, bytes_per_s: int, block_bytes: int, fates: Iterator[Fate] | None = None) -> None:
         self._bytes_per_s, self._block_bytes, self._fates = bytes_per_s, block_bytes, fates
         self._load_free_fs = self._store_free_fs = 0
-        self._to_come: list[tuple[int, int, str]] = []
+        self._to_come: list[tuple[int, int, str, int]] = []
         self._ends_fs: dict[int, int] = {}
         self._deferred: list[tuple[int, int]] = []
         self.loaded_bytes = self.stored_bytes = self.stalled_fs = self.loads = self.stores = 0
@@ -73,9 +73,11 @@ class VirtualWorker:
             return None
         said, loaded = OffloadingWorkerMetadata(), Numbered()
         while self._to_come and self._to_come[0][0] <= now_fs:
-            _, job, request_id = heappop(self._to_come)
+            _, job, request_id, bytes_ = heappop(self._to_come)
             del self._ends_fs[job]
             said.mark_completed(job)
+            stats = said.transfer_stats.load if request_id else said.transfer_stats.store
+            stats.record(bytes_, bytes_ / self._bytes_per_s)
             if request_id:
                 loaded.add(request_id)
         return KVConnectorOutput(finished_recving=loaded or None, kv_connector_worker_meta=said)
@@ -84,17 +86,17 @@ class VirtualWorker:
         self._load_free_fs, end_fs = self._carry(blocks, max(now_fs, self._load_free_fs))
         self.loaded_bytes += blocks * self._block_bytes
         self.loads += 1
-        self._ends(job, end_fs, request_id)
+        self._ends(job, end_fs, request_id, blocks)
 
     def _store(self, job: int, blocks: int, now_fs: int) -> None:
         self._store_free_fs, end_fs = self._carry(blocks, max(now_fs, self._store_free_fs))
         self.stored_bytes += blocks * self._block_bytes
         self.stores += 1
-        self._ends(job, end_fs, "")
+        self._ends(job, end_fs, "", blocks)
 
-    def _ends(self, job: int, end_fs: int, request_id: str) -> None:
+    def _ends(self, job: int, end_fs: int, request_id: str, blocks: int) -> None:
         self._ends_fs[job] = end_fs
-        heappush(self._to_come, (end_fs, job, request_id))
+        heappush(self._to_come, (end_fs, job, request_id, blocks * self._block_bytes))
 
     def _carry(self, blocks: int, begin_fs: int) -> tuple[int, int]:
         """When the link is free again, and when the job has ended."""

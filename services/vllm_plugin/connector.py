@@ -10,6 +10,7 @@ from typing import Any
 
 import vllm
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import OffloadingWorkerMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 from vllm.platforms import current_platform
 
@@ -76,6 +77,9 @@ class TidegateConnector(OffloadingConnector):
     def update_connector_output(self, connector_output: Any) -> None:
         """A step is done."""
         pace.ended()
+        said = connector_output.kv_connector_worker_meta
+        if self._memory is not None and isinstance(said, OffloadingWorkerMetadata):
+            self._memory.moved(said.transfer_stats)
         super().update_connector_output(connector_output)
 
     @classmethod

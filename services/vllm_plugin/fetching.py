@@ -42,6 +42,10 @@ class Speed:
         """A job ended, and moved so much."""
         took_ns = job.ended_ns - max(job.began_ns, self._free_ns)
         self._free_ns = max(self._free_ns, job.ended_ns)
+        self.took(bytes_, took_ns)
+
+    def took(self, bytes_: int, took_ns: int) -> None:
+        """So much was moved in so long."""
         if bytes_ and took_ns > 0:
             now = bytes_ * NS_PER_S // took_ns
             self.bytes_per_s += (now - self.bytes_per_s) // WEIGHT if self.bytes_per_s else now

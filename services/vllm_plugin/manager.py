@@ -30,6 +30,7 @@ from events.base import NS_PER_S, SliceId
 from events.slice import Tier, TierMeasured
 from services.vllm_plugin import hints
 from services.vllm_plugin.carrier import Carrier
+from services.vllm_plugin.fetching import Speed
 from services.vllm_plugin.memory import Memory
 from services.vllm_plugin.primary_tier import PrimaryTier
 from services.vllm_plugin.prompt import learn_names, prompt_of
@@ -54,6 +55,7 @@ class TidegateManager(TieringOffloadingManager):
         self._measured_ns = 0
         self._busy_told = False
         self._misses = 0
+        self._loads, self._stores = Speed(), Speed()
         residency, bridge = memory.residency, memory.bridge
         bridge.report(Tier.DRAM, lambda: residency.inventory(Tier.DRAM))
         bridge.report(Tier.SSD, lambda: residency.inventory(Tier.SSD))
@@ -150,6 +152,12 @@ class TidegateManager(TieringOffloadingManager):
         super().on_schedule_end(context)
         self._measure()
 
+    def moved(self, stats: Any) -> None:
+        """What the worker has copied between the device and DRAM of late, and how long that took it (vLLM's
+        `TransferStats`)."""
+        for speed, said in ((self._loads, stats.load), (self._stores, stats.store)):
+            speed.took(said.bytes, int(said.time * NS_PER_S))
+
     def has_pending_work(self) -> bool:
         """Whether the engine has to make steps although it has no request."""
         return bool(super().has_pending_work()) or self.memory.bridge.orders.waiting
@@ -232,7 +240,9 @@ class TidegateManager(TieringOffloadingManager):
         yield TierMeasured(
             engine_id=self.memory.engine_id, tier=Tier.DRAM, bytes_max=self._dram.chunks * slice_bytes,
             bytes_used=self._dram.chunks_used * slice_bytes, slice_bytes=slice_bytes, hits_total=hits[Tier.DRAM],
-            misses_total=self._misses, evictions_total=self._dram.evictions,
+            # Until something was loaded: the link is as quick in both directions.
+            read_bytes_per_s=self._loads.bytes_per_s or self._stores.bytes_per_s,
+            write_bytes_per_s=self._stores.bytes_per_s, misses_total=self._misses, evictions_total=self._dram.evictions,
         )  # fmt: skip
         if self._ssd is not None:
             yield self._ssd.measured(hits_total=hits[Tier.SSD], misses_total=self._misses)
