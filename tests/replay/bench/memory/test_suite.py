@@ -218,8 +218,8 @@ def test_where_what_it_is_made_of_is_not_run_a_steady_workload_makes_choices_of_
     alone = replace(TINY, stages=(replace(TINY.stages[0], workloads=("mixed_steady",)),))
     assert (alone.choosing, alone.taking) == (("mixed_steady",), ())
     standard = SUITES["standard"]
-    assert [standard.is_for(stage, "coding_steady") for stage in standard.stages] == [False, True, False]
-    assert [standard.is_for(stage, "coding") for stage in standard.stages] == [True, False, True]
+    assert [standard.is_for(stage, "coding_steady") for stage in standard.stages] == [False, True, False, False]
+    assert [standard.is_for(stage, "coding") for stage in standard.stages] == [True, False, False, True]
     assert SMOKE.is_for(SMOKE.light, "coding_steady")
 
 
