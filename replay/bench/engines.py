@@ -102,8 +102,8 @@ LIMITS: Final = (
     Limit("times a request ran (1 + preemptions)", "", 0.05, lambda found: 1 + found.preemptions / found.answered),
 )
 NOTE: Final = (
-    "Both schedule one step ahead, but the blocks of what ends are free to the light engine's next step, and to vLLM's "
-    "one step later. The light engine keeps whole slices of a prompt, vLLM blocks of 16 tokens."
+    "Both take the same steps until vLLM's scheduler lets a step run short before it preempts, or its DRAM makes room "
+    "at another moment than the light engine's. In an overloaded window all that follows differs by chance."
 )
 
 

@@ -4,7 +4,7 @@
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 from events.base import EngineId, RequestId, RequestKind
 from events.decisions import EngineDirected
@@ -160,16 +160,18 @@ class Batch:
         job.target = job.request.prompt_tokens + job.emitted
         keys = job.full_keys()
         units = self.device.cache.match(job.unit_blocks, keys) if keys else []
-        rest = self._left_behind(job, units)
+        rest = self._left_behind(job, units, keys)
         mine = len(units) * job.unit_blocks + (rest.blocks if rest is not None else 0)
         # What a directive keeps makes no room for a newcomer, unless nothing else could go on.
         room = self.device.room_beside(units, kept=not self.running) - (rest.blocks if rest is not None else 0)
         if self.needed(job) - mine > room:
             return False
         found = None
-        if self.slow is not None and rest is None:
+        if self.slow is not None and (rest is None or rest is not job.rest):
             found = self.slow.found(job, len(units), step_ns=self._step_ns(tokens))
-        loads = found.wanted * job.unit_blocks if found is not None else 0
+        loads = found.blocks() if found is not None else 0
+        if loads:
+            rest = None
         if loads and loads > room - self._promised():
             return False
         self.waiting.popleft()
@@ -193,11 +195,14 @@ class Batch:
             self._begin_prefill(job)
         return True
 
-    def _left_behind(self, job: Job, units: list[Unit]) -> Unit | None:
-        """What it left behind these units when it was preempted, if that is there and begins where they end."""
-        rest = job.rest
-        is_there = rest is not None and job.rest_behind == len(units) and self.device.cache.has(rest)
-        return rest if is_there else None
+    def _left_behind(self, job: Job, units: list[Unit], keys: Sequence[Hashable]) -> Unit | None:
+        """What is there behind these units: what it left when it was preempted, or what is left of the next unit."""
+        cache, rest = self.device.cache, job.rest
+        if rest is not None and job.rest_behind == len(units) and cache.has(rest):
+            return rest
+        if len(units) == len(keys):
+            return None
+        return cache.bitten(units[-1] if units else cache.root(job.unit_blocks), keys[len(units)])
 
     def _promised(self) -> int:
         """Blocks that requests in the batch will still take to compute their prompts: who loads leaves them, since it
@@ -222,8 +227,8 @@ class Batch:
 
     def _take_loaded(self, slow: SlowMemory) -> None:
         slow.advance(self.at_fs)
-        for job, count in slow.loads.take_ended():
-            job.computed += count * job.request.unit_tokens
+        for job, blocks in slow.loads.take_ended():
+            job.computed += blocks * self._block_tokens
             self._cache_units(job, job.computed)
             slow.brought_up(job)
             job.came_fs = self.at_fs

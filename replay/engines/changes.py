@@ -1,12 +1,19 @@
 """What came into a tier of an engine and what left it since that was last said."""
 
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
-from events.base import EngineId, Event, SliceId
+from events.base import EngineId, Event, RequestId, SliceId
 from events.slice import SlicesRemoved, SlicesStored, Tier
 
 SAID_MAX = 1_024
 """Slices that one fact names."""
+
+
+class Tail(NamedTuple):
+    """The end of the prompt of one request. Nobody else can ask for it, so no fact names it."""
+
+    request_id: RequestId
 
 
 class Changes:
@@ -50,6 +57,5 @@ class Changes:
 
 def named(keys: Sequence[Hashable]) -> list[tuple[SliceId, ...]]:
     """As they stand in facts, in runs that one fact can name."""
-    return [
-        tuple(SliceId(str(key)) for key in keys[first : first + SAID_MAX]) for first in range(0, len(keys), SAID_MAX)
-    ]
+    told = [SliceId(str(key)) for key in keys if not isinstance(key, Tail)]
+    return [tuple(told[first : first + SAID_MAX]) for first in range(0, len(told), SAID_MAX)]

@@ -114,6 +114,14 @@ class Job:
             return ()
         return self.request.prefix[: min(self.target - 1, self.request.prompt_tokens) // self.request.unit_tokens]
 
+    def tail_blocks(self) -> int:
+        """Full blocks of its prompt behind the last unit."""
+        request = self.request
+        if not self.unit_blocks:
+            return 0
+        units = min(len(request.prefix), request.prompt_tokens // request.unit_tokens)
+        return request.prompt_tokens * self.unit_blocks // request.unit_tokens - units * self.unit_blocks
+
     def to_come(self) -> int:
         """Tokens of its prompt that are in no step yet."""
         return self.target - (self.slots if self.request.kind is RequestKind.EMBEDDING else self.computed)

@@ -46,6 +46,10 @@ class Found(NamedTuple):
     far: int
     wanted: int
 
+    def blocks(self) -> int:
+        """Blocks of device memory that the load takes."""
+        return sum(at.blocks for at in self.chain[: self.wanted])
+
 
 class Load:
     """A request's slices on their way: the first `near` from DRAM, the others from SSD. It had `held` units in device
@@ -87,6 +91,9 @@ class Loads:
         """How far `chain` (the slices of its prompt behind the `held` that it has) is there, and is worth loading. The
         step that begins now takes `step_ns` with all the others' work: what is loaded is of use when it is over."""
         near, far = self._there(chain)
+        part = self._tiers.dram.part(chain[near].key) if not far and near < len(chain) else None
+        if part is not None:
+            chain, near = (*chain[:near], part), near + 1
         count = near + far if self._always else self._worth(job, held, chain, near, far, step_ns)
         return Found(chain, near, far, count)
 
@@ -109,7 +116,7 @@ class Loads:
                 self._bring(load, number)
 
     def take_ended(self) -> list[tuple[Job, int]]:
-        """Those that wait no longer, each with how many slices it got."""
+        """Those that wait no longer, each with how many blocks it got."""
         now_fs = self._tiers.links.now_fs
         ended = [load for load in self._loads.values() if load.is_over or load.give_up_fs <= now_fs]
         for load in ended:
@@ -119,7 +126,7 @@ class Loads:
             if len(self.hits[Tier.DRAM]) + len(self.hits[Tier.SSD]) < HITS_MAX:
                 self.hits[Tier.DRAM] += [at.key for at in load.chain[:near]]
                 self.hits[Tier.SSD] += [at.key for at in load.chain[near : load.lead]]
-        return [(load.job, load.lead) for load in ended]
+        return [(load.job, sum(at.blocks for at in load.chain[: load.lead])) for load in ended]
 
     def cancel(self, job: Job) -> None:
         """It is taken off the engine; nothing happens if it does not wait."""

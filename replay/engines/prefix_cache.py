@@ -10,7 +10,8 @@ units above them. Only units without children can be evicted.
 
 Blocks that no prompt names (the end of a prompt, an answer) are kept as long as units are when they are let go of, as
 in vLLM, which cannot know that nobody will ask for them. Such a rest has no parent, is evicted block by block, and can
-be taken back by the request that left it.
+be taken back by the request that left it. A unit of which some blocks made room is a rest too, next in line: who comes
+to it can take what is left.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -62,6 +63,7 @@ class PrefixCache:
         self._changes: Changes | None = None
         self._block_bytes = 0
         self._named: dict[Hashable, Unit] = {}
+        self._bitten: tuple[Unit, Unit] | None = None  # Under which unit, and what is left.
         self.before_eviction: Callable[[Unit], None] | None = None
         """Hears of each unit that is about to make room."""
         self.now_ns = 0
@@ -149,8 +151,7 @@ class PrefixCache:
         self._rests += 1
         rest = Unit(("rest", self._rests), None, blocks)
         self._line_up(rest)
-        self.blocks += blocks
-        self.evictable += blocks
+        self._count(blocks)
         if self._kind is not None:
             self._describe(rest)
             self._let_go(rest, self._kind, from_end=REST_FROM_END, length=1)
@@ -158,15 +159,27 @@ class PrefixCache:
 
     def take_back(self, rest: Unit) -> None:
         """What is left of a rest that is there belongs to a request again."""
-        del self._released[rest]
-        if self._kind is not None:
-            self._queue.drop(rest)
-        self.blocks -= rest.blocks
-        self.evictable -= rest.blocks
+        if self._bitten is not None and rest is self._bitten[1]:
+            self._bitten = None
+        else:
+            del self._released[rest]
+            if self._kind is not None:
+                self._queue.drop(rest)
+        self._count(-rest.blocks)
 
     def has(self, rest: Unit) -> bool:
         """Whether anything of a rest is there."""
         return rest in self._released
+
+    def bitten(self, parent: Unit, key: Hashable) -> Unit | None:
+        """What is left of the unit `key` under `parent`, if a part of it made room."""
+        if self._bitten is None or self._bitten[0] is not parent or self._bitten[1].key != key:
+            return None
+        return self._bitten[1]
+
+    def _count(self, blocks: int) -> None:
+        self.blocks += blocks
+        self.evictable += blocks
 
     def adopt(self, parent: Unit, key: Hashable) -> None:
         """A unit that nobody holds yet, under one that is there; it counts as used now, and those above it with it."""
@@ -198,9 +211,12 @@ class PrefixCache:
         return True
 
     def evict(self, blocks: int) -> int:
-        """Evict units until at least `blocks` blocks are free; how many are."""
+        """Evict `blocks` blocks, of a unit its last first; how many are free now."""
         freed = 0
         while freed < blocks:
+            if self._bitten is not None:
+                freed += self._bite(self._bitten[1], blocks - freed)
+                continue
             unit = next(iter(self._released)) if self._kind is None else self._queue.pop()
             assert not unit.children, "children are evicted before their parents"
             if unit.parent is None:
@@ -210,10 +226,20 @@ class PrefixCache:
             self.evictions += 1
             if self.before_eviction is not None:
                 self.before_eviction(unit)
-            self._take_out(unit)
-        self.blocks -= freed
-        self.evictable -= freed
+            parent = self._take_out(unit)
+            if freed > blocks:
+                self._bitten = (parent, Unit(unit.key, None, freed - blocks))
+                freed = blocks
+        self._count(-freed)
         return freed
+
+    def _bite(self, rest: Unit, blocks: int) -> int:
+        """Evict up to so many blocks of the unit that is bitten already; how many."""
+        blocks = min(blocks, rest.blocks)
+        rest.blocks -= blocks
+        if not rest.blocks:
+            self._bitten = None
+        return blocks
 
     def _evict_rest(self, rest: Unit, blocks: int) -> int:
         """Evict up to so many blocks of a rest that is out of the queue; how many."""
@@ -259,8 +285,9 @@ class PrefixCache:
         """Assert that counts are what the chains say."""
         units = self._units()
         free = [unit for unit in units if not unit.refs]
-        assert self.blocks == sum(unit.blocks for unit in units), "blocks are those of the units"
-        assert self.evictable == sum(unit.blocks for unit in free), "evictable is what nobody holds"
+        bitten = self._bitten[1].blocks if self._bitten is not None else 0
+        assert self.blocks == sum(unit.blocks for unit in units) + bitten, "blocks are those of the units"
+        assert self.evictable == sum(unit.blocks for unit in free) + bitten, "evictable is what nobody holds"
         assert len(self._released) == len(free), "what nobody holds is in the queue"
         for unit in units:
             children = unit.children.values()
@@ -271,7 +298,8 @@ class PrefixCache:
         if self._kind is not None:
             assert len(self._queue) == sum(not unit.children for unit in free), "every end of a chain can be evicted"
 
-    def _take_out(self, unit: Unit) -> None:
+    def _take_out(self, unit: Unit) -> Unit:
+        """It is not there any more; what it stood under."""
         assert unit.parent is not None, "a root is never evicted"
         del self._released[unit]
         del unit.parent.children[unit.key]
@@ -281,6 +309,7 @@ class PrefixCache:
             self._changes.removed(unit.key)
         if self._kind is not None:
             self._evicted(unit, unit.parent)
+        return unit.parent
 
     def _units(self) -> list[Unit]:
         units = [unit for unit in self._released if unit.parent is None]

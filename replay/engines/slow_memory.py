@@ -9,7 +9,7 @@ from events.engine import StepModel
 from events.slice import SlicesCleared, SlicesHit, Tier, TierMeasured
 from policies.predictors.step_time import FS_PER_NS
 from replay.engines import carrier
-from replay.engines.changes import Changes, named
+from replay.engines.changes import Changes, Tail, named
 from replay.engines.job import Job
 from replay.engines.loads import HITS_MAX, Found, Loads
 from replay.engines.tier_cache import SliceAt, TierCache, chain_of
@@ -78,7 +78,12 @@ class SlowMemory:
         """What a request that has `held` units in device memory would load if it entered the batch now, where the
         others' work takes `step_ns` in this step; None = nothing."""
         keys = job.full_keys()
-        return self.loads.found(job, held, self._chain(job, held, len(keys)), step_ns=step_ns) if keys else None
+        if not keys:
+            return None
+        chain = self._chain(job, held, len(keys))
+        if job.preemptions and len(keys) == job.request.prompt_tokens // job.request.unit_tokens:
+            chain += self._tail(job)
+        return self.loads.found(job, held, chain, step_ns=step_ns)
 
     def enter(self, job: Job, found: Found | None) -> None:
         """A request enters the batch with `job.units` units in device memory, and loads what was found for it."""
@@ -98,7 +103,7 @@ class SlowMemory:
             self._touch(job, job.used_from)
 
     def _touch(self, job: Job, first: int) -> None:
-        keys = job.full_keys()[first:]
+        keys = [*job.full_keys()[first:], Tail(job.request.request_id)]
         for cache in self.tiers.caches():
             cache.touch(reversed(keys) if self._has_own else keys, self.tiers.now_ns, length=len(job.request.prefix))
 
@@ -108,12 +113,21 @@ class SlowMemory:
             for at in self._chain(job, job.offered, len(job.units)):
                 self.tiers.keep(at)
             job.offered = len(job.units)
+        if self._has_own and job.computed >= job.request.prompt_tokens:
+            for at in self._tail(job):
+                self.tiers.keep(at)
 
     def brought_up(self, job: Job) -> None:
         """What it waited for is in device memory; lazy tiers have the room of that for something else."""
         if self._is_lazy:
             for unit in reversed(job.units):
                 self.tiers.dram.drop(unit.key)
+
+    def _tail(self, job: Job) -> list[SliceAt]:
+        """The blocks of a prompt behind its last unit, which vLLM's own offloading stores too."""
+        blocks = job.tail_blocks() if self._has_own else 0
+        name, depth = Tail(job.request.request_id), len(job.request.prefix)
+        return [SliceAt(name, None, depth, blocks, blocks * self._device.block_bytes, depth)] if blocks else []
 
     def _chain(self, job: Job, first: int, last: int) -> list[SliceAt]:
         blocks = job.unit_blocks

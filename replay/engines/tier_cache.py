@@ -8,7 +8,8 @@ Which one goes is decided as in device memory: by the kind of `policies.memory.k
 after all others; without a directive lru. What a directive keeps (pinned, or needed by a request that waits) makes no
 room for others here, since what cannot be stored can still be computed. Nor does what is being read. A tier with an
 eviction of its own (`Own`), as vLLM's CPU offloading has it, hears no directive, and leaves holes: whatever was used
-longest ago goes, others under it or not, of one prompt the last first.
+longest ago goes, others under it or not, of one prompt the last first. By lru it goes block by block: of a slice that
+made room in part its first blocks are there (`part`), but not the slice.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -52,11 +53,12 @@ class SliceAt(NamedTuple):
 class Kept:
     """A slice that is there. `holds` transfers read it or put something under it."""
 
-    __slots__ = ("at", "holds", "rank", "shield", "use")
+    __slots__ = ("at", "holds", "is_part", "rank", "shield", "use")
 
     def __init__(self, at: SliceAt, use: Use, shield: Shield) -> None:
         self.at, self.use, self.shield = at, use, shield
         self.holds = self.rank = 0
+        self.is_part = False
 
     @property
     def key(self) -> Hashable:
@@ -83,7 +85,13 @@ class TierCache:
         self._shields: dict[Hashable, Shield] = {}
 
     def __contains__(self, key: Hashable) -> bool:
-        return key in self._kept
+        kept = self._kept.get(key)
+        return kept is not None and not kept.is_part
+
+    def part(self, key: Hashable) -> SliceAt | None:
+        """What is left of a slice that made room in part."""
+        kept = self._kept.get(key)
+        return kept.at if kept is not None and kept.is_part else None
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -97,14 +105,14 @@ class TierCache:
 
     def reserve(self, at: SliceAt) -> str:
         """Make room for a slice that begins to come; why there is none ("" = there is)."""
-        assert at.key not in self._kept, "what is there does not come again"
+        assert at.key not in self, "what is there does not come again"
         assert at.key not in self._coming, "a slice comes once at a time"
         before = self._kept.get(at.parent) if at.parent is not None else None
         if before is not None:
             self._hold(before)  # Else it could be what goes.
         if self._arc is not None:
             self._arc.missed(at.key, self.bytes_max // at.bytes)
-        has_room = self._make_room(at.bytes)
+        has_room = self._clear(at) and self._make_room(at.bytes)
         if before is not None:
             self._release(before)
         if not has_room:
@@ -213,12 +221,38 @@ class TierCache:
             if not len(self._queue):
                 return False
             kept = self._queue.pop()
+            if self._own is Own.LRU and self._bite(kept, self.bytes_used + bytes_ - self.bytes_max):
+                return True
             reuse.evicted(self._past, kept.at.key, kept.use)
             if self._arc is not None:
                 self._arc.evicted(kept.at.key, self.bytes_max // kept.at.bytes)
             self._past.floor = max(self._past.floor, kept.rank)
-            self.evictions += 1
+            self.evictions += not kept.is_part
             self._take_out(kept)
+        return True
+
+    def _clear(self, at: SliceAt) -> bool:
+        """What is left of a slice that comes again is in its way; False where that is being read."""
+        part = self._kept.get(at.key)
+        if part is None or part.holds:
+            return part is None
+        self._queue.drop(part)
+        self._take_out(part)
+        return True
+
+    def _bite(self, kept: Kept, bytes_: int) -> bool:
+        """Take so many bytes of a slice, in blocks, its last ones; False where that is all of it."""
+        block = kept.at.bytes // kept.at.blocks
+        blocks = -(-bytes_ // block)
+        if blocks >= kept.at.blocks:
+            return False
+        if not kept.is_part:
+            self.evictions += 1
+            self.changes.removed(kept.at.key)
+        kept.is_part = True
+        kept.at = kept.at._replace(blocks=kept.at.blocks - blocks, bytes=kept.at.bytes - blocks * block)
+        self.bytes_used -= blocks * block
+        self._offer(kept)
         return True
 
     def _take_out(self, kept: Kept) -> None:
@@ -226,7 +260,8 @@ class TierCache:
         if self._arc is not None:
             self._arc.left(kept.at.key)
         self.bytes_used -= kept.at.bytes
-        self.changes.removed(kept.at.key)
+        if not kept.is_part:
+            self.changes.removed(kept.at.key)
         self._count_under(kept.at, -1)
 
     def _count_under(self, at: SliceAt, more: int) -> None:

@@ -72,10 +72,12 @@ class PlainEngine:
         spare = self.free() - sum(blocks for chain, blocks in self.cache.items() if not self.refs(chain))
         while spare < 0:
             chain = next(chain for chain in self.cache if not self.refs(chain))
-            if chain[0] == "rest" and self.cache[chain] > -spare:
-                self.cache[chain] += spare  # A rest is evicted block by block.
-                return
-            spare += self.cache.pop(chain)
+            blocks = self.cache.pop(chain)
+            if blocks > -spare:
+                # Evicted block by block: what is left is no unit any more, and next in line.
+                name = chain if chain[0] in ("rest", "part") else ("part", chain)
+                self.cache = {name: blocks + spare, **self.cache}
+            spare += blocks
 
     # One step.
 
@@ -149,13 +151,19 @@ class PlainEngine:
             return False
         self.waiting.popleft()
         seq.computed = len(seq.chain) * r.unit_tokens
-        if seq.rest is not None and seq.rest[1] == len(seq.chain):
-            seq.computed += self.cache.pop(seq.rest[0], 0) * self.bt
+        seq.computed += self.cache.pop(self.behind(seq), 0) * self.bt
         seq.rest = None
         seq.slots = seq.chosen = seq.computed
         self.evict()
         seq.cached = seq.computed if seq.cached < 0 else seq.cached
         return True
+
+    def behind(self, seq: Plain) -> Chain:
+        """What stands behind the units that it found: what it left there itself, or a part of the next unit."""
+        if seq.rest is not None and seq.rest[1] == len(seq.chain) and seq.rest[0] in self.cache:
+            return seq.rest[0]
+        full = min(seq.target - 1, seq.request.prompt_tokens) // seq.request.unit_tokens
+        return "part", seq.request.prefix[: len(seq.chain) + 1] if len(seq.chain) < full else ()
 
     def store(self, seq: Plain) -> None:
         """What is chosen of a prompt is cached from then on."""

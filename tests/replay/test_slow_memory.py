@@ -133,8 +133,8 @@ def test_a_link_slower_than_computing_is_not_waited_for() -> None:
     cold_ns, _ = served(one, asked("a", 10))
     one.run_until(20 * NS_PER_S)
     again_ns, second = served(one, asked("b", 10), pushed_out(one))
-    assert second.cached_tokens == 0
-    assert again_ns == cold_ns
+    assert second.cached_tokens < 8, "a block of a unit, which was left in device memory"
+    assert 0 <= cold_ns - again_ns < cold_ns // 10
 
 
 def test_ssd_serves_what_dram_has_lost() -> None:
