@@ -81,13 +81,16 @@ def request_of(tokens: list[int], hasher: Any) -> Request:
     return Request("r", tokens, SamplingParams(max_tokens=64), None, block_hasher=hasher)
 
 
-def test_a_run_has_one_digest_in_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("eviction", "lazy"), [("arc", False), ("", True)])
+def test_a_run_has_one_digest_in_every_process(monkeypatch: pytest.MonkeyPatch, eviction: str, lazy: bool) -> None:
     reporting = Capability(embedding=True, reports_slices=True)
     fleet = [registered(name, ("llama-3-8b", "e5-mistral-7b"), kv_tokens=40_000, capability=reporting)
              for name in ("e1", "e2")]  # fmt: skip
     simulation = Simulation(
         arrivals=tuple(one for one in mixed(3, Mixed()) if one.at_ns < 20 * S), engines=tuple(fleet),
-        tiers={one.engine_id: TierSizes(dram_bytes=2_000 * BLOCK_BYTES, eviction="arc") for one in fleet},
+        tiers={
+            one.engine_id: TierSizes(dram_bytes=2_000 * BLOCK_BYTES, eviction=eviction, lazy=lazy) for one in fleet
+        },
     )  # fmt: skip
 
     def digest(hash_seed: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from events.base import EngineId, Event, RequestId, SliceId
 from events.decisions import EngineDirected
-from events.slice import SlicesRemoved, SlicesStored, Tier
+from events.slice import SlicesRemoved, SlicesStored, Tier, TierMeasured
 from replay.engines.base import VirtualEngine
 from replay.engines.job import Finished, Outcome
 from replay.engines.tiers import TierSizes
@@ -109,6 +109,18 @@ def test_device_and_dram_hold_more_different_slices_than_written_through() -> No
     # Of 160 that fit. What is looked at ahead is in both.
     assert different(lazy=False) <= 2 * LENGTH
     assert different(lazy=True) >= 3 * LENGTH
+
+
+def test_how_quick_dram_is_is_measured() -> None:
+    engine = make(bytes_per_s=4_000_000_000)
+    for number, document in enumerate("defd"):
+        ask(engine, f"r{number}", document)
+
+    [*_, last] = [fact for fact in engine.slice_facts(measure=True)
+                  if isinstance(fact, TierMeasured) and fact.tier is Tier.DRAM]  # fmt: skip
+
+    assert last.read_bytes_per_s == pytest.approx(4_000_000_000, rel=0.01)
+    assert last.write_bytes_per_s == pytest.approx(4_000_000_000, rel=0.01)
 
 
 def test_pinned_slices_stay_in_dram_when_they_are_loaded() -> None:
