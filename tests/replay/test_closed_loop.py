@@ -7,12 +7,13 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from events.base import NS_PER_MS, NS_PER_S, PPM, Event
 from events.decisions import RequestRejected
 from events.engine import EngineRegistered
 from events.log.base import Message
-from events.request import RequestArrived, RequestFinished
+from events.request import RequestAborted, RequestArrived, RequestFinished
 from policies.catalog import ACTORS, PRESETS
 from replay.cluster import CONTROL_NS, START_NS, Run, simulate
 from replay.costmodel import registered
@@ -60,6 +61,24 @@ def test_a_turn_thinks_from_the_end_of_the_answer_on() -> None:
         for turn in range(1, 4):
             (at_ns,), (end_ns,) = arrived[f"s{session}.{turn}"], finished[f"s{session}.{turn - 1}"]
             assert at_ns == end_ns + THINK_NS
+
+
+def test_the_next_session_begins_when_the_one_before_has_no_answer() -> None:
+    """The second turn of the first session fits into no engine."""
+    first, second = sessions(2, 3)[:3], sessions(2, 3)[3:]
+    huge = replace(first[1], prompt_tokens=10_000_000)
+    behind = replace(second[0], after=first[2].request_id, think_ns=THINK_NS, at_ns=first[2].at_ns)
+    later = [replace(one, at_ns=one.at_ns + 6 * NS_PER_S) for one in second[1:]]
+    run = simulate([first[0], huge, first[2], behind, *later], pool(), closed_loop=True)
+    ended = {
+        str(one.event.request_id): one.ts_ns for one in records(run)
+        if isinstance(one.event, RequestRejected | RequestAborted)
+    }  # fmt: skip
+    assert list(ended) == [huge.request_id]
+    arrived, finished = times(run, RequestArrived), times(run, RequestFinished)
+    assert sorted(finished) == sorted(one.request_id for one in (first[0], *second))
+    assert [one.request_id for one in run.unsent] == [first[2].request_id]
+    assert arrived[behind.request_id][0] >= ended[huge.request_id] + THINK_NS
 
 
 def test_in_an_open_loop_turns_wait_for_nobody() -> None:

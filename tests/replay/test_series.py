@@ -239,6 +239,22 @@ def test_occupancy_and_throughput_fluctuate_over_the_middle_of_the_window() -> N
     assert (scores.occupancy_mean_ppm, scores.occupancy_max_ppm) == (500_000, 900_000)
 
 
+def test_tokens_are_counted_when_they_are_produced_and_prompts_apart() -> None:
+    """Output is even but for one step; prompts come in lumps."""
+    said: list[tuple[int, Event]] = [(0, registered()), (0, arrived("a")), (100 * S, arrived("b"))]
+    outputs = prompts = 0
+    for second in range(1, 101):
+        outputs += 5 if 40 < second <= 50 else 10
+        prompts += 5_000 if second % 25 == 0 else 0
+        said.append((second * S, measured(400_000, prompts=prompts, output=outputs)))
+    scores = score(log(*sorted(said, key=lambda one: one[0])))
+    steps = [100.0] * 7 + [50.0]
+    assert scores.output_fluctuation == pytest.approx(fluctuation(steps))
+    assert scores.output_least == pytest.approx(50 * 8 / 750)
+    assert scores.throughput_fluctuation is not None
+    assert scores.throughput_fluctuation > 1
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [([], None), ([1.0, 1.0], None), ([0.0, 0.0, 0.0], None), ([2.0, 2.0, 2.0], 0.0), ([1.0, 2.0, 3.0], 0.40825)],
