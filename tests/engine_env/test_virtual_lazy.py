@@ -9,6 +9,9 @@ import pytest
 from events.base import EngineId, Event, RequestId, SliceId
 from events.decisions import EngineDirected
 from events.slice import SlicesRemoved, SlicesStored, Tier, TierMeasured
+from replay.bench.memory.report import EngineModel
+from replay.bench.memory.systems import SYSTEMS
+from replay.bench.memory.task import builder
 from replay.engines.base import VirtualEngine
 from replay.engines.job import Finished, Outcome
 from replay.engines.tiers import TierSizes
@@ -259,3 +262,6 @@ def test_vllms_own_offload_is_not_lazy() -> None:
     tiers = TierSizes(dram_bytes=100 * BLOCK_BYTES, lazy=True, eviction="lru")
     with pytest.raises(ValueError, match="not lazy"):
         VllmEngine(described(), tiers=tiers, prompts=PROMPTS)
+    with pytest.raises(ValueError, match="careful_lazy.*not lazy"):
+        builder(EngineModel.VLLM_SCHEDULER, SYSTEMS["careful_lazy"])
+    assert builder(EngineModel.VLLM_SCHEDULER, SYSTEMS["tidegate"])
