@@ -64,7 +64,7 @@ async def test_a_live_run_has_the_result_that_a_simulated_one_has(tmp_path: Path
 
 async def test_what_its_policies_predicted_and_its_engines_held_comes_from_its_log(tmp_path: Path) -> None:
     async with gateway(tmp_path) as running:
-        found = await ask(running, arrivals(30, gap_ms=2))
+        found = await ask(running, arrivals(30, gap_ms=40))  # More than a second: engines are measured meanwhile.
     scores = found.result.scores
     assert scores.kv_tokens_error.requests == 24, "every answer of an LLM stands beside its prediction"
     assert scores.device_ns == scores.window_ns, "one engine"
