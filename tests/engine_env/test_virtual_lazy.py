@@ -262,6 +262,6 @@ def test_vllms_own_offload_is_not_lazy() -> None:
     tiers = TierSizes(dram_bytes=100 * BLOCK_BYTES, lazy=True, eviction="lru")
     with pytest.raises(ValueError, match="not lazy"):
         VllmEngine(described(), tiers=tiers, prompts=PROMPTS)
-    with pytest.raises(ValueError, match="careful_lazy.*not lazy"):
+    with pytest.raises(ValueError, match=r"careful_lazy.*not lazy"):
         builder(EngineModel.VLLM_SCHEDULER, SYSTEMS["careful_lazy"])
     assert builder(EngineModel.VLLM_SCHEDULER, SYSTEMS["tidegate"])
