@@ -28,7 +28,8 @@ class Health(StrEnum):
 class Capability(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an engine can be asked to do; where it cannot, no policy pretends. `labels` say where it is: `nvlink` (its
     domain), `numa`, `host`, `rack`. `steps_ahead`: so many steps are scheduled before the one in flight has ended, so
-    what comes during a step enters that many later (0 = none, or not said)."""
+    what comes during a step enters that many later (0 = none, or not said). `device_lru`: its device memory evicts what
+    was used least recently whatever a directive says, as vLLM's does; directives are for its tiers and victims."""
 
     llm: bool = True
     embedding: bool = False
@@ -40,6 +41,7 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     batch_tokens_max: int = 2048
     context_tokens_max: int = 131_072
     steps_ahead: int = 0
+    device_lru: bool = False
     labels: dict[str, str] = msgspec.field(default_factory=dict)
 
 

@@ -37,6 +37,7 @@ class Batch:
         self.model = registered.step
         self.batch_tokens = registered.capability.batch_tokens_max
         self.seqs_max = min(registered.capability.seqs_max, self.batch_tokens)
+        self.device_lru = registered.capability.device_lru
         self._block_tokens = registered.block_tokens
         self.device = DeviceMemory(registered, self._unit_cost_ns)
         self.slow: SlowMemory | None = None
@@ -74,7 +75,8 @@ class Batch:
     def direct(self, directive: EngineDirected) -> None:
         """Go by this from the next step on."""
         self.directive = directive
-        self.device.cache.direct(directive)
+        if not self.device_lru:
+            self.device.cache.direct(directive)
         if self.slow is not None:
             self.slow.direct(directive)
 

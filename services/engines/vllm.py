@@ -238,6 +238,7 @@ def registered(config: EngineConfig) -> EngineRegistered:
             reports_slices=config.agent,
             seqs_max=config.seqs_max,
             steps_ahead=STEPS_AHEAD,
+            device_lru=True,
             batch_tokens_max=config.batch_tokens_max,
             context_tokens_max=config.context_tokens_max,
             labels=dict[str, str](config.labels.items()),

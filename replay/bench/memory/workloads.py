@@ -213,11 +213,12 @@ def kv_tokens_of(workload: Workload) -> int:
 
 
 def engines(workload: Workload, count: int, *, batch_tokens: int, seqs_max: int) -> list[EngineRegistered]:
-    """That many engines as the workload needs them."""
+    """That many engines as the workload needs them, that can do what stock vLLM can: nobody orders a preemption, and
+    device memory evicts by its own rule."""
     described = registered("", workload.models, profile=PROFILE, kv_tokens=kv_tokens_of(workload))
     capability = msgspec.structs.replace(
         described.capability, batch_tokens_max=batch_tokens, seqs_max=seqs_max,
-        embedding=EMBEDDING_MODEL in workload.models,
+        embedding=EMBEDDING_MODEL in workload.models, can_preempt=False, device_lru=True,
     )  # fmt: skip
     return [
         msgspec.structs.replace(described, engine_id=EngineId(f"e{number}"), capability=capability)
