@@ -67,7 +67,7 @@ def run_of(task: MemoryTask, build: EngineBuilder | None = None) -> Run:
     workload = WORKLOADS[task.offer.workload]
     offered = arrivals(task.offer)
     described = engines(workload, task.offer.engines, batch_tokens=task.batch_tokens, seqs_max=task.seqs_max)
-    described = grown_for(task.system, as_able(task.engine, described), offered)
+    described = grown_for(task.system, described, offered)
     described, tiers = behind(task.system, described, unique_kv_bytes(task.offer))
     return simulate(
         offered, described, settings=settings_of(task.system), slo=SLO, tiers=tiers,

@@ -92,8 +92,8 @@ def test_with_series_a_result_has_quantities_over_time_and_flops_and_the_same_lo
 
 
 @pytest.mark.parametrize("engine", [EngineModel.LIGHT, EngineModel.VLLM_SCHEDULER])
-def test_policies_are_told_that_vllm_has_no_call_to_preempt(engine: EngineModel) -> None:
-    """Else they would count on memory that an order to preempt does not give back."""
+def test_engines_can_be_told_what_stock_vllm_can(engine: EngineModel) -> None:
+    """Else policies would count on memory that no order gives back, and direct a memory that has its own rule."""
     run = run_of(task(OURS, engine=engine), light_engine)
     told = [
         recorded.event
@@ -102,4 +102,5 @@ def test_policies_are_told_that_vllm_has_no_call_to_preempt(engine: EngineModel)
         if isinstance(recorded.event, EngineRegistered)
     ]
     assert len(told) == OFFER.engines
-    assert {one.capability.can_preempt for one in told} == {engine is EngineModel.LIGHT}
+    assert not any(one.capability.can_preempt for one in told)
+    assert all(one.capability.device_lru for one in told)
