@@ -60,6 +60,7 @@ class TierMeasured(Event, frozen=True, kw_only=True, tag="tier_measured.v1"):
 
     `slice_bytes` is what one slice takes there; `corrupt_total` slices failed their checksum and were never served.
     Said of the device's own tier, `directive_version` is the newest `engine_directed` that the engine's agent was told.
+    `lazy`: the tier takes in what the one above evicts, and not what is computed.
     """
 
     engine_id: EngineId
@@ -77,6 +78,7 @@ class TierMeasured(Event, frozen=True, kw_only=True, tag="tier_measured.v1"):
     failures_total: int = 0
     corrupt_total: int = 0
     directive_version: int = 0
+    lazy: bool = False
 
 
 class TransferEnd(StrEnum):

@@ -206,6 +206,7 @@ class SlowMemory:
             read_queue_bytes=read.bytes_before(urgent=False), write_queue_bytes=write.bytes_before(urgent=False),
             hits_total=self._totals[cache.tier], misses_total=self.loads.misses[cache.tier],
             evictions_total=cache.evictions, failures_total=read.failures + write.failures,
+            lazy=self._is_lazy and cache is self.tiers.dram,
         )  # fmt: skip
 
     def check_integrity(self) -> None:

@@ -59,7 +59,9 @@ def sizes_of(measured: Iterable[TierMeasured]) -> TierSizes | None:
     dram, ssd = by_tier.get(Tier.DRAM), by_tier.get(Tier.SSD)
     if dram is None or not dram.bytes_max:
         return None
-    sizes = TierSizes(dram_bytes=dram.bytes_max, dram_bytes_per_s=dram.read_bytes_per_s or DRAM_BYTES_PER_S)
+    sizes = TierSizes(
+        dram_bytes=dram.bytes_max, dram_bytes_per_s=dram.read_bytes_per_s or DRAM_BYTES_PER_S, lazy=dram.lazy
+    )
     if ssd is None or not ssd.bytes_max:
         return sizes
     return msgspec.structs.replace(

@@ -57,6 +57,8 @@ FAILING_PPM, STALLING_PPM = 10_000, 10_000
 @click.option("--ssd-ppm", type=click.IntRange(min=0), default=0, show_default=True, help="The same of SSD.")
 @click.option("--tier-eviction", type=click.Choice(["directed", "lru", "arc"]), default="directed", show_default=True,
               help="What leaves those tiers: as the policies say, or by a rule of their own.")  # fmt: skip
+@click.option("--tier-lazy", is_flag=True,
+              help="DRAM takes in what device memory evicts, as the plugin does; else what is computed.")  # fmt: skip
 @click.option("--gateways", type=click.IntRange(min=1), default=1, show_default=True, help="Requests take turns.")
 @click.option("--faults", type=int, metavar="SEED",
               help="Engines and gateways are lost, clients go, transfers fail: drawn by this seed.")  # fmt: skip
@@ -68,8 +70,8 @@ FAILING_PPM, STALLING_PPM = 10_000, 10_000
 def simulate(
     path: Path | None, form: str, workload: str | None, seed: int, limit: int | None, speed: float,
     seconds: int | None, closed_loop: bool, policy: str, dram_gib: float, ssd_gib: float, dram_ppm: int, ssd_ppm: int,
-    tier_eviction: str, gateways: int, faults: int | None, engine_model: str, made: Path | None, settings: Settings,
-    out: Output,
+    tier_eviction: str, tier_lazy: bool, gateways: int, faults: int | None, engine_model: str, made: Path | None,
+    settings: Settings, out: Output,
 ) -> int:  # fmt: skip
     """The same deciders against simulated engines, deterministic and faster than real time.
 
@@ -97,7 +99,7 @@ def simulate(
     engines, tiers = inputs.engines(config, recorded, tiers)
     sizes = inputs.sizes_asked(
         offered, engines, dram_gib=dram_gib, ssd_gib=ssd_gib, dram_ppm=dram_ppm, ssd_ppm=ssd_ppm,
-        eviction="" if tier_eviction == "directed" else tier_eviction,
+        eviction="" if tier_eviction == "directed" else tier_eviction, lazy=tier_lazy,
     )  # fmt: skip
     engines, tiers = inputs.behind(engines, tiers, sizes)
     span_ns = until_ns or max(one.at_ns for one in offered)

@@ -72,7 +72,7 @@ def engines(
 
 def sizes_asked(
     offered: "Sequence[Arrival]", described: "Sequence[EngineRegistered]", *, dram_gib: float, ssd_gib: float,
-    dram_ppm: int, ssd_ppm: int, eviction: str,
+    dram_ppm: int, ssd_ppm: int, eviction: str, lazy: bool,
 ) -> "TierSizes | None":  # fmt: skip
     """What is to stand behind each engine: so many GiB, or its part of so many millionths of the bytes that all
     prompts in `offered` would take, each slice once. None where nothing is asked for."""
@@ -81,8 +81,9 @@ def sizes_asked(
     if (ssd_gib or ssd_ppm) and not (dram_gib or dram_ppm):
         raise click.UsageError("what is in SSD goes by way of DRAM: give --dram-gib or --dram-ppm too")
     if not (dram_gib or dram_ppm):
-        if eviction:
-            raise click.UsageError("--tier-eviction is of tiers that are asked for: give --dram-gib or --dram-ppm too")
+        if eviction or lazy:
+            named = "--tier-eviction" if eviction else "--tier-lazy"
+            raise click.UsageError(f"{named} is of tiers that are asked for: give --dram-gib or --dram-ppm too")
         return None
     from replay.belady import unique_bytes
     from replay.engines.tier_cache import Own
@@ -96,7 +97,7 @@ def sizes_asked(
         if not unique:
             raise click.UsageError("no prompt names a prefix, so there is nothing to take a share of: give --dram-gib")
         sizes = (unique * dram_ppm // PPM // len(described), unique * ssd_ppm // PPM // len(described))
-    return TierSizes(dram_bytes=sizes[0], ssd_bytes=sizes[1], eviction=Own(eviction))
+    return TierSizes(dram_bytes=sizes[0], ssd_bytes=sizes[1], eviction=Own(eviction), lazy=lazy)
 
 
 def behind(

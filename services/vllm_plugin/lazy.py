@@ -77,6 +77,7 @@ class LazyStores:
 
     def __init__(self, scheduler: Any, manager: TidegateManager, pool: Any, *, ahead: int) -> None:
         self._scheduler, self._manager, self._pool = scheduler, manager, pool
+        manager.is_lazy = True
         [self._group] = scheduler.config.kv_group_configs
         self._slice_tokens = self._group.tokens_per_chunk
         self._slice_blocks = scheduler.config.blocks_per_chunk

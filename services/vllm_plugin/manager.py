@@ -54,6 +54,8 @@ class TidegateManager(TieringOffloadingManager):
         self._pins: dict[str, dict[OffloadKey, None]] = {}
         self._measured_ns = 0
         self._busy_told = False
+        self.is_lazy = False
+        """Whether what is computed is kept only when the device is about to evict it (`services.vllm_plugin.lazy`)."""
         self._misses = 0
         self._loads, self._stores = Speed(), Speed()
         residency, bridge = memory.residency, memory.bridge
@@ -243,6 +245,7 @@ class TidegateManager(TieringOffloadingManager):
             # Until something was loaded: the link is as quick in both directions.
             read_bytes_per_s=self._loads.bytes_per_s or self._stores.bytes_per_s,
             write_bytes_per_s=self._stores.bytes_per_s, misses_total=self._misses, evictions_total=self._dram.evictions,
+            lazy=self.is_lazy,
         )  # fmt: skip
         if self._ssd is not None:
             yield self._ssd.measured(hits_total=hits[Tier.SSD], misses_total=self._misses)

@@ -7,10 +7,10 @@ from hypothesis import given
 from msgspec.structs import replace
 
 from events.base import NS_PER_S
-from events.slice import Tier
+from events.slice import Tier, TierMeasured
 from replay.engines.job import Finished
 from replay.engines.light import LightEngine
-from replay.engines.tiers import TierSizes
+from replay.engines.tiers import TierSizes, sizes_of
 from replay.faults import TransferFaults
 from tests.replay.test_light_engine import LOADS, Load, requests, run_light
 from tests.replay.test_slow_memory import asked, now, pushed_out, served, sizes, tiered
@@ -78,3 +78,13 @@ def test_ssd_takes_in_what_dram_does() -> None:
     assert ssd is not None
     assert len(ssd) == 10
     assert ssd.tier is Tier.SSD
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_who_reads_the_log_knows_which_way_dram_is_filled(lazy: bool) -> None:
+    one = tiered(replace(sizes(8), lazy=lazy))
+    served(one, asked("a", 4))
+    said = [fact for fact in one.slice_facts(measure=True) if isinstance(fact, TierMeasured)]
+    found = sizes_of(said)
+    assert found is not None
+    assert found.lazy is lazy

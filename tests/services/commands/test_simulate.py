@@ -66,6 +66,12 @@ def test_sizes_may_be_shares_of_what_all_prompts_would_take(capsys: pytest.Captu
     assert sizes["e2", Tier.SSD] == unique * 3 // 2
 
 
+def test_dram_is_lazy_where_that_is_asked_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    made = tmp_path / "lazy.jsonl"
+    run(capsys, *SHORT, "--dram-gib", 1, "--tier-lazy", "--out", made)
+    assert measured(made)["e1", Tier.DRAM].lazy
+
+
 def test_such_a_share_is_of_what_comes_until_the_end_of_the_window(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -84,6 +90,7 @@ def test_such_a_share_is_of_what_comes_until_the_end_of_the_window(
         (("--dram-gib", "1", "--dram-ppm", "1"), "not both"),
         (("--workload", "mixde"), "no profile 'mixde'"),
         (("--tier-eviction", "arc"), "--dram-gib"),
+        (("--tier-lazy",), "--dram-gib"),
         (("--speed", "nan"), "nan is no amount"),
         (("--dram-gib", "inf"), "not in the range"),
         (("--dram-gib", "1e300"), "not in the range"),
