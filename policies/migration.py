@@ -4,9 +4,9 @@ Looked at whenever a tier of an engine is measured, so that room, speed and queu
 
 - Relieve DRAM, so that there is room for what is worth more. Above `high_ppm` its least valuable slices go until it is
   at `low_ppm`, those that are quicker fetched back from SSD than computed: what is in SSD too is dropped from DRAM
-  (engines write through), what is not is demoted while SSD has room. Others are dropped only if they are worthless
-  (fewer than `worthless_ppm` come back): where SSD is too slow to be of use, or there is none, DRAM is left to the
-  engine.
+  (what comes to DRAM is written through to SSD), what is not is demoted while SSD has room. Others are dropped only if
+  they are worthless (fewer than `worthless_ppm` come back): where SSD is too slow to be of use, or there is none, DRAM
+  is left to the engine.
 - Relieve SSD. Above `high_ppm` its least valuable slices are dropped.
 - Promote. While DRAM has room below `high_ppm`, hot slices that are in SSD alone come up, parents first, where fetching
   is quicker than computing.
@@ -21,7 +21,7 @@ slices is needed after all, when it comes too late, when its link is suspended o
 the circuit breaker: `policies.transfers`.
 
 Sources: watermarks as in the page replacement of operating systems; the gate is measured necessity
-(`policies.memory.gate`); tiers below HBM with write-through are those of Mooncake and LMCache.
+(`policies.memory.gate`); a tier that holds what the one above it holds is as in Mooncake and LMCache.
 
 Example: DRAM of 100 slices holds 99, high 97 %, low 95 %. Of the four least valuable three are in SSD too: dropped. One
 is not, and would take 10 ms to fetch and 40 ms to compute: demoted.

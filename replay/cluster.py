@@ -306,7 +306,7 @@ class _Cluster:
             back_ns = self.log.now_ns + decision.retry_after_ns
             if self._turns.is_open(back_ns - START_NS):
                 self._expect(back_ns, request.arrival, 1)
-            return
+                return
         self._give_up(request)
 
     def _dispatch(self, decision: RequestAdmitted, request: Held) -> None:

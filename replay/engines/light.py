@@ -18,10 +18,10 @@ It behaves as a vLLM v1 engine with first-come-first-served scheduling does, wit
 - With `steps_ahead` a step is chosen when the one before it begins (vLLM's asynchronous scheduling): who comes, or has
   its slices, during a step enters not the next one but that after it, and blocks of what ends with a step are free to
   that one too, unless nothing was there to choose.
-- With slower tiers behind it (`replay.engines.slow_memory`), what is computed is written through to them, and a prompt
-  that goes on there loads that instead of computing it, where that is quicker. Meanwhile it holds the blocks of what it
-  loads and cannot be preempted, does not count as running, and others compute. It begins only where the blocks that
-  those in the batch will still take are left.
+- With slower tiers behind it (`replay.engines.slow_memory`), what is computed (of lazy ones: what device memory evicts)
+  is written through to them, and a prompt that goes on there loads that instead of computing it, where that is quicker.
+  Meanwhile it holds the blocks of what it loads and cannot be preempted, does not count as running, and others compute.
+  It begins only where the blocks that those in the batch will still take are left.
 - Time is kept in femtoseconds, so steps add up exactly; outcomes carry the nanosecond by which they are there.
 
 While only decoding goes on, any number of steps is taken at once, in closed form (`DecodeClock`): the result equals

@@ -39,12 +39,14 @@ HITS_MAX = 65_536
 
 class Found(NamedTuple):
     """Of a `chain` of slices the first `near` are in DRAM, `far` more in DRAM or SSD; the first `wanted` are to be
-    loaded."""
+    loaded. Of the last that is near only a `part` may be there. `missed` of those asked for are not whole in DRAM."""
 
     chain: Sequence[SliceAt]
     near: int
     far: int
     wanted: int
+    missed: int
+    part: bool
 
     def blocks(self) -> int:
         """Blocks of device memory that the load takes."""
@@ -53,12 +55,14 @@ class Found(NamedTuple):
 
 class Load:
     """A request's slices on their way: the first `near` from DRAM, the others from SSD. It had `held` units in device
-    memory; `lead` of these are there without a hole, and `asked` were asked for at first."""
+    memory; `lead` of these are there without a hole, and `asked` were asked for at first. Of those near `whole` are."""
 
-    __slots__ = ("asked", "begun_fs", "chain", "give_up_fs", "held", "is_over", "job", "lead", "near", "there")
+    __slots__ = ("asked", "begun_fs", "chain", "give_up_fs", "held", "is_over", "job", "lead", "near", "there", "whole")
 
-    def __init__(self, job: Job, held: int, chain: Sequence[SliceAt], near: int, begun_fs: int) -> None:
-        self.job, self.held, self.chain, self.near, self.begun_fs = job, held, chain, near, begun_fs
+    def __init__(
+        self, job: Job, held: int, chain: Sequence[SliceAt], near: int, whole: int, begun_fs: int
+    ) -> None:  # fmt: skip
+        self.job, self.held, self.chain, self.near, self.whole, self.begun_fs = job, held, chain, near, whole, begun_fs
         self.there = [False] * len(chain)
         self.lead, self.asked, self.give_up_fs = 0, len(chain), begun_fs
         self.is_over = False
@@ -91,20 +95,22 @@ class Loads:
         """How far `chain` (the slices of its prompt behind the `held` that it has) is there, and is worth loading. The
         step that begins now takes `step_ns` with all the others' work: what is loaded is of use when it is over."""
         near, far = self._there(chain)
+        missed = len(chain) - near
         part = self._tiers.dram.part(chain[near].key) if not far and near < len(chain) else None
         if part is not None:
             chain, near = (*chain[:near], part), near + 1
         count = near + far if self._always else self._worth(job, held, chain, near, far, step_ns)
-        return Found(chain, near, far, count)
+        return Found(chain, near, far, count, missed, part is not None)
 
     def begin(self, job: Job, held: int, found: Found) -> None:
         """Load it, if anything is worth that."""
-        chain, near, far, count = found
-        self.misses[Tier.DRAM] += len(chain) - near
-        self.misses[Tier.SSD] += len(chain) - near - far if self._tiers.ssd is not None else 0
+        count = found.wanted
+        self.misses[Tier.DRAM] += found.missed
+        self.misses[Tier.SSD] += found.missed - found.far if self._tiers.ssd is not None else 0
         if not count:
             return
-        load = Load(job, held, chain[:count], min(near, count), self._tiers.links.now_fs)
+        whole = found.near - found.part
+        load = Load(job, held, found.chain[:count], min(found.near, count), whole, self._tiers.links.now_fs)
         self._loads[job] = load
         self._be_patient(load)
         for number, at in enumerate(load.chain):
@@ -124,7 +130,7 @@ class Loads:
             self.given_up += load.lead < load.asked
             near = min(load.lead, load.near)
             if len(self.hits[Tier.DRAM]) + len(self.hits[Tier.SSD]) < HITS_MAX:
-                self.hits[Tier.DRAM] += [at.key for at in load.chain[:near]]
+                self.hits[Tier.DRAM] += [at.key for at in load.chain[: min(near, load.whole)]]
                 self.hits[Tier.SSD] += [at.key for at in load.chain[near : load.lead]]
         return [(load.job, sum(at.blocks for at in load.chain[: load.lead])) for load in ended]
 

@@ -137,7 +137,7 @@ class Tiers:
         """Whether a slice is on its way into that tier."""
         return (tier, key) in self._coming
 
-    # Write-through.
+    # Coming down.
 
     def keep(self, at: SliceAt) -> None:
         """A slice is in device memory: see to it that it is in DRAM too, and in SSD."""

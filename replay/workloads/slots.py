@@ -1,7 +1,8 @@
 """A steady offer of sessions: so many are open at any time, from the first moment to the last.
 
-A slot is somebody who always has one session open: when it is over the next one begins, and it is over too when a turn
-had no answer. So the offer neither grows nor runs dry, whatever becomes of it.
+A slot is somebody who always has one session open: when its last answer is there (the last at the pace of the line:
+turns that were recorded side by side may end otherwise) the next one begins, and it is over too when a turn had no
+answer. So the offer neither grows nor runs dry, whatever becomes of it.
 
 A session here has prompts of some length at least, and no pause of more than `PAUSE_NS`: a longer one is cut to that.
 Sessions that were recorded pause for hours; a slot would hold nobody for most of the time, and the more of them there
@@ -59,8 +60,8 @@ def steady(session: Session, *, prompt_tokens_min: int = 1, pause_ns: int = PAUS
 def in_slots(sessions: Sequence[Session], *, seed: int, seconds: int, slots: int) -> list[Arrival]:
     """What so many slots ask for in `seconds`, in order of time. `sessions` are as `steady` makes them; each that is
     begun is another one, with ids of its own. Raises ValueError where there is nothing to take from."""
-    if not sessions or slots < 1 or seconds < 1:
-        raise ValueError("slots need sessions, and a count and seconds of at least 1")
+    if not sum(map(_length_ns, sessions)) or slots < 1 or seconds < 1:
+        raise ValueError("slots need sessions that last, and a count and seconds of at least 1")
     rng = Random(seed)  # noqa: S311
     line = rng.sample(sessions, len(sessions))
     ends_ns = list(accumulate(map(_length_ns, line)))

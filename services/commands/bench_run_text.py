@@ -113,4 +113,6 @@ def _verdict(goal: "Goal") -> str:
         return "not measured" if goal.value is None else "to look at"
     if goal.met:
         return "met"
-    return "out of reach" if goal.is_out_of_reach else "missed"
+    if goal.is_out_of_reach:
+        return "out of reach"
+    return "missed, its bound too" if goal.is_bounded else "missed"

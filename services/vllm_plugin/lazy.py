@@ -11,10 +11,11 @@ they are fenced, as vLLM does it for requests that have ended. When one of them 
 the step that takes it waits for the copy; so what is copied is never what somebody else has written since.
 
 What is evicted without having been seen ahead (a load takes as many blocks as it brings, at once) is stored as it goes:
-the step that takes its blocks waits for that copy too, for LATE_BYTES_MAX at most. The rest is lost.
+the step that takes its blocks waits for that copy too, for LATE_BYTES_MAX at most. The rest is lost, and counted.
 
 Which slice a block ends is known from the step that computed it (or loaded it) on. That a block still holds that KV is
-asked of the block itself, by its hash, right before it is stored.
+asked of the block itself, by its hash, when that is noted and right before it is stored. A slice may end in two blocks:
+vLLM computes the last token of a prompt anew, so a prompt of whole slices that comes twice leaves its last one twice.
 
 Example: four blocks a slice, ahead 8. A request of two slices ends; its blocks are put behind all others of the queue,
 the last one first. Others take blocks; when seven are left before them, the second slice is stored, then the first.
@@ -134,16 +135,19 @@ class LazyStores:
         if count <= known:
             return
         self._known[request_id] = count
-        self._manager.computed(status.req_context, slices=max(0, count - max(known, state.num_hit_chunks)))
-        self._manager.held(status.req_context, state.offload_keys[known:count])
-        for place in range(known, count):
-            self._note(status.req.block_hashes, state, place)
+        ends = (self._end(status.req.block_hashes, state, place) for place in range(known, count))
+        # The blocks of one that has ended, or was preempted before, may be somebody else's by now.
+        there = [end for end in ends if self._is_whole(end)]
+        for end in there:
+            self._ends[end.blocks[-1]] = end
+        self._manager.computed(status.req_context, slices=sum(end.place >= state.num_hit_chunks for end in there))
+        self._manager.held(status.req_context, [end.key for end in there])
 
-    def _note(self, hashes: Any, state: Any, place: int) -> None:
+    def _end(self, hashes: Any, state: Any, place: int) -> _End:
         size, hashed, keys = self._slice_blocks, self._group.hashes_per_chunk, state.offload_keys
         blocks = tuple(state.block_ids[place * size : (place + 1) * size])
         every = hashed // size
-        self._ends[blocks[-1]] = _End(
+        return _End(
             keys[place], blocks, tuple(hashes[place * hashed + every - 1 : (place + 1) * hashed : every]), place,
             len(keys), keys[place - 1] if place else None,
         )  # fmt: skip
@@ -151,17 +155,22 @@ class LazyStores:
     # What leaves it now.
 
     def _evicting(self, block: Any) -> bool:
-        """In place of vLLM's own, said when somebody takes a block: its slice, if it was whole, is stored late."""
+        """In place of vLLM's own, said when somebody takes a block: its slice, if it was whole, is stored late. Said
+        also of blocks that somebody holds, when their KV failed to load: that is of no use to anybody."""
         end, self._ends[block.block_id] = self._ends[block.block_id], None
-        has_room = end is not None and len(self._late) < self._late_max
-        if end is not None and has_room and not self._manager.in_dram(end.key) and self._is_whole(end):
-            self._late.append(end)
+        is_taken = block.ref_cnt == 0
+        if end is not None and is_taken and not self._manager.in_dram(end.key) and self._is_whole(end):
+            if len(self._late) < self._late_max:
+                self._late.append(end)
+            else:
+                self._manager.lost += 1
         return bool(self._evict(block))
 
     def _store_late(self) -> dict[int, TransferJob]:
         """What was evicted since the last step: this one waits for it."""
         late, self._late = self._late, []
         made = self._store_all(late)
+        self._manager.lost += sum(not self._manager.in_dram(key) for key in {end.key: None for end in late})
         self._scheduler._current_batch_jobs_to_flush.update(made)  # noqa: SLF001
         return made
 
@@ -176,9 +185,13 @@ class LazyStores:
         return self._store_all(leaving[: max(0, room)])
 
     def _store_all(self, leaving: list[_End]) -> dict[int, TransferJob]:
-        """As many of these as DRAM has room for."""
+        """As many of these as DRAM has room for, each once, less those that came there since they were seen."""
         made: dict[int, TransferJob] = {}
-        for run in self._runs(leaving):
+        new: dict[bytes, _End] = {}
+        for end in leaving:
+            if not self._manager.in_dram(end.key):
+                new.setdefault(end.key, end)
+        for run in self._runs(list(new.values())):
             job = self._store(run)
             if job is None:
                 break  # All of DRAM is being read or written, or has to stay.

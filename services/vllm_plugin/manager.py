@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final
 
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
 from vllm.v1.kv_offload.base import (
     LoadStoreSpec,
     LookupResult,
+    OffloadingCounterMetadata,
     OffloadKey,
     PrepareStoreOutput,
     ReqContext,
@@ -38,6 +40,11 @@ from services.vllm_plugin.ssd_tier import SsdTier
 
 MEASURE_EVERY_NS: Final = NS_PER_S
 """How often the tiers are measured at most, while the engine makes steps."""
+LOST: Final = "tidegate:lazy_slices_lost"
+LAZY_METRICS: Final = {
+    LOST: OffloadingCounterMetadata("Slices that the device evicted before lazy DRAM took them: more `lazy_ahead`."),
+}
+"""What vLLM's /metrics says of lazy DRAM beside vLLM's own."""
 
 
 class TidegateManager(TieringOffloadingManager):
@@ -56,6 +63,9 @@ class TidegateManager(TieringOffloadingManager):
         self._busy_told = False
         self.is_lazy = False
         """Whether what is computed is kept only when the device is about to evict it (`services.vllm_plugin.lazy`)."""
+        self.lost = 0
+        """Slices that were whole on the device when it evicted them, and were kept nowhere."""
+        self._lost_told = 0
         self._misses = 0
         self._loads, self._stores = Speed(), Speed()
         residency, bridge = memory.residency, memory.bridge
@@ -159,6 +169,15 @@ class TidegateManager(TieringOffloadingManager):
         `TransferStats`)."""
         for speed, said in ((self._loads, stats.load), (self._stores, stats.store)):
             speed.took(said.bytes, int(said.time * NS_PER_S))
+
+    def get_stats(self) -> OffloadingConnectorStats | None:
+        """vLLM's, the SSD tier's, and what lazy DRAM has lost since the last call."""
+        stats: OffloadingConnectorStats | None = super().get_stats()
+        if self.lost > self._lost_told:
+            stats = stats or OffloadingConnectorStats()
+            stats.increase_counter(LOST, self.lost - self._lost_told)
+            self._lost_told = self.lost
+        return stats
 
     def has_pending_work(self) -> bool:
         """Whether the engine has to make steps although it has no request."""

@@ -30,7 +30,7 @@ from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
 
 from services.vllm_plugin import settings
 from services.vllm_plugin.bridge import bridge
-from services.vllm_plugin.manager import TidegateManager
+from services.vllm_plugin.manager import LAZY_METRICS, TidegateManager
 from services.vllm_plugin.memory import memory_of
 from services.vllm_plugin.primary_tier import POLICY, VLLM_POLICY, PrimaryTier
 from services.vllm_plugin.ssd_tier import METRICS, open_ssd
@@ -82,9 +82,9 @@ class TidegateOffloadingSpec(TieringOffloadingSpec):
 
     @classmethod
     def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, OffloadingMetricMetadata]:
-        """vLLM's, and those of the SSD tier."""
+        """vLLM's, and those of the SSD tier and of lazy DRAM."""
         definitions: dict[str, OffloadingMetricMetadata] = super().build_metric_definitions(extra_config)
-        return definitions | METRICS
+        return definitions | METRICS | LAZY_METRICS
 
     def get_manager(self) -> OffloadingManager:
         """The tiers, in the scheduler's process."""

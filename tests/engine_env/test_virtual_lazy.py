@@ -40,12 +40,17 @@ def named(document: str, count: int = LENGTH) -> list[str]:
     return [f"{ord(document):016x}{place:016x}" for place in range(count)]
 
 
-def ask(engine: VllmEngine, name: str, document: str, *, length: int = LENGTH) -> Finished:
+def ask(engine: VllmEngine, name: str, document: str, *, length: int = LENGTH, more: int = 20) -> Finished:
     """A request for a document and a few tokens more; its end."""
     at_ns = engine._now_ns + S
     engine.run_until(at_ns)
-    engine.submit(llm(name, length * UNIT + 20, 3, named(document, length)), at_ns)
+    engine.submit(llm(name, length * UNIT + more, 3, named(document, length)), at_ns)
     return ends(drain(engine))[name]
+
+
+def stores(engine: VllmEngine) -> Any:
+    """What makes the lazy stores of this engine: its own copy of `LazyStores`."""
+    return engine._scheduler.connector.connector_scheduler._build_store_jobs.__self__
 
 
 class Held:
@@ -98,6 +103,135 @@ def test_what_the_device_has_evicted_is_loaded_from_dram_and_leaves_it() -> None
     assert again.cached_tokens == LENGTH * UNIT
     assert set(named("d")) <= held.slices[Tier.HBM]
     assert not set(named("d")) & held.slices[Tier.DRAM]
+
+
+@pytest.mark.parametrize("blocks", [161, 164, 170])
+def test_a_slice_whose_end_stands_twice_on_the_device_is_stored_once(blocks: int) -> None:
+    """vLLM computes a prompt's last token anew: its last slice ends in another block the second time."""
+    engine = make(blocks=blocks)
+    for number, document in enumerate("ddef"):
+        ask(engine, f"r{number}", document, more=0)
+
+    assert ask(engine, "again", "d", more=0).cached_tokens >= (LENGTH - 1) * UNIT
+    assert stores(engine)._manager.lost == 0
+    engine.check_integrity()
+
+
+def test_two_copies_of_a_slice_that_are_evicted_in_one_step_are_stored_once() -> None:
+    engine = make(blocks=164)
+    lazy = stores(engine)
+    lazy._ahead = 0  # Nothing is seen before it goes.
+    for number in range(2):
+        ask(engine, f"r{number}", "d", more=0)
+    twice = [end.key for end in lazy._ends if end is not None]
+    assert len(twice) == len(set(twice)) + 1
+    pool = lazy._pool
+    pool.free_blocks(pool.get_new_blocks(pool.get_num_free_blocks()))
+    assert sorted(end.key for end in lazy._late) == sorted(twice)
+
+    ask(engine, "other", "e", more=0)
+
+    assert all(map(lazy._manager.in_dram, twice))
+    assert lazy._manager.lost == 0
+
+
+def test_a_slice_that_came_to_dram_after_it_was_evicted_is_not_stored_again() -> None:
+    engine = make()
+    lazy = stores(engine)
+    ask(engine, "r0", "d")
+    ends = [end for end in lazy._ends if end is not None]
+    made = lazy._store_all(ends[:3])
+    assert len(made) > 0
+
+    again = lazy._store_all(ends[:5])
+
+    asked = [key for job in again for key in lazy._scheduler._jobs[job].keys]
+    assert sorted(asked) == sorted(end.key for end in ends[3:5])
+
+
+def test_what_is_lost_over_the_limit_is_counted_in_vllms_metrics() -> None:
+    engine, held = make(), Held()
+    lazy = stores(engine)
+    lazy._ahead, lazy._late_max = 0, 3
+    told, get_stats = list[int](), lazy._manager.get_stats
+
+    def listened() -> Any:
+        stats = get_stats()
+        told.append(sum(stats.data["data"].get("tidegate:lazy_slices_lost", {}).values()) if stats is not None else 0)
+        return stats
+
+    lazy._manager.get_stats = listened
+    for number, document in enumerate("def"):
+        ask(engine, f"r{number}", document)
+
+    held.hear(engine)
+    gone = set(named("d")) - held.slices[Tier.DRAM]
+    engine._scheduler.connector.get_kv_connector_stats()
+    assert sum(told) == lazy._manager.lost >= len(gone) > 0
+
+
+def test_kv_that_failed_to_load_is_not_stored_because_it_is_thrown_away() -> None:
+    engine = make()
+    lazy = stores(engine)
+    engine.submit(llm("r", LENGTH * UNIT + 20, 30, named("d")), 0)
+    while not any(end is not None for end in lazy._ends):
+        engine.run_until(engine.next_ns() or 0)
+    bad = {end.blocks[-1] for end in lazy._ends if end is not None}
+
+    lazy._pool.evict_blocks(bad)
+
+    assert not lazy._late
+    assert all(lazy._ends[number] is None for number in bad)
+    assert lazy._manager.lost == 0
+
+
+def test_blocks_of_a_request_that_was_preempted_and_has_ended_since_are_not_taken_for_its_own() -> None:
+    """vLLM ends a preempted request whose last token was on its way. What is known of it names blocks of others."""
+    engine, held = make(), Held()
+    lazy = stores(engine)
+    status_of = lazy._scheduler._req_status
+    engine.submit(llm("r0", LENGTH * UNIT + 20, 3, named("d")), 0)
+    while not lazy._known:
+        engine.run_until(engine.next_ns() or 0)
+    [called] = lazy._known
+    status = status_of[called]
+    ends(drain(engine))
+    for number, document in enumerate("ef", 1):
+        ask(engine, f"r{number}", document)
+    noted = list(lazy._ends)
+    status_of[called] = status
+
+    lazy._learn_of(called, 0)
+
+    held.hear(engine)
+    assert status.req.is_finished()
+    assert lazy._ends == noted
+    assert set(named("d")) <= held.slices[Tier.DRAM], "the only copies stay"
+
+
+class Witness:
+    """Beside `LazyStores`: whatever it notes is on the device, and so is what leaves DRAM for that."""
+
+    def __init__(self, engine: VllmEngine) -> None:
+        self._lazy = lazy = stores(engine)
+        self.noted = self.given_back = 0
+        self._held, self._learn_of = lazy._manager.held, lazy._learn_of
+        lazy._manager.held, lazy._learn_of = self.held, self.learn_of
+
+    def learn_of(self, request_id: str, scheduled: int) -> None:
+        before = list(self._lazy._ends)
+        self._learn_of(request_id, scheduled)
+        for end, was in zip(self._lazy._ends, before, strict=True):
+            if end is not was:
+                self.noted += 1
+                assert self._lazy._is_whole(end), "it is noted where it is"
+
+    def held(self, context: Any, keys: Any) -> None:
+        there = {block.block_hash[:-4] for block in self._lazy._pool.blocks if block.block_hash is not None}
+        for key in keys:
+            assert key[:-4] in there, "who leaves DRAM is on the device"
+        self.given_back += len(keys)
+        self._held(context, keys)
 
 
 def test_device_and_dram_hold_more_different_slices_than_written_through() -> None:
@@ -211,7 +345,7 @@ class Ledger:
 def test_a_block_that_is_taken_again_before_its_copy_ends_is_not_served_wrongly(seed: int) -> None:
     """A link on which a slice takes as long as several steps, a device that is always short, and some who give up."""
     engine = make(blocks=70, slices=60, bytes_per_s=200_000_000)
-    ledger, held, rng, inside = Ledger(engine), Held(), Random(seed), list[str]()
+    ledger, witness, held, rng, inside = Ledger(engine), Witness(engine), Held(), Random(seed), list[str]()
     for at_ns, request in offered(seed, 90):
         while (next_ns := engine.next_ns()) is not None and next_ns < at_ns:
             ended = ends(engine.run_until(next_ns))
@@ -230,6 +364,7 @@ def test_a_block_that_is_taken_again_before_its_copy_ends_is_not_served_wrongly(
     assert engine.measured().preemptions_total > 0
     assert ledger.loaded > 20
     assert ledger.late > 5
+    assert witness.noted >= witness.given_back > 100
     assert ledger.flushed > 5, "copies were cut short by those who took the blocks: the fences had work"
 
 

@@ -81,6 +81,25 @@ def test_the_next_session_begins_when_the_one_before_has_no_answer() -> None:
     assert arrived[behind.request_id][0] >= ended[huge.request_id] + THINK_NS
 
 
+def test_the_next_session_begins_when_a_refused_turn_would_come_back_after_the_window() -> None:
+    first = sessions(120, 1)
+    behind = [replace(one, request_id=f"n.{one.request_id}", session=f"n.{one.session}", after=one.request_id,
+                      think_ns=0, at_ns=one.at_ns + 1) for one in first]  # fmt: skip
+    until_ns = 3 * NS_PER_S
+    run = simulate([*first, *behind], pool(), closed_loop=True, until_ns=until_ns)
+    late = {
+        str(one.event.request_id): one.ts_ns for one in records(run)
+        if isinstance(one.event, RequestRejected) and not one.event.request_id.startswith("n.")
+        and one.event.retry_after_ns and one.ts_ns + one.event.retry_after_ns >= START_NS + until_ns
+    }  # fmt: skip
+    arrived = times(run, RequestArrived)
+    gone = [
+        name for name, at_ns in late.items() if at_ns + CONTROL_NS < START_NS + until_ns and len(arrived[name]) == 1
+    ]
+    assert gone, "some would come back too late"
+    assert all(arrived[f"n.{name}"][0] >= late[name] for name in gone)
+
+
 def test_in_an_open_loop_turns_wait_for_nobody() -> None:
     arrivals = sessions(3)
     arrived = times(simulate(arrivals, pool()), RequestArrived)

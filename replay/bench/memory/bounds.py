@@ -43,7 +43,8 @@ def described(offer: Offer, knee: Knee | None, shipped_knee: Knee | None, tiers_
     return WorkloadInfo(
         name=offer.workload, source=workload.title if offer.trace or not workload.file else "drawn",
         requests=len(offered), seconds=float(offer.seconds), engines=offer.engines, closed_loop=workload.closed_loop,
-        unique_kv_bytes=unique, ideal_hit_share=ideal_share(offered), drawn=drawn_of(offer), knee=knee,
+        unique_kv_bytes=unique, ideal_hit_share=ideal_share(offered),
+        tokens=sum(one.prompt_tokens + one.output_tokens for one in offered), drawn=drawn_of(offer), knee=knee,
         shipped_knee=shipped_knee, hit_bounds=bounds,
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from replay.bench.memory.bounds import belady, lru, online, reach
-from replay.bench.memory.report import Cell, EngineModel, Goal, WorkloadInfo
+from replay.bench.memory.report import BELADY, IDEAL, THE_OFFER, Cell, EngineModel, Goal, WorkloadInfo
 from replay.bench.memory.systems import (
     CAREFUL,
     DRAM_PPM,
@@ -57,8 +57,7 @@ NEVER: Final = 1e9
 """Stands for an infinite ratio: ours has no answer where the other one has."""
 AT_SHIPPED_KNEE: Final = f"at the knee of {SHIPPED}"
 AT_EDGE: Final = "knee at the edge of what was tried"
-THE_OFFER, UNLIMITED_KV, IDEAL = "the offer", "unlimited KV", "the workload's own repeats"
-BELADY: Final = "Belady"
+UNLIMITED_KV: Final = "unlimited KV"
 ONLINE: Final = "no foresight: the best kind of eviction in one cache"
 COMPUTE: Final = "compute: unlimited KV has no less"
 STEP_MODEL: Final = "the step model at full steps"
@@ -153,20 +152,21 @@ def _ratio(found: _Found, other: str, load: float) -> float | None:
     return own.goodput_per_s / beside.goodput_per_s if beside.goodput_per_s else NEVER
 
 
-def _bound(found: _Found, other: str, load: float) -> dict[str, object]:
-    """The most that a ratio of goodput can be at a load, and why."""
+def _bound(found: _Found, other: str, load: float, limit: float) -> dict[str, object]:
+    """The most that a ratio of goodput can be at a load, and why: what is offered, where that is below the limit, else
+    what our policy has with unlimited KV, which nobody need keep to."""
     own, beside, free = found.cell(OURS, load), found.cell(other, load), found.cell(OURS_UNLIMITED, load)
     if own is None or beside is None or not beside.goodput_per_s:
         return {}
     offer = {"bound": own.offered_per_s / beside.goodput_per_s, "bound_by": THE_OFFER}
-    if free is None or free.goodput_per_s <= own.goodput_per_s:
+    if own.offered_per_s < limit * beside.goodput_per_s or free is None or free.goodput_per_s <= own.goodput_per_s:
         return offer
     return {"bound": free.goodput_per_s / beside.goodput_per_s, "bound_by": UNLIMITED_KV}
 
 
 def _ratio_at(found: _Found, other: str, load: float, limit: float) -> Goal:
     value = _ratio(found, other, load)
-    return found.goal(f"goodput / {other} at {load:g}", limit, value, **_bound(found, other, load))
+    return found.goal(f"goodput / {other} at {load:g}", limit, value, **_bound(found, other, load, limit))
 
 
 def _least_ratio(found: _Found, other: str, limit: float, least_load: float) -> Goal:
@@ -177,7 +177,7 @@ def _least_ratio(found: _Found, other: str, limit: float, least_load: float) -> 
     if not known:
         return found.goal(name, limit, None)
     worst = min(known, key=lambda load: known[load])
-    return found.goal(name, limit, known[worst], where=f"at {worst:g}", **_bound(found, other, worst))
+    return found.goal(name, limit, known[worst], where=f"at {worst:g}", **_bound(found, other, worst, limit))
 
 
 def _own_peak(found: _Found) -> Goal:
@@ -349,7 +349,7 @@ def _at_knee(
     if own is None:
         return
     value, beside = pick(own), pick(careful) if careful is not None else None
-    free = [cell for name in (UNLIMITED, OURS_UNLIMITED) if (cell := found.cell(name, KNEE)) is not None]
+    free = [cell for system in (UNLIMITED, OURS_UNLIMITED) if (cell := found.cell(system, KNEE)) is not None]
     known = [one for cell in free if (one := pick(cell)) is not None]
     words, bound = [f"{CAREFUL} {beside:.3f}"] if beside is not None else [], dict[str, object]()
     if known and value is not None:
@@ -385,14 +385,22 @@ def _cheapest(found: _Found, system: str) -> float | None:
 
 
 def _cost(found: _Found, load: float, shipped_load: float, said: str) -> Iterator[Goal]:
-    """Device hours per SLO-met token beside vLLM as shipped. Where everything that is offered at that load were served
-    in time, it would be as much less as ours serves less than that."""
+    """Device hours per SLO-met token beside vLLM as shipped. The bound is what they would be if all that is offered
+    were in time, at the highest load that was run where each is taken at its own."""
     own, shipped = found.cell(OURS, load), found.cell(SHIPPED, shipped_load)
     if own is None or shipped is None or not own.device_hours_per_million or not shipped.device_hours_per_million:
         return
-    ratio = own.device_hours_per_million / shipped.device_hours_per_million
-    where = "" if load == shipped_load else f"ours at {load:g}, {SHIPPED} at {shipped_load:g}"
+    beside, most = shipped.device_hours_per_million, load if load == shipped_load else max(found.loads(OURS))
+    least = _all_in_time(found.info, most)
     yield found.goal(
-        f"device hours per SLO-met token / {SHIPPED}, {said}", COST_SHARE, ratio, at_most=True, where=where,
-        bound=ratio * own.attainment, bound_by=THE_OFFER,
+        f"device hours per SLO-met token / {SHIPPED}, {said}", COST_SHARE, own.device_hours_per_million / beside,
+        at_most=True, where="" if load == shipped_load else f"ours at {load:g}, {SHIPPED} at {shipped_load:g}",
+        **({"bound": least / beside, "bound_by": THE_OFFER} if least is not None else {}),
     )  # fmt: skip
+
+
+def _all_in_time(info: WorkloadInfo, load: float) -> float | None:
+    """Device hours per million tokens where all that is offered at a load is in time: it grows with the load."""
+    if not info.tokens or not load:
+        return None
+    return info.engines * info.seconds / 3_600 / (info.tokens * load / 1_000_000)

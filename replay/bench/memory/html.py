@@ -99,6 +99,7 @@ class GoalTable(msgspec.Struct, frozen=True, kw_only=True):
     met: int
     missed: int
     out_of_reach: int
+    bounded: int
     open: int
     workloads: tuple[str, ...]
     rows: tuple[GoalRow, ...]
@@ -227,7 +228,8 @@ def _goals(report: Report) -> GoalTable:
     verdicts = [goal.met for goal in report.goals]
     return GoalTable(
         met=verdicts.count(True), missed=verdicts.count(False), open=verdicts.count(None), workloads=workloads,
-        out_of_reach=sum(goal.is_out_of_reach for goal in report.goals), rows=tuple(rows),
+        out_of_reach=sum(goal.is_out_of_reach for goal in report.goals),
+        bounded=sum(goal.is_bounded and not goal.is_out_of_reach for goal in report.goals), rows=tuple(rows),
     )  # fmt: skip
 
 
@@ -238,8 +240,8 @@ def _goal(goal: Goal) -> GoalCell:
     bound = ""
     if goal.met is None and goal.value is not None:
         verdict = "to look at"
-    if goal.is_out_of_reach:
-        verdict = "not met, out of reach"
+    if goal.is_bounded:
+        verdict = "not met, out of reach" if goal.is_out_of_reach else "not met, nor by its bound"
     if goal.bound is not None:
         bound = f"{'at least' if goal.at_most else 'at most'} {_figure(goal.bound)}"
     if goal.bound_by:

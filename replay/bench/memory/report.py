@@ -7,6 +7,7 @@ where a name ends in `_ns`, seconds in series.
 
 import math
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
@@ -130,7 +131,8 @@ class WorkloadInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What was offered. `ideal_hit_share`: of prompt tokens, with unlimited shared KV. `closed_loop`: turns wait for
     the answers before them. `unique_kv_bytes`: what tiers are shares of, at every load. `drawn` says which part was
     generated ("" = none). `shipped_knee` is that of vLLM as shipped. `hit_bounds`: shares of prompt tokens by name,
-    such as what Belady's rule would have with one cache of all engines' memory and tiers."""
+    such as what Belady's rule would have with one cache of all engines' memory and tiers. `tokens`: prompts and output
+    of all requests."""
 
     name: str
     source: str
@@ -140,11 +142,17 @@ class WorkloadInfo(msgspec.Struct, frozen=True, kw_only=True):
     closed_loop: bool
     unique_kv_bytes: int
     ideal_hit_share: float
+    tokens: int = 0
     drawn: str = ""
     knee: Knee | None = None
     shipped_knee: Knee | None = None
     hit_bounds: dict[str, float] = msgspec.field(default_factory=dict)
     other_knees: dict[str, Knee] = msgspec.field(default_factory=dict)
+
+
+THE_OFFER, IDEAL, BELADY = "the offer", "the workload's own repeats", "Belady"
+ARITHMETIC: Final = (THE_OFFER, IDEAL, BELADY)
+"""Bounds that follow from what is offered alone, so that no policy is beyond them."""
 
 
 class Goal(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,11 +171,16 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
     bound_by: str = ""
 
     @property
-    def is_out_of_reach(self) -> bool:
-        """Whether it is missed, and its bound misses it too: nobody could meet it there."""
+    def is_bounded(self) -> bool:
+        """Whether it is missed, and what it is held against as its bound misses it too."""
         if self.met is not False or self.bound is None:
             return False
         return self.bound > self.limit if self.at_most else self.bound < self.limit
+
+    @property
+    def is_out_of_reach(self) -> bool:
+        """Whether it is missed, and so it would be by anybody: its bound is arithmetic, no policy that was run."""
+        return self.is_bounded and self.bound_by in ARITHMETIC
 
     @property
     def met(self) -> bool | None:

@@ -1,7 +1,9 @@
 """Slots: so many sessions are open from the first moment on, whatever becomes of them."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from events.base import NS_PER_S
 from replay.workloads.base import Arrival
@@ -66,3 +68,9 @@ def test_sessions_are_in_progress_when_it_begins() -> None:
     """Of 14 turns 3 begin a session: slots begin anywhere."""
     first = [min(in_slots(SESSIONS, seed=seed, seconds=60, slots=1), key=lambda one: one.at_ns) for seed in range(30)]
     assert len({one.prompt_tokens for one in first}) > 5
+
+
+def test_sessions_that_take_no_time_fill_no_slot() -> None:
+    instant = steady((replace(turn("t1"), output_tokens=0),))
+    with pytest.raises(ValueError, match="sessions that last"):
+        in_slots([instant], seed=1, seconds=10, slots=1)
