@@ -172,11 +172,12 @@ class TidegateManager(TieringOffloadingManager):
 
     def get_stats(self) -> OffloadingConnectorStats | None:
         """vLLM's, the SSD tier's, and what lazy DRAM has lost since the last call."""
-        stats: OffloadingConnectorStats | None = super().get_stats()
-        if self.lost > self._lost_told:
-            stats = stats or OffloadingConnectorStats()
-            stats.increase_counter(LOST, self.lost - self._lost_told)
-            self._lost_told = self.lost
+        said: OffloadingConnectorStats | None = super().get_stats()
+        if self.lost == self._lost_told:
+            return said
+        stats = OffloadingConnectorStats() if said is None else said
+        stats.increase_counter(LOST, self.lost - self._lost_told)
+        self._lost_told = self.lost
         return stats
 
     def has_pending_work(self) -> bool:
