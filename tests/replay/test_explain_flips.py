@@ -1,6 +1,6 @@
 """Decisions picked at random from a demo-like journal: the flip that is stated flips, and one step before it does not.
 
-100 decisions in the suite; all 1,000 of the promise, with the numbers printed:
+200 decisions in the suite; all 1,000 of the promise, with the numbers printed:
 
     EXPLAIN_DECISIONS=1000 .venv/bin/pytest -s tests/replay/test_explain_flips.py
 """
@@ -21,7 +21,7 @@ from replay.cluster import simulate
 from replay.explain import FOUND, NONE, SAME, explain_many, try_flips
 from replay.workloads.mixed import engines, mixed
 
-DECISIONS = int(os.environ.get("EXPLAIN_DECISIONS", "100"))
+DECISIONS = int(os.environ.get("EXPLAIN_DECISIONS", "200"))
 NONE_SHARE_MAX = 0.1
 SECONDS_PER_DECISION_MAX = 0.5
 """A bound against a search that went astray, on any machine; what is promised is 1,000 in a minute."""

@@ -158,7 +158,7 @@ def test_of_slices_that_are_moved_few_fail_after_retries(
 
 def streamed(seed: int, tiers: TierSizes | None, hard: TransferFaults | None) -> dict[RequestId, int]:
     """One engine that takes what comes at a third of the pace, which it bears: when each first token is there, after
-    its arrival. Where it is overloaded, who waits for whom changes by chance."""
+    its arrival. On one that is overloaded failing links do harm, and how much docs/tiers.md says."""
     one = LightEngine(engines()[0], tell_tokens=False, tiers=tiers, faults=hard)
     arrivals = {
         RequestId(arrival.request_id): msgspec.structs.replace(arrival, at_ns=arrival.at_ns * 3)

@@ -134,7 +134,7 @@ def assert_every_decision_has_one_owner(log: MemoryLog) -> None:
 
 
 @seeds
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 async def test_decisions_after_any_crashes_are_those_of_the_log_replayed_without_them(seed: int) -> None:
     chance = random.Random(seed)
     log = MemoryLog(toy.POOL)
@@ -169,7 +169,7 @@ async def test_decisions_after_any_crashes_are_those_of_a_run_without_crashes(se
 
 
 @seeds
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None)
 async def test_other_code_takes_recorded_decisions_as_they_stand_and_decides_the_rest(seed: int) -> None:
     chance = random.Random(seed)
     log = MemoryLog(toy.POOL)
