@@ -1,10 +1,11 @@
 """The goals of the memory benchmark, computed from its cells, each with what bounds it.
 
-A ratio of goodput cannot be more than what is offered over what the other one serves in time ("the offer"), nor is it
-likely to be more than what our policy has with unlimited KV that all engines share ("unlimited KV"): where a goal is
-missed, the smaller of the two says what stops it. Percentiles are infinite where more than the rest has no answer.
+A ratio of goodput cannot be more than what is offered over what the other one serves in time ("the offer"): where that
+is below the limit it says what stops the goal, else what our policy has with unlimited KV that all engines share
+("unlimited KV"). Percentiles are infinite where more than the rest has no answer.
 
-Every goal has a bound that was computed, where it can be missed; one whose bound misses the limit too is out of reach.
+Every goal has a bound that was computed, where it can be missed. One whose bound misses the limit too is out of reach
+if that bound is arithmetic; if it is a policy that was run, another may do better.
 Fluctuation is asked for at constant offered load: it is that of the steady workloads, which have no other goals, and
 what it has with unlimited KV is the offer's own.
 """

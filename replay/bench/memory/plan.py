@@ -4,7 +4,7 @@
 - standard: the workloads and systems that the goals speak of, 30 virtual minutes on 8 light engines (those with the
   most requests a second less: `conversation` 15, `synthetic` and `mixed` 5), steady workloads at their knee, and 5
   virtual minutes on 2 engines with vLLM's scheduler. One seed a load, a smaller grid, and systems only at loads where a
-  goal needs them: half an hour on two cores.
+  goal needs them: twenty minutes on two quiet cores.
 - full: all systems, workloads and judging seeds. Hours.
 
 Choices (the point of the grid, lru or arc) are made with tuning seeds, results are those of judging seeds.
