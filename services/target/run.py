@@ -94,6 +94,7 @@ async def offered(
             ignores_eos=target.ignores_eos,
         )  # fmt: skip
         watch = Watch(session, [f"{url}/metrics", *options.metrics])
+        await watch.look()  # What engines counted before the load is known before its first request.
         if theirs is not None:
             await theirs.begin()
         begun_ns = time.monotonic_ns()

@@ -84,10 +84,10 @@ class Watch:
                 self._take(url, text, at_ns)
 
     async def run(self) -> None:
-        """Ask until cancelled."""
+        """Ask again and again, until cancelled."""
         while True:
-            await self.look()
             await asyncio.sleep(EVERY_S)
+            await self.look()
 
     def _take(self, url: str, text: str, at_ns: int) -> None:
         engine_id = self._known.get(url)

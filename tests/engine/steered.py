@@ -76,12 +76,13 @@ class Steered:
             time.sleep(0.1)
 
     def verify(self, *arguments: object) -> tuple[int, dict[str, Any]]:
-        """What `tidegate replay verify --engine` says."""
+        """What `tidegate replay verify --engine` says; {} where it cannot even begin, and says so as an error."""
         done = subprocess.run(
             [TIDEGATE, "replay", "verify", "--engine", "--json", *map(str, arguments)],
             capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False,
         )  # fmt: skip
-        return done.returncode, json.loads(done.stdout)
+        assert bool(done.stdout) != bool(done.stderr), done.stderr
+        return done.returncode, json.loads(done.stdout or "{}")
 
 
 def pressing() -> list[Asked]:

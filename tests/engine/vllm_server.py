@@ -103,8 +103,12 @@ class VllmServer:
         self.stop()
 
     def freeze(self) -> None:
-        """SIGSTOP to all of its processes: it takes connections, and answers nothing until `kill`."""
+        """SIGSTOP to all of its processes: it takes connections, and answers nothing until `thaw` or `kill`."""
         os.killpg(self.pgid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        os.killpg(self.pgid, signal.SIGCONT)
 
     def stop(self) -> None:
         """End it in good order; again does nothing."""
