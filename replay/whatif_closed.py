@@ -18,6 +18,7 @@ from replay.bench.memory.task import as_able, builder, slice_tokens_of
 from replay.bench.runs import Player, players
 from replay.cluster import CONTROL_NS, simulate
 from replay.engines.tiers import TierSizes
+from replay.engines.vllm_plugged import Plugged
 from replay.recorded import Lengths, World, check, world_of
 from replay.replayer import Source
 from replay.score import Scores, score
@@ -106,13 +107,15 @@ class Modelled(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
 
 
-def play_again(task: Again) -> Modelled:
-    """Do a modelled run. ImportError where its engine model is not installed."""
+def play_again(task: Again, *, plugged: Plugged | None = None) -> Modelled:
+    """Do a modelled run. `plugged` are the classes that follow directives inside vLLM's scheduler. ImportError where
+    its engine model is not installed."""
+    build = builder(task.engine, _AS_IT_WAS, slice_tokens_of(task.arrivals), plugged=plugged)
     run = simulate(
         task.arrivals, task.engines, settings=task.settings, pool="whatif", tiers=task.tiers,
         control_ns=task.control_ns, closed_loop=task.sessions_wait, until_ns=task.until_ns,
         # Clients that came back stand in the log as arrivals of their own.
-        retry_rejected=False, build=builder(task.engine, _AS_IT_WAS, slice_tokens_of(task.arrivals)),
+        retry_rejected=False, build=build,
     )  # fmt: skip
     return Modelled(scores=run.scores, digest=run.digest)
 

@@ -14,6 +14,7 @@ from replay.bench.memory.report import EngineModel
 from replay.bench.memory.task import as_able, slice_tokens_of
 from replay.cluster import Run, simulate
 from replay.engines.tiers import TierSizes
+from replay.engines.vllm_plugged import Plugged
 from replay.faults import Fault, TransferFaults
 from replay.workloads.base import Arrival
 from replay.workloads.slo import SLO_DEFAULT, Slo
@@ -36,33 +37,35 @@ class Simulation(msgspec.Struct, frozen=True, kw_only=True):
     transfer_faults: TransferFaults | None = None
 
 
-def play_on_vllm(simulation: Simulation) -> Run:
-    """Run it on engines whose every choice is made by vLLM's scheduler. ImportError where there is no vLLM."""
+def play_on_vllm(simulation: Simulation, *, plugged: Plugged | None = None) -> Run:
+    """Run it on engines whose every choice is made by vLLM's scheduler, with the classes `plugged` into it where tiers
+    are left to the directive. ImportError where there is no vLLM."""
     from replay.engines.vllm_scheduler import vllm_builder
 
     given = msgspec.structs.asdict(simulation)
-    build = vllm_builder(slice_tokens=slice_tokens_of(simulation.arrivals))
+    build = vllm_builder(slice_tokens=slice_tokens_of(simulation.arrivals), plugged=plugged)
     able = as_able(EngineModel.VLLM_SCHEDULER, given.pop("engines"))
     return simulate(given.pop("arrivals"), able, build=build, **given)
 
 
-def play_far(python: Path, simulation: Simulation) -> Run:
-    """The same in a Python that has vLLM. Raises FarError where that fails."""
-    with far_players(python, 1, play_on_vllm) as play:
-        return play([simulation], lambda _number, _run: None)[0]
+def play_far(python: Path, simulation: Simulation, play: Callable[[Simulation], Run]) -> Run:
+    """Done by `play` (`play_on_vllm`, or it with classes plugged in) in a Python that has vLLM. Raises FarError where
+    that fails."""
+    with far_players(python, 1, play) as play_all:
+        return play_all([simulation], lambda _number, _run: None)[0]
 
 
-def simulate_far(python: Path) -> Callable[..., Run]:
-    """`replay.cluster.simulate`, on vLLM's scheduler in that Python. What is heard of the log comes when it is over.
-    The function raises ValueError with the reason where it fails."""
+def simulate_far(python: Path, play: Callable[[Simulation], Run]) -> Callable[..., Run]:
+    """`replay.cluster.simulate`, done by `play` in that Python, where vLLM is. What is heard of the log comes when it
+    is over. The function raises ValueError with the reason where it fails."""
 
-    def play(
+    def simulated(
         arrivals: Sequence[Arrival], engines: Sequence[EngineRegistered], *,
         on_message: Callable[[Message], None] | None = None,
         on_progress: Callable[[int, int], None] | None = None, **given: Any,
     ) -> Run:  # fmt: skip
         try:
-            run = play_far(python, Simulation(arrivals=tuple(arrivals), engines=tuple(engines), **given))
+            run = play_far(python, Simulation(arrivals=tuple(arrivals), engines=tuple(engines), **given), play)
         except FarError as error:
             raise ValueError(error.why.rpartition("\n")[2]) from error
         if on_message is not None:
@@ -72,4 +75,4 @@ def simulate_far(python: Path) -> Callable[..., Run]:
             on_progress(len(arrivals), len(arrivals))
         return run
 
-    return play
+    return simulated

@@ -1,8 +1,8 @@
-"""vLLM's scheduler in virtual time with classes that are plugged into it, by dotted names: ours, as they run live.
+"""vLLM's scheduler in virtual time with classes that are plugged into it by dotted names, as vLLM itself takes them.
 
-The classes come in a package that keeps what it knows of its engine in its modules, one engine a process. So each
-simulated engine imports a copy of the package, and gives it a clock that stands at the engine's time. What the package
-has to offer for that stands in `Mind`; nothing of it is imported here by name.
+Which classes, whoever makes the engine says (`Plugged`): none is named here. They come in a package that keeps what it
+knows of its engine in its modules, one engine a process. So each simulated engine imports a copy of the package, and
+gives it a clock that stands at the engine's time. What the package has to offer for that stands in `Mind`.
 """
 
 import sys
@@ -27,13 +27,13 @@ class Plugged(msgspec.Struct, frozen=True, kw_only=True):
     class of `connector_module`, and `spec` one of `mind`. Slices have `slice_tokens` tokens, as the units of prompts
     must. `key` is where their settings stand in the connector's configuration and hints in a request's parameters."""
 
-    mind: str = "services.vllm_plugin.virtual"
-    scheduler: str = "services.vllm_plugin.scheduler.TidegateScheduler"
-    connector: str = "TidegateConnector"
-    connector_module: str = "services.vllm_plugin.connector"
-    spec: str = "VirtualSpec"
+    mind: str
+    scheduler: str
+    connector: str
+    connector_module: str
+    spec: str
+    key: str
     slice_tokens: int = SLICE_TOKENS
-    key: str = "tidegate"
 
     def transfer(self, engine_id: EngineId, tiers: TierSizes) -> dict[str, Any]:
         """The connector's configuration."""

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any, Final
 
+from msgspec.structs import replace
 from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import SamplingParams
 from vllm.v1.outputs import ModelRunnerOutput
@@ -436,30 +437,35 @@ class VllmEngine:
         return part.job.request if part is not None else None
 
 
-def vllm_builder(*, slice_tokens: int = SLICE_TOKENS, shared: bool = False) -> EngineBuilder:
+def vllm_builder(
+    *, slice_tokens: int = SLICE_TOKENS, shared: bool = False, plugged: Plugged | None = None
+) -> EngineBuilder:
     """Makes engines for one run: vLLM as it is shipped, with its own CPU offload where tiers say how that evicts. Where
-    tiers leave it to the directive, this project's classes are in it: they choose who gives way and what leaves DRAM,
+    tiers leave it to the directive, the `plugged` classes are in it: they choose who gives way and what leaves DRAM,
     store lazily where tiers are lazy, and carry out orders, in slices of `slice_tokens` tokens (the unit of the run's
-    prompts). vLLM's own CPU offload is not lazy: ValueError. `shared`: all have what any of them has computed. What a
-    forerunner held in an SSD, and peers, mean nothing to them."""
+    prompts). ValueError where there are none, and where vLLM's own CPU offload should be lazy. `shared`: all have what
+    any of them has computed. What a forerunner held in an SSD, and peers, mean nothing to them."""
     commons = VllmCommons() if shared else None
-    plugged = Plugged(slice_tokens=slice_tokens)
+    classes = replace(plugged, slice_tokens=slice_tokens) if plugged is not None else None
 
     def build(
         registered: EngineRegistered, *, now_ns: int, tiers: TierSizes | None, faults: TransferFaults | None,
         ssd: TierCache | None, peer: Callable[[EngineId], VirtualEngine | None],
     ) -> VirtualEngine:  # fmt: skip
         del ssd, peer
+        directed = tiers is not None and not tiers.eviction
+        if directed and classes is None:
+            raise ValueError("tiers that evict by the directive need classes that follow it plugged into vLLM")
         return VllmEngine(
             registered, now_ns=now_ns, tiers=tiers, faults=faults, prompts=_prompts(registered.block_tokens),
-            plugged=plugged if tiers is not None and not tiers.eviction else None, commons=commons,
+            plugged=classes if directed else None, commons=commons,
         )  # fmt: skip
 
     return build
 
 
 vllm_engine: Final = vllm_builder()
-"""For runs whose prompts have units of SLICE_TOKENS."""
+"""For runs without tiers, or with vLLM's own."""
 
 
 @cache

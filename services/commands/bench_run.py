@@ -232,9 +232,10 @@ def _players(python: Path | None, jobs: int) -> "Iterator[Players]":
     from replay.bench.memory.report import EngineModel
     from replay.bench.memory.task import play
     from replay.bench.runs import players
+    from services.engines import vllm_virtual
 
     with ExitStack() as stack:
         found = {EngineModel.LIGHT: stack.enter_context(players(jobs, play))}
         if python is not None:
-            found[EngineModel.VLLM_SCHEDULER] = stack.enter_context(far_players(python, jobs, play))
+            found[EngineModel.VLLM_SCHEDULER] = stack.enter_context(far_players(python, jobs, vllm_virtual.play))
         yield found

@@ -135,11 +135,12 @@ def simulate(
 def _on_vllm() -> "Callable[..., Run]":
     from replay.bench.far import ENGINE_PYTHON, engine_python
     from replay.bench.simulated import simulate_far
+    from services.engines.vllm_virtual import play_on_vllm
 
     python = engine_python()
     if python is None:
         raise ConfigError(f"{ENGINE_PYTHON} is not there", where="--engine-model", key="", allowed="make test-engine")
-    return simulate_far(python)
+    return simulate_far(python, play_on_vllm)
 
 
 def _keep(made: Path, pool: str, messages: "Sequence[Message]") -> None:

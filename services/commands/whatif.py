@@ -155,6 +155,7 @@ def _players(engine: str, python: Path | None, jobs: int) -> "Iterator[Player[Ag
     from replay.bench.far import engine_python, far_players
     from replay.bench.runs import players
     from replay.whatif_closed import play_again
+    from services.engines import vllm_virtual
 
     if engine == "light":
         with players(jobs, play_again) as play_all:
@@ -164,7 +165,7 @@ def _players(engine: str, python: Path | None, jobs: int) -> "Iterator[Player[Ag
     if interpreter is None:
         what = "no interpreter that has vLLM 0.32"
         raise ConfigError(what, where="--engine-python", key="", allowed="make test-engine makes one in .venv-engine")
-    with far_players(interpreter, jobs, play_again) as play_all:
+    with far_players(interpreter, jobs, vllm_virtual.play_again) as play_all:
         yield play_all
 
 

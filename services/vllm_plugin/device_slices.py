@@ -6,6 +6,9 @@ are. It is named as everywhere: by the fingerprint of its tokens and all before 
 cache salt, which stands with the first block of a prompt. Slices of prompts with an adapter, images or embeddings are
 not those of the same tokens alone, so they are named after the hash of their last block.
 
+The device may hold the same KV in several blocks: vLLM caches what each of two like prompts computes at once, and says
+of each copy that it is stored, and that it is removed. A block is gone with the last of them.
+
 Example: blocks of 32 tokens, slices of 256. The eighth block of a prompt is stored: its slice is there. Its third block
 is evicted: it is not. Another prompt with the same first 96 tokens computes that block again: it is there again.
 """
@@ -52,6 +55,7 @@ class DeviceSlices:
 
     def __init__(self, *, slice_tokens: int, learn: Learn) -> None:
         self._slice_tokens, self._learn = slice_tokens, learn
+        self._copies: dict[bytes, int] = {}
         self._blocks: dict[bytes, _Block] = {}
         self._slices: dict[bytes, _Slice] = {}
         self._parts: dict[bytes, dict[bytes, None]] = {}
@@ -67,13 +71,12 @@ class DeviceSlices:
         before = None if before is None else _bytes(before)
         for place, said in enumerate(event.block_hashes):
             block_hash = _bytes(said)
-            if block_hash not in self._blocks:
+            if self._counted(block_hash) and block_hash not in self._blocks:
                 tokens = event.token_ids[place * size : (place + 1) * size]
                 extra = event.extra_keys[place] if event.extra_keys else None
                 block = self._placed(block_hash, before, tokens, extra=extra, lora=event.lora_name)
-                if block is None:
-                    break
-                found += self._add(block_hash, block)
+                if block is not None:
+                    found += self._add(block_hash, block)
             before = block_hash
         return found
 
@@ -82,12 +85,16 @@ class DeviceSlices:
         gone: list[SliceId] = []
         if _of_device(event):
             for block_hash in map(_bytes, event.block_hashes):
-                if block_hash in self._blocks:
+                left = self._copies.pop(block_hash, 0) - 1
+                if left > 0:
+                    self._copies[block_hash] = left
+                elif block_hash in self._blocks:
                     gone += self._remove(block_hash)
         return gone
 
     def clear(self) -> None:
         """Nothing is there, or nothing is known any more."""
+        self._copies.clear()
         self._blocks.clear()
         self._slices.clear()
         self._parts.clear()
@@ -96,12 +103,18 @@ class DeviceSlices:
         """The slices that are there, in the order in which they came."""
         return tuple(one.name for one in self._slices.values() if not one.missing)
 
+    def _counted(self, block_hash: bytes) -> bool:
+        """There is one more of it; False where it is not followed."""
+        copies = self._copies.get(block_hash, 0)
+        if not copies and len(self._copies) >= BLOCKS_MAX:
+            return False
+        self._copies[block_hash] = copies + 1
+        return True
+
     def _placed(
         self, block_hash: bytes, before: bytes | None, tokens: Sequence[int], *, extra: Any, lora: str | None
     ) -> _Block | None:
         """A new block in its place; None where that is not known."""
-        if len(self._blocks) >= BLOCKS_MAX:
-            return None
         if before is None:
             salt, plain = _salt(extra, lora)
             key = salted_key(salt)

@@ -83,6 +83,8 @@ class TidegateScheduler(AsyncScheduler):
 
     def add_request(self, request: Any) -> None:
         """vLLM has a new request."""
+        # Asked for "full" reports, vLLM says again of what is cached that it is stored; a copy more, it would seem.
+        request.kv_cache_report_mode = "incremental"
         super().add_request(request)
         self._or_plain(lambda: self._see(request))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
@@ -23,16 +24,17 @@ from events.slice import (
     TransferEnd,
     TransferFinished,
 )
-from replay.bench.simulated import Simulation, play_far
+from replay.bench.far import far_players
+from replay.bench.simulated import Simulation
 from replay.costmodel import registered
 from replay.engines.job import Finished, Outcome
 from replay.engines.tiers import TierSizes
 from replay.engines.vllm_commons import VllmCommons
-from replay.engines.vllm_plugged import Plugged
 from replay.engines.vllm_prompts import Hasher, Prompts
-from replay.engines.vllm_scheduler import VllmEngine
+from replay.engines.vllm_scheduler import VllmEngine, vllm_builder
 from replay.faults import TransferFaults
 from replay.workloads.mixed import Mixed, mixed
+from services.engines.vllm_virtual import PLUGGED, play_on_vllm
 from tests.replay.contract_engines import (
     BLOCK_BYTES,
     EngineContract,
@@ -81,25 +83,27 @@ def request_of(tokens: list[int], hasher: Any) -> Request:
     return Request("r", tokens, SamplingParams(max_tokens=64), None, block_hasher=hasher)
 
 
-@pytest.mark.parametrize(("eviction", "lazy"), [("arc", False), ("", True)])
-def test_a_run_has_one_digest_in_every_process(monkeypatch: pytest.MonkeyPatch, eviction: str, lazy: bool) -> None:
+def test_a_run_has_one_digest_in_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With vLLM's own offload, and with this project's classes in it."""
     reporting = Capability(embedding=True, reports_slices=True)
     fleet = [registered(name, ("llama-3-8b", "e5-mistral-7b"), kv_tokens=40_000, capability=reporting)
              for name in ("e1", "e2")]  # fmt: skip
-    simulation = Simulation(
-        arrivals=tuple(one for one in mixed(3, Mixed()) if one.at_ns < 20 * S), engines=tuple(fleet),
-        tiers={
-            one.engine_id: TierSizes(dram_bytes=2_000 * BLOCK_BYTES, eviction=eviction, lazy=lazy) for one in fleet
-        },
-    )  # fmt: skip
+    arrivals = tuple(one for one in mixed(3, Mixed()) if one.at_ns < 20 * S)
 
-    def digest(hash_seed: str) -> str:
+    def simulation(eviction: str, *, lazy: bool) -> Simulation:
+        sizes = TierSizes(dram_bytes=2_000 * BLOCK_BYTES, eviction=eviction, lazy=lazy)
+        return Simulation(arrivals=arrivals, engines=tuple(fleet), tiers={one.engine_id: sizes for one in fleet})
+
+    asked = [simulation("arc", lazy=False), simulation("", lazy=True)]
+
+    def digests(hash_seed: str) -> list[str]:
         monkeypatch.setenv("PYTHONHASHSEED", hash_seed)
-        run = play_far(Path(sys.executable), simulation)
-        assert run.scores.finished > 50
-        return run.digest
+        with far_players(Path(sys.executable), 1, play_on_vllm) as play:
+            runs = play(asked, lambda _number, _run: None)
+        assert all(run.scores.finished > 50 for run in runs)
+        return [run.digest for run in runs]
 
-    assert digest("0") == digest("1")
+    assert digests("0") == digests("1")
 
 
 @pytest.mark.parametrize("overlaps", [True, False])
@@ -200,7 +204,9 @@ def test_failing_and_stalling_transfers_only_take_longer() -> None:
 def plugged_run(seed: int) -> tuple[list[Outcome], list[Event], VllmEngine]:
     """An engine with this project's classes in it, under a directive, some orders and little memory."""
     tiers = TierSizes(dram_bytes=60 * 2 * BLOCK_BYTES)
-    engine = VllmEngine(described(kv_blocks=120), tiers=tiers, prompts=PROMPTS, plugged=Plugged(slice_tokens=32))
+    engine = VllmEngine(
+        described(kv_blocks=120), tiers=tiers, prompts=PROMPTS, plugged=replace(PLUGGED, slice_tokens=32)
+    )
     engine.direct(
         EngineDirected(
             engine_id=EngineId("e1"), version=7, eviction="slo_aware", horizon_ns=60 * S, protect_ppm=900_000
@@ -233,9 +239,15 @@ def test_this_projects_classes_run_in_it_on_the_engines_clock() -> None:
     assert (found, facts) == plugged_run(5)[:2]
 
 
+def test_tiers_under_the_directive_want_classes_that_follow_it() -> None:
+    build, tiers = vllm_builder(), TierSizes(dram_bytes=100 * BLOCK_BYTES)
+    with pytest.raises(ValueError, match="plugged into vLLM"):
+        build(described(), now_ns=0, tiers=tiers, faults=None, ssd=None, peer=lambda _engine_id: None)
+
+
 def test_an_order_is_carried_out_and_answered() -> None:
     tiers = TierSizes(dram_bytes=200 * 2 * BLOCK_BYTES)
-    engine = VllmEngine(described(), tiers=tiers, prompts=PROMPTS, plugged=Plugged(slice_tokens=32))
+    engine = VllmEngine(described(), tiers=tiers, prompts=PROMPTS, plugged=replace(PLUGGED, slice_tokens=32))
     names = tuple(SliceId(f"{number:032x}") for number in range(8))
     engine.submit(llm("a", 8 * 32 + 1, 2, names), 0)
     drain(engine)

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from events.base import EngineId, Event, RequestId, SliceId
 from events.decisions import EngineDirected
@@ -15,9 +16,9 @@ from replay.bench.memory.task import builder
 from replay.engines.base import VirtualEngine
 from replay.engines.job import Finished, Outcome
 from replay.engines.tiers import TierSizes
-from replay.engines.vllm_plugged import Plugged
 from replay.engines.vllm_prompts import Prompts
 from replay.engines.vllm_scheduler import VllmEngine
+from services.engines.vllm_virtual import PLUGGED
 from tests.replay.contract_engines import BLOCK_BYTES, UNIT, EngineContract, S, described, drain, ends, llm, offered
 
 PROMPTS = Prompts(16)
@@ -32,7 +33,7 @@ def make(
     *, lazy: bool = True, blocks: int = BLOCKS, slices: int = DRAM_SLICES, bytes_per_s: int = FAST, batch: int = 256
 ) -> VllmEngine:
     tiers = TierSizes(dram_bytes=slices * 2 * BLOCK_BYTES, lazy=lazy, dram_bytes_per_s=bytes_per_s)
-    plugged = Plugged(slice_tokens=UNIT)
+    plugged = replace(PLUGGED, slice_tokens=UNIT)
     return VllmEngine(described(kv_blocks=blocks, batch_tokens=batch), tiers=tiers, prompts=PROMPTS, plugged=plugged)
 
 
@@ -72,7 +73,7 @@ class Held:
 
 class TestLazy(EngineContract):
     def make(self, registered: Any, *, tiers: TierSizes | None = None) -> VirtualEngine:
-        plugged = Plugged(slice_tokens=UNIT) if tiers is not None else None
+        plugged = replace(PLUGGED, slice_tokens=UNIT) if tiers is not None else None
         lazy = msgspec.structs.replace(tiers, lazy=True, eviction="") if tiers is not None else None
         return VllmEngine(registered, tiers=lazy, prompts=PROMPTS, plugged=plugged)
 

@@ -21,6 +21,7 @@ from replay.cluster import Run, simulate
 from replay.engines.base import EngineBuilder
 from replay.engines.light import light_engine, sharing_light_engine
 from replay.engines.tiers import TierSizes
+from replay.engines.vllm_plugged import Plugged
 from replay.flops import utilisation
 from replay.series import series
 from replay.traces.mooncake import BLOCK_TOKENS as SLICE_TOKENS
@@ -48,10 +49,10 @@ class MemoryTask(msgspec.Struct, frozen=True, kw_only=True):
         return sha256(msgspec.json.encode(self, order="sorted")).hexdigest()[:32]
 
 
-def play(task: MemoryTask, build: EngineBuilder | None = None) -> RunResult:
-    """Do it. `build` makes its engines; by default those of the task's kind, which have to be installed here."""
+def play(task: MemoryTask, build: EngineBuilder | None = None, *, plugged: Plugged | None = None) -> RunResult:
+    """Do it. `build` makes its engines; by default those of the task's kind (see `builder`)."""
     began = time.monotonic()
-    run = run_of(task, build)
+    run = run_of(task, build, plugged=plugged)
     return RunResult(
         workload=task.offer.workload, system=task.system.name, engine=task.engine, load=0.0,
         scale=task.offer.scale, seed=task.offer.seed, batch_tokens=task.batch_tokens, seqs_max=task.seqs_max,
@@ -62,17 +63,18 @@ def play(task: MemoryTask, build: EngineBuilder | None = None) -> RunResult:
     )  # fmt: skip
 
 
-def run_of(task: MemoryTask, build: EngineBuilder | None = None) -> Run:
+def run_of(task: MemoryTask, build: EngineBuilder | None = None, *, plugged: Plugged | None = None) -> Run:
     """The run itself, with its log."""
     workload = WORKLOADS[task.offer.workload]
     offered = arrivals(task.offer)
     described = engines(workload, task.offer.engines, batch_tokens=task.batch_tokens, seqs_max=task.seqs_max)
     described = grown_for(task.system, described, offered)
     described, tiers = behind(task.system, described, unique_kv_bytes(task.offer))
+    if build is None:
+        build = builder(task.engine, task.system, slice_tokens_of(offered), plugged=plugged)
     return simulate(
         offered, described, settings=settings_of(task.system), slo=SLO, tiers=tiers,
-        closed_loop=workload.closed_loop, until_ns=task.offer.seconds * NS_PER_S,
-        build=build if build is not None else builder(task.engine, task.system, slice_tokens_of(offered)),
+        closed_loop=workload.closed_loop, until_ns=task.offer.seconds * NS_PER_S, build=build,
     )  # fmt: skip
 
 
@@ -115,9 +117,12 @@ def as_able(engine: EngineModel, described: Sequence[EngineRegistered]) -> list[
     return [replace(one, capability=replace(one.capability, can_preempt=False)) for one in described]
 
 
-def builder(engine: EngineModel, system: System, slice_tokens: int = SLICE_TOKENS) -> EngineBuilder:
-    """What makes the engines of a kind, for a system and prompts with units of `slice_tokens`. ImportError where vLLM
-    is not installed and would be needed."""
+def builder(
+    engine: EngineModel, system: System, slice_tokens: int = SLICE_TOKENS, *, plugged: Plugged | None = None
+) -> EngineBuilder:
+    """What makes the engines of a kind, for a system and prompts with units of `slice_tokens`. `plugged` are the
+    classes that follow directives inside vLLM's scheduler, where a system's tiers do. ImportError where vLLM is not
+    installed and would be needed."""
     match engine:
         case EngineModel.LIGHT:
             return sharing_light_engine() if system.shared_kv else light_engine
@@ -126,7 +131,7 @@ def builder(engine: EngineModel, system: System, slice_tokens: int = SLICE_TOKEN
 
             if system.lazy_tiers and system.tier_eviction:
                 raise ValueError(f"{system.name}: vLLM's own offloading behind its scheduler is not lazy here")
-            return vllm_builder(slice_tokens=slice_tokens, shared=system.shared_kv)
+            return vllm_builder(slice_tokens=slice_tokens, shared=system.shared_kv, plugged=plugged)
         case EngineModel.LIVE:
             raise ValueError("a live engine is at an address: see --target")
 

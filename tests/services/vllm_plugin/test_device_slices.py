@@ -1,6 +1,7 @@
 """What vLLM's KV events say of slices: whole ones only, by the names that the gateway gives them."""
 
 import random
+from collections import Counter
 from hashlib import blake2b
 from types import SimpleNamespace
 from typing import Any
@@ -116,11 +117,28 @@ def test_block_that_two_slices_begin_with_takes_both_away() -> None:
     assert sorted(device.store(one[:BLOCK])) == sorted(names(one) + names(other))
 
 
-def test_block_that_is_said_again_changes_nothing() -> None:
+def test_slice_that_is_there_twice_is_there_until_its_second_copy_goes() -> None:
     device, tokens = Device(), prompt(2)
     device.store(tokens)
+    last = blocks(tokens)[PER_SLICE - 1]
 
     assert device.store(tokens) == []
+    assert device.remove(last) == []
+    assert list(device.slices.inventory()) == names(tokens)
+    assert device.slices.evictions == 0
+    assert device.remove(last) == names(tokens)[:1]
+    assert device.remove(last) == []
+    assert device.slices.evictions == 1
+
+
+def test_copy_that_came_before_its_place_was_known_counts_too() -> None:
+    device, tokens = Device(), prompt(2)
+    device.store(tokens, first=PER_SLICE)
+    device.store(tokens)
+    second = blocks(tokens)[2 * PER_SLICE - 1]
+
+    assert device.remove(second) == []
+    assert device.remove(second) == names(tokens)[1:]
 
 
 def test_blocks_behind_one_that_is_not_known_have_no_place() -> None:
@@ -176,34 +194,39 @@ def test_nothing_is_left_when_it_is_cleared() -> None:
     assert device.store(tokens) == names(tokens)
 
 
-def test_whatever_comes_and_goes_a_slice_is_there_when_all_of_its_blocks_are() -> None:
-    chance = random.Random(5)
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_comes_and_goes_a_slice_is_there_while_there_is_a_copy_of_all_of_its_blocks(seed: int) -> None:
+    chance = random.Random(seed)
     prompts = [prompt(2, seed=seed) for seed in range(2)]
     prompts.append(prompts[0][: 5 * BLOCK] + prompts[1][5 * BLOCK :])
-    device, there, told = Device(), set[bytes](), set[SliceId]()
-    for _ in range(2_000):
+    device, copies, told = Device(), Counter[bytes](), set[SliceId]()
+    for _ in range(1_000):
         tokens = chance.choice(prompts)
         hashes = blocks(tokens)
-        if chance.random() < 0.5:
-            first = next((n for n, each in enumerate(hashes) if each not in there), 0)
+        if chance.random() < 0.4:
+            # A request computes what is not there, or, beside another that does, what it found missing when it came.
+            missing = next((n for n, each in enumerate(hashes) if not copies[each]), len(hashes) - 1)
+            first = chance.randint(0, missing)
             found = device.store(tokens, first=first)
             assert not told & set(found)
             told |= set(found)
-            there |= set(hashes)
+            copies.update(hashes[first:])
         else:
             gone = chance.sample(hashes, 2)
             left = device.remove(*gone)
             assert set(left) <= told
             told -= set(left)
-            there -= set(gone)
+            copies -= Counter(gone)  # None is removed that is not there.
         whole = {
             name
             for each in prompts
             for place, name in enumerate(names(each))
-            if set(blocks(each)[place * PER_SLICE : (place + 1) * PER_SLICE]) <= there
+            if all(copies[part] for part in blocks(each)[place * PER_SLICE : (place + 1) * PER_SLICE])
         }
         assert told == set(device.slices.inventory()) == whole
-    for block_hash in list(there):
-        device.remove(block_hash)
+    device.remove(*copies.elements())
+    assert not device.slices.inventory()
+    assert not device.slices._copies
+    assert not device.slices._blocks
     assert not device.slices._parts
     assert not device.slices._slices
