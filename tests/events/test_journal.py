@@ -1,5 +1,6 @@
 """A journal is what was written, byte for byte, or it is refused with the first bad record named."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -263,6 +264,14 @@ def test_a_place_that_cannot_be_written_is_a_log_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(LogError, match="cannot be written"):
         JournalWriter(tmp_path / "file" / "log.jsonl", POOL)
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "device")
+    with pytest.raises(LogError, match="a file of its own"):
+        JournalWriter(tmp_path / "device", POOL)
+    assert (tmp_path / "device").is_fifo()
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_gap_is_a_mistake_of_the_writer(path: Path) -> None:
