@@ -11,6 +11,7 @@ from pathlib import Path
 
 from events.base import NS_PER_S
 from replay.traces.base import TOKENS_MAX, OnProgress, TraceError, lines_of, microspeed
+from replay.traces.times import check_span
 from replay.workloads.base import Arrival
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
@@ -48,6 +49,7 @@ def read_azure(
         if at_ns < last_ns:
             what = f"{cells[0]} comes after a later row"
             raise TraceError(what, file=str(path), line=number, mend="sort the trace by TIMESTAMP")
+        check_span(path, number, COLUMNS[0], at_ns - start_ns)
         last_ns = at_ns
         arrivals.append(
             Arrival(
@@ -64,7 +66,7 @@ def read_azure(
 
 def _cells(path: Path, number: int, line: bytes) -> list[str]:
     try:
-        return [cell.strip() for cell in line.decode("utf-8-sig").split(",")]
+        return [cell.strip() for cell in line.decode().split(",")]
     except UnicodeDecodeError as error:
         raise TraceError(f"not text ({error})", file=str(path), line=number, mend=f"a row is {_HEADER}") from error
 

@@ -2,6 +2,7 @@
 
 import gzip
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, ClassVar, TypeVar, cast
@@ -14,6 +15,7 @@ from replay.workloads.sessions import Session
 
 LINE_BYTES_MAX = 1 << 20
 PROGRESS_EVERY = 256
+_GZIP_HEAD = b"\x1f\x8b"
 SPEED_MIN, SPEED_MAX = 0.001, 10_000
 ANSWER_NS_PER_TOKEN = 22 * NS_PER_MS
 """What an answer took, per token, where a trace does not say: the mean over all recorded coding-agent requests whose
@@ -69,7 +71,8 @@ def microspeed(speed: float, path: Path) -> int:
 def lines_of(
     path: Path, *, of: str, suffix: str, on_progress: OnProgress | None, line_bytes_max: int = LINE_BYTES_MAX
 ) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, with their numbers from 1; unpacked where the file's name ends in .gz.
+    """The lines that are not blank, with their numbers from 1; unpacked where the file is gzipped, and without the mark
+    that some programs begin a text with.
 
     `of` is whose trace it is meant to be, `suffix` how such a file is named. Raises TraceError."""
     number = 0
@@ -78,6 +81,8 @@ def lines_of(
         with path.open("rb") as stored, _unpacked(path, stored) as lines:
             while line := lines.readline(line_bytes_max):
                 number += 1
+                if number == 1:
+                    line = line.removeprefix(BOM_UTF8)
                 if len(line) >= line_bytes_max:
                     mend = f"a row has at most {line_bytes_max} bytes; is this {of} trace?"
                     raise TraceError("the line is too long", file=str(path), line=number, mend=mend)
@@ -108,6 +113,7 @@ def decoded(decode: Callable[[bytes], Row], line: bytes, *, path: Path, number: 
 
 
 def _unpacked(path: Path, stored: BinaryIO) -> BinaryIO:
-    if path.suffix != ".gz":
-        return stored
-    return cast(BinaryIO, gzip.GzipFile(fileobj=stored))
+    """Packed is what is called so, and what begins so under another name."""
+    packed = path.suffix == ".gz" or stored.read(len(_GZIP_HEAD)) == _GZIP_HEAD
+    stored.seek(0)
+    return cast(BinaryIO, gzip.GzipFile(fileobj=stored)) if packed else stored

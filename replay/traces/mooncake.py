@@ -47,7 +47,7 @@ def read_mooncake(
     """
     millionths = microspeed(speed, path)
     arrivals: list[Arrival] = []
-    times, start_ms = Times(path, "timestamp"), -1
+    times, start_ms = Times(path, "timestamp", unit_ns=NS_PER_MS), -1
     for number, line in lines_of(path, of="a Mooncake", suffix=".jsonl", on_progress=on_progress):
         row = _row(path, number, line)
         if start_ms < 0:

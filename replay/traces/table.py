@@ -37,7 +37,6 @@ UNITS_NS: dict[str, int] = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 TIME_MAX = 10**20
 INPUTS_MAX = 100_000
 PRIORITY_MAX = 1_000_000
-UNITS_MAX = 1 << 20
 NAME_CHARS_MAX = 256
 LINE_BYTES_MAX = 64 << 20
 CHAIN_BYTES = 8
@@ -103,7 +102,7 @@ def _csv_rows(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[
     header: list[str] = []
     for number, text in lines:
         try:
-            cells = next(csv.reader([text.decode("utf-8-sig").rstrip("\r\n")], strict=True))
+            cells = next(csv.reader([text.decode().rstrip("\r\n")], strict=True))
         except (UnicodeDecodeError, csv.Error) as error:
             what = f"not a row of CSV ({error})"
             raise TraceError(what, file=str(path), line=number, mend="a row is one line of cells and commas") from error
@@ -125,7 +124,7 @@ class _Reader:
     def __init__(self, path: Path, columns: Columns, *, tenant: str, model: str) -> None:
         self._path, self._columns, self._tenant, self._model = path, columns, tenant, model
         self._unit_ns = UNITS_NS[columns.time_unit]
-        self._times = Times(path, self._column("time"))
+        self._times = Times(path, self._column("time"), unit_ns=self._unit_ns)
         self._start: Fraction | None = None
         self._seen: dict[str, None] = {}
         self.number = 0
@@ -156,7 +155,7 @@ class _Reader:
             prompt_tokens=prompt,
             output_tokens=0 if embedding else max(1, output),
             tokens_max=self._count(row, "tokens_max", least=0, default=0),
-            prefix=self._prefix(row),
+            prefix=self._prefix(row, prompt),
             prefix_tokens=self._columns.prefix_tokens,
             inputs=self._count(row, "inputs", least=1, most=INPUTS_MAX, default=1),
             priority=self._count(row, "priority", least=-PRIORITY_MAX, most=PRIORITY_MAX, default=0),
@@ -185,9 +184,14 @@ class _Reader:
 
     def _cell(self, row: Row, field: str) -> Any:
         """What stands there; None where it is left empty."""
-        cell = row.get(self._column(field))
+        column = self._column(field)
+        cell = row.get(column)
         if cell is None and field in REQUIRED:
-            raise self._missing(row, field)
+            raise (
+                self._refused(f"{column!r} is empty", "every row has one")
+                if column in row
+                else self._missing(row, field)
+            )
         return cell
 
     def _missing(self, row: Row, field: str) -> TraceError:
@@ -236,18 +240,20 @@ class _Reader:
             mend = f"one of {', '.join(RequestKind)}"
             raise self._refused(f"{self._column('kind')} is {name!r}", mend) from error
 
-    def _prefix(self, row: Row) -> tuple[int, ...]:
+    def _prefix(self, row: Row, prompt: int) -> tuple[int, ...]:
         """Chained, so that it does not matter whether ids are of blocks or of whole prefixes."""
         cell = self._cell(row, "prefix")
         names = cell.split() if isinstance(cell, str) else cell
         if names is None:
             return ()
-        if (
-            not isinstance(names, list)
-            or len(names) > UNITS_MAX
-            or not all(isinstance(one, str | int) for one in names)
-        ):
+        if not isinstance(names, list) or not all(isinstance(one, str | int) for one in names):
             raise self._refused(f"{self._column('prefix')} is no list of ids", "give a list of numbers or names")
+        units = -(-prompt // self._columns.prefix_tokens)
+        if len(names) > units:
+            what = f"{self._column('prefix')} has {len(names)} ids for {prompt} tokens"
+            raise self._refused(
+                what, f"{units} at most where one stands for {self._columns.prefix_tokens}: --prefix-tokens"
+            )
         chain, ids = blake2b(digest_size=CHAIN_BYTES), list[int]()
         for name in names:
             chain.update(f"{name}\n".encode())

@@ -5,6 +5,7 @@ So a time is refused
 
 - when it is below the one before it. If that one, divided by 1,000, 1,000,000 or 1,000,000,000, stood between its
   neighbours, or this one, multiplied so, would follow on it, then the units are said to be mixed;
+- when it is more than `SPAN_DAYS_MAX` behind the first: a trace in the wrong unit from end to end, or one wrong row;
 - when it leaps: divided so it would follow on the row before it, and undivided it is further away than
   `LEAP` times all that came before. This is asked after `ROWS_MIN` rows, or at once where times count from an epoch.
 
@@ -16,6 +17,7 @@ Example: rows at 1, 2, 3, ... 40 and then 41,000 (ms among s): 41 would follow o
 from fractions import Fraction
 from pathlib import Path
 
+from events.base import NS_PER_S
 from replay.traces.base import TraceError
 
 ROWS_MIN = 32
@@ -23,16 +25,18 @@ NEAR = 10
 LEAP = 100
 EPOCH_MIN = 10**8
 """Counted from an epoch in any unit, times are above this: seconds since 1970 were in 1973."""
+SPAN_DAYS_MAX = 366
+_DAY_NS = 86_400 * NS_PER_S
 _FACTORS = (1_000, 1_000_000, 1_000_000_000)
 
 Number = int | float | Fraction
 
 
 class Times:
-    """Checks the times of one column (or field), row by row, in whatever unit they are in."""
+    """Checks the times of one column (or field), row by row, in units of `unit_ns`."""
 
-    def __init__(self, path: Path, column: str) -> None:
-        self._path, self._column = path, column
+    def __init__(self, path: Path, column: str, *, unit_ns: int) -> None:
+        self._path, self._column, self._unit_ns = path, column, unit_ns
         self._rows = 0
         self._first: Number = 0
         self._last: Number = 0
@@ -48,6 +52,7 @@ class Times:
         elif self._leaps(time):
             what = f"{self._column} {_said(time)} leaps from {_said(self._last)}, as in a smaller unit"
             raise self._refused(number, what, "give all times in one unit, or cut the trace here")
+        check_span(self._path, number, self._column, round((time - self._first) * self._unit_ns))
         self._rows += 1
         self._gap = max(self._gap, time - self._last)
         self._before, self._last = self._last, time
@@ -73,6 +78,14 @@ class Times:
 
     def _refused(self, number: int, what: str, mend: str) -> TraceError:
         return TraceError(what, file=str(self._path), line=number, mend=mend)
+
+
+def check_span(path: Path, number: int, column: str, span_ns: int) -> None:
+    """Raises TraceError when line `number` is so far behind the first row of the trace."""
+    if span_ns > SPAN_DAYS_MAX * _DAY_NS:
+        what = f"{column} is {span_ns // _DAY_NS:,} days behind the first"
+        mend = f"a trace is {SPAN_DAYS_MAX} days long at most: is it in another unit, or is this row wrong?"
+        raise TraceError(what, file=str(path), line=number, mend=mend)
 
 
 def _said(time: Number) -> str:

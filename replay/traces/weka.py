@@ -95,10 +95,14 @@ def weka_trace(
     """
     assert unit_tokens % BLOCK_TOKENS == 0, "a unit is made of whole blocks"
     sessions: list[Session] = []
+    seen: dict[str, int] = {}
     left_out = 0
     lines = lines_of(path, of="a coding-agent", suffix=".jsonl", on_progress=on_progress, line_bytes_max=LINE_BYTES_MAX)
     for number, text in lines:
         line = _line(path, number, text)
+        if (first := seen.setdefault(line.id, number)) != number:
+            what, mend = f"session {line.id!r} stands in line {first} already", "give every session an id of its own"
+            raise TraceError(what, file=str(path), line=number, mend=mend)
         placed = sorted(_placed(path, number, line), key=lambda one: one.at_s)
         kept = [one for one in placed if one.turn.prompt < context_tokens_max]
         left_out += len(placed) - len(kept)

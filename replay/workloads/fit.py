@@ -141,7 +141,9 @@ def dispersion(times_ns: Sequence[int]) -> float:
     windows = max(1, -(-(last - first) // WINDOW_NS))
     counts = Counter(min(windows - 1, (at - first) // WINDOW_NS) for at in times_ns)
     mean = len(times_ns) / windows
-    return sum((counts[window] - mean) ** 2 for window in range(windows)) / windows / mean
+    # Windows in which nothing came are counted, not gone through: a trace may be long and sparse.
+    apart = sum((count - mean) ** 2 for count in counts.values()) + (windows - len(counts)) * mean**2
+    return apart / windows / mean
 
 
 def distance(left: Sequence[int], right: Sequence[int]) -> float:

@@ -8,7 +8,20 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+NAME_CHARS_MAX = 256
+
 FORMATS = ("journal", "azure", "mooncake", "weka", "lmcache", "jsonl", "csv")
+
+
+class Name(click.types.StringParamType):
+    """Of a tenant or a model: something that can be read."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The name as it is. Fails for none at all, for a very long one, and for what no terminal shows."""
+        name = super().convert(value, param, ctx)
+        if not (name.strip() and name.isprintable() and len(name) <= NAME_CHARS_MAX):
+            self.fail(f"{name[:NAME_CHARS_MAX]!r}: give 1 to {NAME_CHARS_MAX} printable characters", param, ctx)
+        return name
 
 
 def with_reading(command: F) -> F:
@@ -24,8 +37,8 @@ def with_reading(command: F) -> F:
                   help="weka, lmcache: tokens per id of a prefix.")  # fmt: skip
     @click.option("--context-tokens", type=click.IntRange(min=1), default=131_072, show_default=True,
                   help="weka: prompts that fill it are left out.")  # fmt: skip
-    @click.option("--tenant", default="default", show_default=True, help="For rows that name none.")
-    @click.option("--model", default="llama-3-8b", show_default=True, help="For rows that name none.")
+    @click.option("--tenant", type=Name(), default="default", show_default=True, help="For rows that name none.")
+    @click.option("--model", type=Name(), default="llama-3-8b", show_default=True, help="For rows that name none.")
     @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many rows (weka: sessions).")
     @click.option("--seed", type=int, default=1, show_default=True, help="weka: draws when sessions begin.")
     @click.option("--begins-over", type=click.IntRange(min=1), default=3_600, show_default=True, metavar="SECONDS",
@@ -53,4 +66,7 @@ def _mapping(mapped: tuple[str, ...]) -> dict[str, str]:
     for text, (field, sign, column) in zip(mapped, pairs, strict=True):
         if not (field and sign and column):
             raise click.UsageError(f"--map {text}: say it as FIELD=COLUMN")
-    return {field.strip(): column.strip() for field, _, column in pairs}
+    columns = {field.strip(): column.strip() for field, _, column in pairs}
+    if len(columns) < len(pairs):
+        raise click.UsageError(f"--map {' '.join(mapped)}: a field is in one column")
+    return columns

@@ -57,6 +57,7 @@ def test_speed_and_limit(tmp_path: Path) -> None:
         (HEADER + "today,1,1\n", 2, "TIMESTAMP is 'today'"),
         (HEADER + "2023-13-16 18:15:46,1,1\n", 2, "month"),
         (HEADER + ROWS + "2023-11-16 18:15:46,1,1\n", 4, "sort the trace"),
+        (HEADER + ROWS + "2053-11-16 18:15:46,1,1\n", 4, "days behind the first"),
         (HEADER + "x" * 2_000_000, 2, "too long"),
     ],
 )

@@ -63,6 +63,7 @@ def test_progress_ends_with_the_whole_file(tmp_path: Path) -> None:
         (json.dumps(ROW)[:-1] + ', "x": ' + "[" * 500_000, 1, "not JSON"),
         (json.dumps(ROW | {"output_length": -1}), 1, "output_length"),
         (json.dumps(ROW | {"timestamp": -5}), 1, "timestamp"),
+        (json.dumps(ROW) + "\n" + json.dumps(ROW | {"timestamp": 10**14}), 2, "days behind the first"),
         (json.dumps(ROW) + "\n" + json.dumps(ROW | {"timestamp": 4_000}), 2, "sort the trace"),
         (json.dumps(ROW | {"hash_ids": [1, 2, 3, 4]}), 1, "4 hash_ids for 1300 tokens"),
         ("\n\n", 0, "no rows"),

@@ -48,7 +48,7 @@ def test_times_are_exact_in_every_unit(tmp_path: Path, unit: str, ns: int) -> No
 
 def test_an_id_means_all_before_it(tmp_path: Path) -> None:
     rows = [ROW | {"prefix": prefix} for prefix in (["x", "y"], ["x", "y", "z"], ["w", "y"], [1, 2])]
-    one, longer, other, _ = (arrival.prefix for arrival in read(tmp_path, rows).arrivals)
+    one, longer, other, _ = (arrival.prefix for arrival in read(tmp_path, rows, prefix_tokens=256).arrivals)
     assert longer[:2] == one
     assert not set(other) & set(one), "the same block behind another one is another prefix"
 
@@ -90,7 +90,9 @@ STEADY = [ROW | {"time": second} for second in range(1, 61)]
         ([ROW | {"prompt_tokens": 10**9}], 1, "whole number from 1"),
         ([ROW | {"prompt_tokens": "9" * 5_000}], 1, "whole number from 1"),
         ([ROW | {"output_tokens": -1}], 1, "whole number from 0"),
-        ([ROW | {"output_tokens": None}], 1, "no 'output_tokens'"),
+        ([ROW | {"output_tokens": None}], 1, "'output_tokens' is empty"),
+        ([ROW | {"prefix": ["a", "b", "c"]}], 1, "3 ids for 700 tokens: 2 at most"),
+        ([ROW, ROW | {"time": 10**20}], 2, "days behind the first.*another unit"),
         ([ROW | {"kind": "image"}], 1, "one of llm, embedding"),
         ([ROW | {"prefix": 7}], 1, "no list of ids"),
         ([ROW | {"prefix": [None]}], 1, "no list of ids"),
@@ -122,6 +124,7 @@ def test_what_is_no_such_table_is_refused_by_line(tmp_path: Path, content: Any, 
         (CSV + '1,"2,3\n', 2, "not a row of CSV"),
         (CSV + "nan,2,3\n", 2, "time is 'nan'"),
         (CSV + "1,two,3\n", 2, "prompt_tokens is 'two'"),
+        (CSV + "1,,3\n", 2, "'prompt_tokens' is empty: every row has one"),
         ("time,time,output_tokens\n", 1, "two columns have one name"),
         ("when,prompt_tokens,output_tokens\n1,2,3\n", 2, "no 'time'.*the columns are when, prompt_tokens"),
     ],
@@ -144,6 +147,17 @@ def test_what_is_no_csv_is_refused_by_line(tmp_path: Path, text: str, line: int,
 def test_a_mapping_that_cannot_be_is_refused(tmp_path: Path, columns: dict[str, Any], says: str) -> None:
     with pytest.raises(TraceError, match=says):
         read(tmp_path, [ROW], **columns)
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_files_own_marks_are_no_part_of_its_first_row(tmp_path: Path, form: str) -> None:
+    text = CSV + "2.5,700,9\n" if form == "csv" else json.dumps(ROW) + "\n"
+    path = tmp_path / f"t.{form}"
+    path.write_bytes(gzip.compress(b"\xef\xbb\xbf" + text.encode()))
+    (arrival,) = read_table(path, form=form, columns=Columns()).arrivals
+    assert (arrival.prompt_tokens, arrival.output_tokens) == (700, 9), (
+        "gzipped whatever its name, with a byte order mark"
+    )
 
 
 def test_a_long_pause_is_no_change_of_unit(tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ OTHER_UNIT = [turn(t, api_time=4.0, think_time=50.0) for t in (300.0, 900.0, 1_5
         ([line({**FIRST, "hash_ids": [*range(11)]})], 1, "11 hash_ids for 640 tokens"),
         ([line(FIRST, block_size=16)], 1, "64-token blocks"),
         ([line(turn(-1.0))], 1, ">= 0"),
+        ([line(FIRST), line(FIRST, name="s2"), line(FIRST)], 3, "session 's1' stands in line 1 already"),
         (json.dumps(line(turn(float("nan")))), 1, "not JSON"),
         ([line(FIRST, turn(9.0), turn(8.0))], 1, "sort by t"),
         ([line(FIRST, turn(15.0, think_time=11_000.0))], 1, "not some in ms"),

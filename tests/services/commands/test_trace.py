@@ -209,6 +209,12 @@ def test_a_cut_archive_is_bad_input(capsys: pytest.CaptureFixture[str], tmp_path
     [
         (("import", "x.csv", "--format", "csv", "--out", "y.jsonl", "--map", "time"), "say it as FIELD=COLUMN"),
         (("import", "x.csv", "--format", "csv", "--out", "y.jsonl", "--profile", "cray"), "there is no profile 'cray'"),
+        (
+            ("import", "x.csv", "--format", "csv", "--out", "y.jsonl", "--map", "time=a", "--map", "time=b"),
+            "one column",
+        ),
+        (("import", "x.csv", "--format", "csv", "--out", "y.jsonl", "--tenant", ""), "1 to 256 printable"),
+        (("info", "x.csv", "--format", "csv", "--model", "\x1b[31m"), "1 to 256 printable"),
         (("import", "x.csv", "--format", "csv", "--out", "here.jsonl"), "--force"),
         (("info", "none.jsonl"), "No such file"),
         (("info", "none.gz", "--format", "weka"), "No such file"),
