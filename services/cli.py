@@ -3,6 +3,7 @@
 Exit codes: 0 fine, 1 the answer is no, 2 bad input or environment, 3 fenced, 130 interrupted.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -105,6 +106,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         known = known_error(error)
         if known is None and isinstance(error, OSError) and error.filename:
             click.echo(f"tidegate: {error.strerror} ({error.filename})", err=True)
+            return Exit.BAD_INPUT
+        if known is None and isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            click.echo(f"tidegate: {error.strerror}: free space, or write to another place", err=True)
             return Exit.BAD_INPUT
         if known is None:
             raise  # A mistake of ours: the traceback is what helps.

@@ -179,14 +179,14 @@ def parse(text: bytes, *, where: str) -> Profile:
 
     try:
         plain = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
         what = getattr(error, "problem", None) or str(error)
         raise ProfileError(f"not YAML ({what})", where=f"{where}{line}", mend="see docs/workloads.md") from error
     try:
         return msgspec.convert(_spelled_out(plain), Profile)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, RecursionError) as error:
         raise ProfileError(str(error), where=where, mend="see docs/workloads.md for every field") from error
 
 

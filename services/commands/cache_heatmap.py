@@ -8,7 +8,7 @@ import msgspec
 
 from events.slice import Tier
 from services.commands.logged import logged
-from services.commands.options import Settings, with_output, with_settings
+from services.commands.options import Settings, refuse_overwriting, with_force, with_output, with_settings
 from services.runtime.output import Exit, Output
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def heatmap(
 )
 @click.option("--picture", type=FILE, help="The picture: .png or .html; beside the journal, in .html, if not given.")
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same log.")
-@click.option("--force", is_flag=True, help="Replace files that are there.")
+@with_force
 @with_output
 def demo(accesses: int, output: Path, picture: Path | None, seed: int, force: bool, out: Output) -> int:
     """Make up a log of slices in use, and draw it: something to try the other commands on.
@@ -113,8 +113,7 @@ def demo(accesses: int, output: Path, picture: Path | None, seed: int, force: bo
     picture = picture or output.with_name(output.name.partition(".")[0] + ".html")
     check_name(picture)
     for file in (output, picture):
-        if file.exists() and not force:
-            raise click.UsageError(f"{file} is there already: take another name, or --force")
+        refuse_overwriting(file, force=force)
     with out.progress("demo"), JournalWriter(output, POOL) as journal:
         for message in messages(accesses, seed=seed):
             journal.write(message)

@@ -61,6 +61,17 @@ class Settings:
         return env
 
 
+def with_force(command: F) -> F:
+    """Give the command `--force`, for `refuse_overwriting`."""
+    return click.option("--force", is_flag=True, help="Replace a file that is there.")(command)
+
+
+def refuse_overwriting(made: Path | None, *, force: bool) -> None:
+    """Raises UsageError where a file would be lost that nobody said may be."""
+    if made is not None and made.exists() and not force:
+        raise click.UsageError(f"{made} is there already: name another file, or --force")
+
+
 def with_output(command: F) -> F:
     """Give the command `--json`, and an `out: Output`."""
 

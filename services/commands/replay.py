@@ -10,7 +10,7 @@ import click
 
 from events.base import PoolId
 from services.commands.logged import logged
-from services.commands.options import Settings, with_output, with_settings
+from services.commands.options import Settings, refuse_overwriting, with_force, with_output, with_settings
 from services.commands.simulate import simulate
 from services.commands.whatif import whatif
 from services.runtime.output import Exit, Output
@@ -30,7 +30,7 @@ command.add_command(whatif)
 @command.command()
 @click.option("--pool", help="Whose log; the configured pool if not given.")
 @click.option("--out", "path", type=JOURNAL, required=True, help="The journal: a name in .jsonl, or .jsonl.zst.")
-@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@with_force
 @with_settings
 @with_output
 def export(pool: str | None, path: Path, force: bool, settings: Settings, out: Output) -> int:
@@ -38,8 +38,7 @@ def export(pool: str | None, path: Path, force: bool, settings: Settings, out: O
     from services import journals
     from services.runtime.aio import run
 
-    if path.exists() and not force:
-        raise click.UsageError(f"{path} is there already: take another name, or --force")
+    refuse_overwriting(path, force=force)
     config = settings.load()
     with out.progress(f"export to {path}") as advance:
         done = run(journals.export(config, PoolId(pool or config.pool), path, on_progress=advance))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from events.base import NS_PER_S
-from services.commands.options import Amount, Settings, with_output, with_settings
+from services.commands.options import Amount, Settings, refuse_overwriting, with_force, with_output, with_settings
 from services.commands.trace_options import FORMATS
 from services.runtime.config_sources import ConfigError
 from services.runtime.output import Exit, Output
@@ -65,13 +65,14 @@ FAILING_PPM, STALLING_PPM = 10_000, 10_000
 @click.option("--engine-model", "engine_model", type=click.Choice(["light", "vllm_scheduler"]), default="light",
               show_default=True, help="A model of vLLM, or vLLM's own scheduler (.venv-engine).")  # fmt: skip
 @click.option("--out", "made", type=FILE, help="Keep the run's log as a journal, what there is of it after Ctrl-C.")
+@with_force
 @with_settings
 @with_output
 def simulate(
     path: Path | None, form: str, workload: str | None, seed: int, limit: int | None, speed: float,
     seconds: int | None, closed_loop: bool, policy: str, dram_gib: float, ssd_gib: float, dram_ppm: int, ssd_ppm: int,
     tier_eviction: str, tier_lazy: bool, gateways: int, faults: int | None, engine_model: str, made: Path | None,
-    settings: Settings, out: Output,
+    force: bool, settings: Settings, out: Output,
 ) -> int:  # fmt: skip
     """The same deciders against simulated engines, deterministic and faster than real time.
 
@@ -81,6 +82,7 @@ def simulate(
     """
     if path is not None and workload is not None:
         raise click.UsageError("name a file or a workload, not both")
+    refuse_overwriting(made, force=force)
     from replay.cluster import simulate as play
     from replay.faults import TransferFaults, draw_faults
     from replay.turns import hastened

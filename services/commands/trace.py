@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from events.base import NS_PER_S
-from services.commands.options import Amount, with_output
+from services.commands.options import Amount, refuse_overwriting, with_force, with_output
 from services.commands.trace_options import FORMATS, with_reading
 from services.runtime.output import Exit, Output
 
@@ -43,7 +43,7 @@ def command() -> None:
 
 
 def _with_made(command: Any) -> Any:
-    command = click.option("--force", is_flag=True, help="Write over a file that is there.")(command)
+    command = with_force(command)
     return click.option("--out", "made", type=FILE, required=True,
                         help="The journal to write: a name in .jsonl, or .jsonl.zst.")(command)  # fmt: skip
 
@@ -71,7 +71,7 @@ def import_(
         token(pool, what="--pool")
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    _refuse_overwriting(made, force)
+    refuse_overwriting(made, force=force)
     trace, rows = _read(path, form, profile, reading, out)
     done = _write(rows, len(trace.arrivals), made, pool=pool, out=out)
     done = msgspec.structs.replace(done, left_out=trace.left_out, estimated=trace.estimated)
@@ -118,7 +118,7 @@ def sample(path: Path, made: Path, force: bool, share: float | None, count: int 
 
     if (share is None) == (count is None):
         raise click.UsageError("say how much: --share or --count")
-    _refuse_overwriting(made, force)
+    refuse_overwriting(made, force=force)
     rows = _rows(path, out)
     chosen = sampled(rows, seed=seed, share=share or 1.0, count=count or 0)
     done = _write(chosen, len(chosen), made, pool=_pool(path), out=out)
@@ -139,7 +139,7 @@ def anonymise(path: Path, made: Path, force: bool, key_file: Path | None, shift:
     """
     from replay.traces.anonymise import anonymised
 
-    _refuse_overwriting(made, force)
+    refuse_overwriting(made, force=force)
     key = _key(key_file)
     rows = _rows(path, out)
     hidden = anonymised(rows, key=key, shift_ns=round(shift * NS_PER_S))
@@ -197,11 +197,6 @@ def _key(file: Path | None) -> bytes:
     if not KEY_BYTES_MIN <= len(key) <= KEY_BYTES_MAX:
         raise click.UsageError(f"--key-file {file}: {len(key)} bytes: give {KEY_BYTES_MIN} to {KEY_BYTES_MAX}")
     return key
-
-
-def _refuse_overwriting(made: Path, force: bool) -> None:
-    if made.exists() and not force:
-        raise click.UsageError(f"{made} is there already: name another file, or --force")
 
 
 def _write(rows: "Iterable[TraceRow]", count: int, made: Path, *, pool: str, out: Output) -> Written:

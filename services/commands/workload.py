@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from services.commands.options import Amount, with_output
+from services.commands.options import Amount, refuse_overwriting, with_force, with_output
 from services.runtime.output import Exit, Output, table
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def show(profile: str, seed: int, scale: float, seconds: int | None, out: Output
               help="So many times the sessions and jobs, at the same pace each.")  # fmt: skip
 @click.option("--seconds", type=click.IntRange(min=1), help="How long; as the profile says if not given.")
 @click.option("--out", "made", type=FILE, required=True, help="The journal of facts to write; .zst compresses it.")
-@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@with_force
 @with_output
 def draw(
     profile: str, seed: int, scale: float, seconds: int | None, made: Path, force: bool, out: Output
@@ -81,8 +81,7 @@ def draw(
     """
     from replay.workloads.profile import ProfileError, load
 
-    if made.exists() and not force:
-        raise click.UsageError(f"{made} is there already: name another file, or --force")
+    refuse_overwriting(made, force=force)
     chosen = load(profile)
     drawn = _draw(chosen, seed, scale, seconds)
     if not drawn:
@@ -102,12 +101,16 @@ def draw(
 @click.option("--source", default="", help="Where the trace comes from; the file's name if not given.")
 @click.option("--seed", type=int, default=1, show_default=True, help="What the fit is judged with.")
 @click.option("--out", "made", type=FILE, help="The YAML file to write; else it is printed.")
+@with_force
 @with_output
-def fit(path: Path, form: str, name: str, source: str, seed: int, made: Path | None, out: Output) -> int:
+def fit(
+    path: Path, form: str, name: str, source: str, seed: int, made: Path | None, force: bool, out: Output
+) -> int:  # fmt: skip
     """A profile with the lengths, sessions and pace of a trace, and how near it comes to it."""
     from replay.workloads.fit import fit as fitted
     from replay.workloads.profile import ProfileError, parse, written
 
+    refuse_overwriting(made, force=force)
     with out.progress("fit") as advance:
         arrivals = _arrivals(path, form)
         advance(len(arrivals))

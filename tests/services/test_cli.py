@@ -1,5 +1,6 @@
 """The program as its users call it: what it answers, and how it says no."""
 
+import errno
 import json
 import os
 import re
@@ -223,9 +224,24 @@ def test_bad_input_is_exit_code_2_and_says_why(
     assert "Traceback" not in err
 
 
-def test_an_export_does_not_overwrite_by_accident(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("replay", "export"),
+        ("replay", "simulate", "x.jsonl"),
+        ("trace", "import", "x.jsonl", "--format", "jsonl"),
+        ("trace", "sample", "x.jsonl", "--share", "0.5"),
+        ("trace", "anonymise", "x.jsonl"),
+        ("workload", "draw", "chat"),
+        ("workload", "fit", "x.jsonl", "--name", "mine"),
+    ],
+    ids=lambda argv: " ".join(argv[:2]),
+)
+def test_no_file_is_overwritten_by_accident(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, argv: tuple[str, ...]
+) -> None:
     (tmp_path / "x.jsonl").write_text("mine")
-    code, _, err = called(capsys, "replay", "export", "--out", "x.jsonl")
+    code, _, err = called(capsys, *argv, "--out", "x.jsonl")
     assert code == Exit.BAD_INPUT
     assert "--force" in err
     assert (tmp_path / "x.jsonl").read_text() == "mine"
@@ -308,6 +324,21 @@ def test_up_says_at_once_that_the_gateways_port_is_taken(capsys: pytest.CaptureF
 
 class _Known(Exception):
     exit_code = 7
+
+
+def test_a_full_disk_is_one_line_with_the_mend(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_path: Path, _text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    drawn, text = Path("t.jsonl"), Path.write_text
+    text(Path("trace.csv"), "time,prompt_tokens,output_tokens\n" + "".join(f"{n},9,9\n" for n in range(9)))
+    assert called(capsys, "trace", "import", "trace.csv", "--format", "csv", "--out", drawn)[0] == Exit.FINE
+    monkeypatch.setattr(Path, "write_text", full)
+    code, _, err = called(capsys, "workload", "fit", drawn, "--name", "mine", "--out", "mine.yaml")
+    assert code == Exit.BAD_INPUT
+    assert err.endswith("tidegate: No space left on device: free space, or write to another place\n")
 
 
 def test_an_error_that_names_no_exit_code_is_a_mistake_of_ours() -> None:

@@ -187,6 +187,7 @@ def test_shipped_profiles_are_whole_and_what_they_state_of_their_fit_is_so(name:
         (("  input_tokens: {between: [64, 128]}", ""), r"need input_tokens"),
         (("think_ms:", "thinking_ms:"), r"thinking_ms"),
         (("seconds: 200", "seconds: ["), r"not YAML"),
+        (("seconds: 200", "seconds: &a [*a]"), r"recursion"),
         (("slo: {ttft_min_ms: 700", "slo: {ttft_min_ms: 0"), r"ttft_min_ms"),
     ],
 )
