@@ -15,7 +15,7 @@ import msgspec
 from events import codec
 from events.base import EngineId, Event, Recorded, RequestId, SessionId
 from events.control import ActorStarted, PolicyConfigured
-from events.decisions import HolderLost, RequestAdmitted
+from events.decisions import HolderLost, RequestAdmitted, RequestRejected
 from events.engine import EngineHealthChanged, EngineRegistered, EngineRemoved, Health, StepModel
 from events.log.base import Message
 from events.request import (
@@ -51,7 +51,8 @@ class World(msgspec.Struct, kw_only=True):
     """A log's world. `settings` by actor are those in force at the last arrival, `changed` how often they changed after
     the first; actors that never ran are off. `control_ns` is the mean way from a decision to its engine (None: nobody
     went it). `span_ns` is from the first arrival, at `first_ns`, to the last record. `waiting_turns` wait for the
-    answer before them. `left_out` counts, by word, what happened and is not done again."""
+    answer before them. `rejected_return`: who was rejected came back as the same request. `left_out` counts, by word,
+    what happened and is not done again."""
 
     engines: list[EngineRegistered]
     tiers: dict[EngineId, TierSizes]
@@ -63,6 +64,7 @@ class World(msgspec.Struct, kw_only=True):
     span_ns: int
     lengths: Lengths
     waiting_turns: int
+    rejected_return: bool
     left_out: dict[str, int]
 
 
@@ -81,7 +83,8 @@ def world_of(source: Source, *, seed: int = 1, step_model: StepModel | None = No
         engines=engines, tiers={name: size for name, size in tiers.items() if size is not None},
         arrivals=arrivals, settings=read.in_force(), changed=read.changed,
         control_ns=way_ns, first_ns=read.first_ns, span_ns=max(1, read.last_ns - read.first_ns), lengths=lengths,
-        waiting_turns=sum(one.after != "" for one in arrivals), left_out=dict(sorted(read.left_out.items())),
+        waiting_turns=sum(one.after != "" for one in arrivals), rejected_return=read.rejected_return,
+        left_out=dict(sorted(read.left_out.items())),
     )  # fmt: skip
 
 
@@ -113,7 +116,9 @@ class _Reading:
         self._ran: dict[str, None] = {}
         self._fresh = True
         self._settings: dict[str, dict[str, Any]] = {}
+        self.rejected_return = False
         self._admitted: dict[RequestId, int] = {}
+        self._rejected: dict[RequestId, None] = {}
         self._sessions: dict[RequestId, SessionId] = {}
         self._answered: dict[SessionId, tuple[RequestId, int]] = {}
 
@@ -153,8 +158,10 @@ class _Reading:
 
     def _of_request(self, event: Event, ts_ns: int) -> None:
         match event:
-            case RequestArrived(attempt=0):
+            case RequestArrived():
                 self._arrived(event, ts_ns)
+            case RequestRejected():
+                self._rejected[event.request_id] = None
             case OutputTraced():
                 self.traced[event.request_id] = None
             case RequestAdmitted():
@@ -177,6 +184,10 @@ class _Reading:
                 pass
 
     def _arrived(self, event: RequestArrived, ts_ns: int) -> None:
+        if event.attempt:
+            # Live it is offered again after its engine was lost, in a closed loop after its Retry-After, too.
+            self.rejected_return |= event.request_id in self._rejected
+            return
         if not self.first_ns:
             self.first_ns, self.changed = ts_ns, 0
         if self._fresh:

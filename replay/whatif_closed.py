@@ -97,6 +97,7 @@ class Again(msgspec.Struct, frozen=True, kw_only=True):
     control_ns: int
     until_ns: int
     sessions_wait: bool
+    retry_rejected: bool
     engine: EngineModel = EngineModel.LIGHT
 
 
@@ -114,8 +115,7 @@ def play_again(task: Again, *, plugged: Plugged | None = None) -> Modelled:
     run = simulate(
         task.arrivals, task.engines, settings=task.settings, pool="whatif", tiers=task.tiers,
         control_ns=task.control_ns, closed_loop=task.sessions_wait, until_ns=task.until_ns,
-        # Clients that came back stand in the log as arrivals of their own.
-        retry_rejected=False, build=build,
+        retry_rejected=task.retry_rejected, build=build,
     )  # fmt: skip
     return Modelled(scores=run.scores, digest=run.digest)
 
@@ -185,7 +185,8 @@ def _task(world: World, one: Candidate, *, sessions_wait: bool, engine: EngineMo
         arrivals=world.arrivals, engines=as_able(engine, world.engines), tiers=world.tiers,
         settings=settings_of(world, one),
         control_ns=CONTROL_NS if world.control_ns is None else world.control_ns, until_ns=world.span_ns,
-        sessions_wait=sessions_wait, engine=engine,
+        # Live clients that come back stand in the log as arrivals of their own: those come again anyway.
+        sessions_wait=sessions_wait, retry_rejected=world.rejected_return, engine=engine,
     )  # fmt: skip
 
 

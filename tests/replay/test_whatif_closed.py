@@ -51,6 +51,17 @@ def test_where_nothing_is_drawn_the_control_is_the_log_again(preset: str) -> Non
     assert [one.error or 0 for one in found.measures] == [0] * len(found.measures)
 
 
+def test_who_came_back_after_a_refusal_as_the_same_request_comes_back_again() -> None:
+    alone = [msgspec.structs.replace(one, session="") for one in mixed(5, TIGHT)]
+    run = simulate(alone, engines(), settings=PRESETS["honest_rival"], retry_rejected=True)
+    found = tried(run)
+    assert [one.scores.retried > 10 for one in found.columns] == [True, True]
+    assert [one.error or 0 for one in found.measures] == [0] * len(found.measures), (
+        "the same come back at the same time"
+    )
+    assert not world(recorded(TIGHT)).rejected_return
+
+
 def test_under_pressure_the_control_is_near_what_was_observed() -> None:
     found = tried(recorded(TIGHT), "first_come")
     assert found.lengths.drawn > 10
