@@ -68,6 +68,11 @@ class Batch:
         return len(self.loaded) + (len(self.slow.loads) if self.slow is not None else 0)
 
     @property
+    def is_stock(self) -> bool:
+        """Whether loads are looked after as vLLM alone does it, without this project's plugin."""
+        return self.slow is not None and self.slow.loads.always
+
+    @property
     def is_loading(self) -> bool:
         """Whether any waits for slices."""
         return self.slow is not None and len(self.slow.loads) > 0
@@ -137,7 +142,8 @@ class Batch:
             if self.blocks_of(job.target) - self.held(job) > self.device.room:
                 return None
             self.loaded.popleft()
-            self.running[job.request.request_id] = self.running.pop(job.request.request_id)
+            if self.is_stock:
+                self.running[job.request.request_id] = self.running.pop(job.request.request_id)
             self._begin_prefill(job)
             return job
         for job in self.prefilling.values():
@@ -166,7 +172,7 @@ class Batch:
         mine = len(units) * job.unit_blocks + (rest.blocks if rest is not None else 0)
         # What a directive keeps makes no room for a newcomer, unless nothing else could go on.
         room = self.device.room_beside(units, kept=not self.running) - (rest.blocks if rest is not None else 0)
-        if self.needed(job) - mine > room:
+        if self.needed(job) - mine > room - self._owed():
             return False
         found = None
         if self.slow is not None and (rest is None or rest is not job.rest):
@@ -211,6 +217,14 @@ class Batch:
         cannot be preempted meanwhile."""
         begun = (job for job in self.running.values() if not job.serial)
         return sum(self.needed(job) - self.held(job) for job in begun)
+
+    def _owed(self) -> int:
+        """Those of them that are for requests that load, or have loaded: every newcomer leaves these. Else it computes
+        with them, and who came before it waits, with what it loaded, until somebody ends."""
+        if not self.aside or self.is_stock:
+            return 0
+        aside = (job for job in self.running.values() if not self._is_computing(job))
+        return sum(self.needed(job) - self.held(job) for job in aside)
 
     def _step_ns(self, tokens: int) -> int:
         """What a step of so many tokens takes now, or of as many as fit if others wait behind the head of the queue.

@@ -21,7 +21,9 @@ It behaves as a vLLM v1 engine with first-come-first-served scheduling does, wit
 - With slower tiers behind it (`replay.engines.slow_memory`), what is computed (of lazy ones: what device memory evicts)
   is written through to them, and a prompt that goes on there loads that instead of computing it, where that is quicker.
   Meanwhile it holds the blocks of what it loads and cannot be preempted, does not count as running, and others compute.
-  It begins only where the blocks that those in the batch will still take are left.
+  It begins only where the blocks that those in the batch will still take are left; under a directive (as with this
+  project's plugin in vLLM, not with vLLM's own offloading) whoever enters leaves it its own too, and the newest is who
+  entered last, not who began to compute last.
 - Time is kept in femtoseconds, so steps add up exactly; outcomes carry the nanosecond by which they are there.
 
 While only decoding goes on, any number of steps is taken at once, in closed form (`DecodeClock`): the result equals

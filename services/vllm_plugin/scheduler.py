@@ -1,10 +1,14 @@
-"""vLLM's own scheduler, told two things: which request waits least well, and who gives way when blocks run out.
+"""vLLM's own scheduler, told which request waits least well, who gives way, and what to leave to those that load.
 
 `--scheduler-cls services.vllm_plugin.scheduler.TidegateScheduler`. Everything else is vLLM's. Requests with hints wait
 in the order of their slack; those without keep their place. When vLLM finds no room for a running request it would
 preempt its newest one: here the delegate names who gives way (policies/memory/delegate.py), and vLLM preempts it by its
 own priority rule, with all of its own book-keeping. For that the one named gets the worst priority for as long as vLLM
-looks; it has its own again before it is put among those that wait.
+looks; it has its own again before it is put among those that wait. Where the delegate names nobody it is the newest by
+when it entered: vLLM's newest is the last that began to compute, which would be one that came early and loaded long.
+
+A request that loads cannot preempt, so it cannot take back what others take meanwhile: it would wait, with all that it
+loaded, until one of them ends. Whoever enters leaves it the blocks of its rest, as headroom (vLLM's watermark).
 
 Whatever fails here is logged and counted, and vLLM goes on as it would alone.
 """
@@ -69,9 +73,11 @@ class TidegateScheduler(AsyncScheduler):
         self._failures = 0
         self._step_ns = self._ended_ns = 0
         self._preemptions = self._hits = self._misses = 0
+        self._entries = 0
         self._found_core = False
         # The one place where vLLM says that it found no room for a request, before it looks for a victim.
         self._allocate = self.kv_cache_manager.allocate_slots
+        self._watermark: int = self.kv_cache_manager.watermark_blocks
         self.kv_cache_manager.allocate_slots = self._allocate_slots
         config = self.vllm_config.kv_transfer_config
         self._settings = settings.of(config.kv_connector_extra_config if config is not None else {})
@@ -177,11 +183,34 @@ class TidegateScheduler(AsyncScheduler):
     # Who gives way.
 
     def _allocate_slots(self, request: Any, num_new_tokens: int, *args: Any, **kwargs: Any) -> Any:
+        if request.status is not RequestStatus.RUNNING and not request.num_computed_tokens:
+            return self._enter(request, num_new_tokens, *args, **kwargs)
         blocks = self._allocate(request, num_new_tokens, *args, **kwargs)
         if blocks is None and request.status is RequestStatus.RUNNING:
             tokens = request.num_computed_tokens + num_new_tokens + kwargs.get("num_lookahead_tokens", 0)
             self._or_plain(lambda: self._name_victim(request, min(tokens, self.max_model_len)))
         return blocks
+
+    def _enter(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        """Its first blocks: those of what it loads, or of its first chunk. Only if all of it fits beside what is owed
+        to those that load."""
+        self._or_plain(lambda: self._leave(kwargs))
+        try:
+            blocks = self._allocate(request, *args, **kwargs)
+        finally:
+            self.kv_cache_manager.watermark_blocks = self._watermark
+        if blocks is not None:
+            self._entries += 1
+            self._seen_of(request).entered = self._entries
+        return blocks
+
+    def _leave(self, kwargs: dict[str, Any]) -> None:
+        aside = [one for one in self._inflight_prefills if one.status is not RequestStatus.RUNNING]
+        owed = sum(self._request_remaining_blocks(one) for one in aside)
+        if owed:
+            self.kv_cache_manager.watermark_blocks = owed + self._watermark * kwargs["has_scheduled_reqs"]
+            # What loads leaves this to all that are in flight already; it is asked for once.
+            kwargs.update(has_scheduled_reqs=True, reserved_blocks=max(0, kwargs["reserved_blocks"] - owed))
 
     def _name_victim(self, request: Any, tokens: int) -> None:
         """Have vLLM preempt the next of those chosen; choose when there are none left."""
@@ -189,7 +218,7 @@ class TidegateScheduler(AsyncScheduler):
         while self._victims and self._victims[0].status is not RequestStatus.RUNNING:
             self._victims.popleft()
         if not self._victims:
-            self._victims.extend(self._choose(request, tokens))
+            self._victims.extend(self._choose(request, tokens) or self._newest())
         if self._victims:
             victim = self._victims.popleft()
             self._named = (victim, victim.priority, self.policy)
@@ -199,6 +228,11 @@ class TidegateScheduler(AsyncScheduler):
         if self._named is not None:
             victim, priority, policy = self._named
             victim.priority, self.policy, self._named = priority, policy, None
+
+    def _newest(self) -> list[Any]:
+        """The last to enter; nobody where that is whom vLLM would take."""
+        newest = max(self.running, key=lambda one: self._seen_of(one).entered)
+        return [newest] if newest is not self.running[-1] else []
 
     def _choose(self, request: Any, tokens: int) -> list[Any]:
         managers = self.kv_cache_manager.coordinator.single_type_managers

@@ -22,12 +22,14 @@ UNHURRIED_NS: Final = 3_600_000_000_000
 
 class Seen(msgspec.Struct):
     """What is known of a request beside what vLLM knows: its name in the log, its hints, when the first token is due
-    (0 = nobody knows), and when it came (0 = not yet)."""
+    (0 = nobody knows), and when it came (0 = not yet). It was the `entered`-th that got its first blocks, the last time
+    that it got any."""
 
     name: RequestId
     hints: Hints = NO_HINTS
     due_ns: int = 0
     first_ns: int = 0
+    entered: int = 0
 
     @property
     def hinted(self) -> bool:

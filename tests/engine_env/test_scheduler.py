@@ -45,12 +45,13 @@ def make(*running: Request, free: int = 0) -> Any:
     manager = SimpleNamespace(block_size=BLOCK, req_to_blocks={one.request_id: one.blocks for one in running})
     made.kv_cache_manager = SimpleNamespace(
         coordinator=SimpleNamespace(single_type_managers=[manager]),
-        block_pool=SimpleNamespace(get_num_free_blocks=lambda: free),
-    )
+        block_pool=SimpleNamespace(get_num_free_blocks=lambda: free), watermark_blocks=0,
+    )  # fmt: skip
     made._allocate = _no_room
     made._settings = PluginSettings(engine_id=EngineId("e1"), slice_tokens=2 * BLOCK)
     made._seen, made._unstarted, made._named_as = WeakKeyDictionary(), WeakSet(), WeakValueDictionary()
     made._aborted, made.waiting = [], deque()
+    made._watermark, made._entries, made._inflight_prefills = 0, 0, set()
     made._victims, made._named, made._failures, made._step_ns = deque(), None, 0, 0
     made.running, made.policy = list(running), SchedulingPolicy.FCFS
     made.block_size = made.hash_block_size = BLOCK
@@ -110,6 +111,44 @@ def test_a_waiting_request_without_room_makes_nobody_give_way() -> None:
     made._allocate_slots(Request("w", running=False), 1)
 
     assert named(made) is None
+
+
+def test_where_nobody_is_chosen_the_last_to_enter_gives_way(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bridge, "choose", lambda _op: None)
+    early, late = Request("early"), Request("late")
+    made = make(late, early)  # It came first, loaded for long, and began to compute when the other did already.
+    made._seen[early].entered, made._seen[late].entered = 1, 2
+
+    made._allocate_slots(early, 1)
+
+    assert named(made) is late
+    made._unname()
+    made._seen[early].entered = 3
+    made._allocate_slots(late, 1)
+    assert named(made) is None, "vLLM takes that one by itself"
+
+
+def test_whoever_enters_leaves_what_those_that_load_still_need_and_is_asked_for_it_once() -> None:
+    made = make(Request("running"))
+    asked: list[tuple[int, int, bool]] = []
+
+    def allocate(_request: Request, _tokens: int, *, reserved_blocks: int, has_scheduled_reqs: bool) -> object:
+        asked.append((made.kv_cache_manager.watermark_blocks, reserved_blocks, has_scheduled_reqs))
+        return object()
+
+    made._allocate, made._watermark, made.kv_cache_manager.watermark_blocks = allocate, 5, 5
+    made._request_remaining_blocks = lambda one: 7 if one.request_id == "loading" else 2
+    loading, entering = Request("loading", running=False), Request("entering", running=False, blocks=0)
+    made._see(entering)
+    made._inflight_prefills = {loading, made.running[0]}
+
+    made._allocate_slots(entering, 1, reserved_blocks=0, has_scheduled_reqs=True)
+    made._allocate_slots(entering, 1, reserved_blocks=9, has_scheduled_reqs=False)
+    made._allocate_slots(loading, 1, reserved_blocks=0, has_scheduled_reqs=False)
+
+    assert asked == [(12, 0, True), (7, 2, True), (5, 0, False)]
+    assert made.kv_cache_manager.watermark_blocks == 5
+    assert made._seen[entering].entered == 2
 
 
 def test_whatever_fails_is_counted_and_left_to_vllm(

@@ -37,7 +37,9 @@ from replay.workloads.mixed import Mixed, mixed
 from services.engines.vllm_virtual import PLUGGED, play_on_vllm
 from tests.replay.contract_engines import (
     BLOCK_BYTES,
+    UNIT,
     EngineContract,
+    LoadsContract,
     S,
     described,
     drain,
@@ -60,6 +62,12 @@ class TestOverlapping(EngineContract):
 class TestStepByStep(EngineContract):
     def make(self, registered: EngineRegistered, *, tiers: TierSizes | None = None) -> VllmEngine:
         return VllmEngine(registered, tiers=tiers, prompts=PROMPTS, overlaps=False)
+
+
+class TestLoads(LoadsContract):
+    def make(self, registered: EngineRegistered, tiers: TierSizes, *, is_stock: bool) -> VllmEngine:
+        plugged = None if is_stock else Plugged(slice_tokens=UNIT)
+        return VllmEngine(registered, tiers=tiers, prompts=PROMPTS, plugged=plugged)
 
 
 @pytest.mark.parametrize("prompt", [1, 15, 16, 63, 64, 65, 200])

@@ -295,3 +295,54 @@ class EngineContract:
 
         with pytest.raises(AssertionError, match="submitted once"):
             engine.submit(llm("a", 10, 10), 1)
+
+
+LOADED, COMPUTED, RUNNING = RequestId("loaded"), RequestId("computed"), RequestId("running")
+
+
+class LoadsContract:
+    """What becomes of a request that loads slices from DRAM among others that compute. Derive from it, and say how an
+    engine is made: a stock one, or one that has this project's plugin or does as it does."""
+
+    def make(self, registered: EngineRegistered, tiers: TierSizes, *, is_stock: bool) -> VirtualEngine:
+        raise NotImplementedError
+
+    @pytest.mark.parametrize("is_stock", [False, True])
+    def test_who_computes_leaves_what_one_that_came_before_still_needs(self, is_stock: bool) -> None:
+        """160 blocks; one that decodes holds 20, one loads 40 of 130, and one right behind it computes 60, which would
+        fit beside what is held, but not beside what will be."""
+        found = self.beside_one_that_loads((LOADED, 65, 2), (COMPUTED, 30, 40), is_stock=is_stock)
+
+        first, end = firsts(found), ends(found)
+        assert end[LOADED].cached_tokens == 20 * UNIT
+        if is_stock:
+            assert first[LOADED] > end[COMPUTED].at_ns, "vLLM alone has it wait until the other ends"
+        else:
+            assert first[LOADED] < first[COMPUTED] < end[RUNNING].at_ns
+
+    @pytest.mark.parametrize("is_stock", [False, True])
+    def test_who_entered_last_is_preempted_though_another_loaded_and_began_later(self, is_stock: bool) -> None:
+        """Both have 60 blocks, and answers for which there is no room."""
+        found = self.beside_one_that_loads((LOADED, 30, 400), (COMPUTED, 30, 400), is_stock=is_stock)
+
+        end = ends(found)
+        assert end[LOADED].cached_tokens == 20 * UNIT
+        assert (end[LOADED].preemptions, end[COMPUTED].preemptions) == ((1, 0) if is_stock else (0, 1))
+
+    def beside_one_that_loads(self, *both: tuple[RequestId, int, int], is_stock: bool) -> list[Outcome]:
+        """The first of both (name, units, output tokens) finds twenty units in DRAM, the second none."""
+        tiers = TierSizes(
+            dram_bytes=300 * 2 * BLOCK_BYTES, dram_bytes_per_s=8 * S, eviction="lru" if is_stock else ""
+        )  # fmt: skip
+        engine = self.make(described(kv_blocks=160), tiers, is_stock=is_stock)
+        serve(engine, [(0, llm("before", 20 * UNIT + 1, 1, slices_of(1, 20)))])
+        serve(engine, [(S, llm("filler", 75 * UNIT, 1, slices_of(2, 75)))])
+        requests = [(3 * S, llm(RUNNING, 8 * UNIT, 60))]
+        for document, (name, length, output) in zip((1, 3), both, strict=True):
+            requests.append((3 * S + 50 * MS, llm(name, length * UNIT, output, slices_of(document, 20))))
+        return serve(engine, requests)
+
+
+def slices_of(document: int, count: int) -> list[str]:
+    """Named as the plugin takes them."""
+    return [f"{document:016x}{place:016x}" for place in range(count)]
