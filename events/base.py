@@ -1,6 +1,7 @@
 """What an event is, and what its place in the log adds to it."""
 
 from enum import StrEnum
+from functools import lru_cache
 from typing import ClassVar, NewType
 
 import msgspec
@@ -58,13 +59,19 @@ class Cause(msgspec.Struct, frozen=True, order=True):
     def __str__(self) -> str:
         return f"{self.seq}.{self.item}"
 
-    @classmethod
-    def parse(cls, text: str) -> "Cause":
+    @staticmethod
+    def parse(text: str) -> "Cause":
         """Read `seq.item`. Raises ValueError on anything else."""
-        seq, dot, item = text.partition(".")
-        if not (dot and seq.isdecimal() and item.isdecimal()):
-            raise ValueError(f"cause {text!r} is not <seq>.<item>")
-        return cls(int(seq), int(item))
+        return _cause(text)
+
+
+@lru_cache(maxsize=64)
+def _cause(text: str) -> Cause:
+    """Kept for a while: a record is read by several actors, and answered by several decisions."""
+    seq, dot, item = text.partition(".")
+    if not (dot and seq.isdecimal() and item.isdecimal()):
+        raise ValueError(f"cause {text!r} is not <seq>.<item>")
+    return Cause(int(seq), int(item))
 
 
 class Recorded(msgspec.Struct, frozen=True, kw_only=True):

@@ -60,10 +60,10 @@ from policies.forecast import (
     bytes_wanted,
     can_ever_hold,
     is_full,
-    promise,
     reserved_tokens,
     turn_in_ns,
 )
+from policies.glance import surely_waits
 from policies.judgement import (
     RETRY_AFTER_MIN_NS,
     Admit,
@@ -91,6 +91,7 @@ from policies.placement import WAITS_FOR_BEST
 from policies.predictors import output_length
 from policies.settings import Switch
 from policies.tier_index import SLICE_FACTS
+from policies.trial import promise
 from policies.waiting import Line, Waiting
 from policies.whereabouts import State, requests_of
 
@@ -367,6 +368,8 @@ def _again(desk: Desk, one: Waiting, *, only: EngineId | None) -> list[Event]:
         if isinstance(holds, Reject):
             return [_rejected(holds, one)]
         there = holds
+        if surely_waits(desk, one, there):
+            return []
     ruling: Ruling
     if elsewhere and all(is_full(desk.trial(account), one.request, desk.settings) for account in there):
         ruling = Defer(DeferReason.KV_BUDGET, one.until_ns, one.work_ns)

@@ -20,10 +20,8 @@ from policies.forecast import (
     budget_blocks,
     held_tokens,
     peak_with,
-    promise,
     reserved_tokens,
     share_blocks,
-    withdraw,
 )
 from policies.judgement import (
     Admit,
@@ -44,6 +42,7 @@ from policies.judgement import (
 )
 from policies.predictors import output_length
 from policies.predictors.kv_footprint import footprint_bytes
+from policies.trial import promise, withdraw
 from policies.waiting import Line, Waiting
 from policies.whereabouts import State
 

@@ -50,11 +50,12 @@ from policies import (
     waiting,
 )
 from policies.accounts import Account
-from policies.forecast import bytes_min, trial_of
+from policies.forecast import bytes_min
 from policies.judgement import Desk, longer_output, output_of, resident
 from policies.predictors import output_length
 from policies.settings import Switch
 from policies.tier_index import TierIndex
+from policies.trial import trial_of
 from policies.waiting import Waiting
 from policies.whereabouts import (
     State,

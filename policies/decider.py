@@ -87,10 +87,11 @@ def advance(
     them: they are taken in and given back instead of deciding again. Asserts log order. An exception out of
     the policy leaves `progress` unusable: the process ends and starts again from its snapshot.
     """  # fmt: skip
-    assert (recorded.seq, recorded.item) > (progress.seq, progress.item), "records come in log order"
-    progress.seq, progress.item = recorded.seq, recorded.item
-    event = recorded.event
-    _tell_time(progress, recorded)
+    seq, item, event = recorded.seq, recorded.item, recorded.event
+    assert seq > progress.seq or (seq == progress.seq and item > progress.item), "records come in log order"
+    progress.seq, progress.item = seq, item
+    if recorded.ts_ns > progress.now_ns or type(event) is Ticked:  # What is older moves no time.
+        _tell_time(progress, recorded)
     if quarantined and recorded.at in quarantined:
         return []  # Before all else: bad settings and a cause that cannot be read are quarantined too.
     if recorded.actor == decider.name:
@@ -136,7 +137,11 @@ def _heard_before(progress: Progress[Any], recorded: Recorded) -> bool:
         return False  # Ownership and quarantine notes answer nothing.
     cause = Cause.parse(recorded.cause)
     heard = progress.heard.get(recorded.actor)
-    if heard is not None and cause <= heard.cause and recorded.seq != heard.seq:
-        return True
+    if heard is not None:
+        if recorded.seq != heard.seq:
+            if cause <= heard.cause:
+                return True
+        elif cause == heard.cause:
+            return False  # Many decisions of one cause stand in one message.
     progress.heard[recorded.actor] = Heard(cause, recorded.seq)
     return False

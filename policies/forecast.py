@@ -1,7 +1,7 @@
 """What would happen on one engine if one more request went there: first token, peak memory, pace.
 
-A Trial is the engine's account plus what was promised in the decision that is being made, less what was preempted in
-it: neither stands in an account yet. Nothing here changes an account.
+An engine is looked at as it stands in the decision that is being made (`policies.trial`). Nothing here changes an
+account.
 
 An engine's memory is shared by kind. What LLM requests will hold at their worst moment (the predicted peak), what the
 embedding jobs in flight hold (all of it until they end), and what others use there must stay within the budget: the
@@ -9,52 +9,29 @@ engine's blocks without the safety margin. Where shares are set, each kind must 
 of its kind there may be larger than a share (unless that is 0), else it would wait for ever.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import islice
 
-import msgspec
-
-from events.base import PPM, EngineId, RequestId, RequestKind
+from events.base import PPM, EngineId, RequestKind
 from events.decisions import DeferReason
 from events.request import RequestArrived
 from policies import prefix_index, shared_prefix
-from policies.accounts import Account, Load, Resident, blocks, count, shared_blocks, slices_of
+from policies.accounts import Account, Load, Resident, blocks, shared_blocks, slices_of
 from policies.admission_settings import AdmissionSettings
 from policies.cached_prefix import reported
 from policies.predictors.output_question import Foretold
-from policies.predictors.peak_memory import Growing, peak_blocks
+from policies.predictors.peak_memory import peak_blocks
 from policies.predictors.step_time import step_ns
-from policies.predictors.tpot import Decoding, Pace, breaks_pace
+from policies.predictors.tpot import Answer, Decoding, Pace, breaks_pace, would_hold
 from policies.predictors.ttft import NOMINAL, SAMPLES_MIN, prefill_pairs, work_ns
+from policies.trial import Trial, growth_of
 
 AHEAD = 4
 """An engine gets work ahead for so many ways from a decision to it. While the one before is computed the next is under
 way, so an engine without work loses at most one part in so many: a longer prefill is followed by one such gap."""
 EXPECTED_LEFT_MIN = 3
 """A running answer is taken to have at least one part in so many of its expected length still to come."""
-
-
-@dataclass(slots=True)
-class Trial:
-    """One engine, with `promised` on top of what its account holds, and without `withdrawn`. `resumed` are those of
-    its parked requests that go on."""
-
-    account: Account
-    load: Load
-    promised: list[Resident] = field(default_factory=list)
-    withdrawn: dict[RequestId, Resident] = field(default_factory=dict)
-    resumed: dict[RequestId, None] = field(default_factory=dict)
-    backlog_ns: int | None = None
-    """Kept from the first time that it is asked for, until the load changes."""
-
-    def residents(self) -> Iterator[Resident]:
-        """Those that are or will be there."""
-        if self.withdrawn:
-            yield from (one for name, one in self.account.residents.items() if name not in self.withdrawn)
-        else:
-            yield from self.account.residents.values()
-        yield from self.promised
 
 
 @dataclass(slots=True)
@@ -71,33 +48,6 @@ class Prospect:
     ttft_ns: int
     judged: bool
     load_ns: int = 0
-
-
-def trial_of(account: Account) -> Trial:
-    """Before anything was promised. The load is the account's own until `promise` replaces it."""
-    return Trial(account, account.load)
-
-
-def promise(trial: Trial, resident: Resident) -> None:
-    """Count a request that this decision sends there."""
-    trial.load, trial.backlog_ns = msgspec.structs.replace(trial.load), None
-    count(trial.load, trial.account, resident, 1)
-    trial.promised.append(resident)
-
-
-def withdraw(trial: Trial, victims: dict[RequestId, Resident]) -> None:
-    """Count what this decision takes off that engine."""
-    trial.load, trial.backlog_ns = msgspec.structs.replace(trial.load), None
-    for resident in victims.values():
-        count(trial.load, trial.account, resident, -1)
-    trial.withdrawn |= victims
-
-
-def without(trial: Trial, victims: dict[RequestId, Resident]) -> Trial:
-    """The same engine if these were taken off it."""
-    copy = Trial(trial.account, trial.load, list(trial.promised), dict(trial.withdrawn), dict(trial.resumed))
-    withdraw(copy, victims)
-    return copy
 
 
 def can_ever_hold(account: Account, request: RequestArrived, settings: AdmissionSettings) -> bool:
@@ -264,17 +214,23 @@ def raw_ttft_ns(trial: Trial, *, tokens: int, pairs: int, now_ns: int) -> int:
         step, tokens=load.prefill_tokens + tokens, pairs=load.prefill_pairs + pairs,
         batch_tokens=account.batch_tokens, context=context, seqs=seqs,
     )  # fmt: skip
-    if account.step is None or not account.prefilling:
-        return in_all_ns
-    head_id = next(iter(account.prefilling))
-    if head_id in trial.withdrawn:
-        return in_all_ns
+    if trial.head_done_ns is None:
+        trial.head_done_ns = _head_done_ns(trial, now_ns)
+    return in_all_ns - trial.head_done_ns
+
+
+def _head_done_ns(trial: Trial, now_ns: int) -> int:
+    """What the head of the line has behind it of its prefill, as far as anybody can tell."""
+    account, load = trial.account, trial.load
+    head_id = next(iter(account.prefilling), None)
+    if account.step is None or head_id is None or head_id in trial.withdrawn:
+        return 0
     head = account.residents[head_id]
     head_ns = work_ns(
-        step, tokens=head.uncached_tokens, pairs=head.pairs,
-        batch_tokens=account.batch_tokens, context=context, seqs=seqs,
+        account.step, tokens=head.uncached_tokens, pairs=head.pairs,
+        batch_tokens=account.batch_tokens, context=load.decode_context, seqs=load.decode_seqs,
     )  # fmt: skip
-    return in_all_ns - min(head_ns, max(0, now_ns - _at_work_since_ns(account, head)))
+    return min(head_ns, max(0, now_ns - _at_work_since_ns(account, head)))
 
 
 def _at_work_since_ns(account: Account, head: Resident) -> int:
@@ -394,24 +350,14 @@ def llm_peak(one: Prospect, settings: AdmissionSettings, *, parting: bool = Fals
     """Predicted peak of the KV blocks in use by LLM requests there, this one among them if it is one, as the books
     count. `parting`: what an answer that ends has in common with others counts on, for they still hold it."""
     account, load = one.trial.account, one.trial.load
+    growth = growth_of(one.trial, parting=parting)
     chunk = max(1, account.batch_tokens - load.decode_seqs)
     # Who is still in prefill begins to grow later, so it ends that many steps later.
     late = -(-(load.prefill_tokens + one.request.prompt_tokens - one.cached_tokens) // chunk)
-    running, full_blocks, common_tokens = [], 0, 0
+    running = [*growth.begun, *((left + late, held) for left, held in growth.in_prefill)]
     if one.request.kind is RequestKind.LLM:
-        running.append(Growing(reserved_tokens(one, settings) + late, one.request.prompt_tokens))
-    for resident in one.trial.residents():
-        if not resident.decodes:
-            continue
-        held = resident.prompt_tokens + resident.output_tokens
-        left = resident.output_reserved - resident.output_tokens
-        if not resident.request.stream:
-            full_blocks += blocks(account, held + left)  # How far it is, and so when it ends, nobody tells.
-        else:
-            common = shared_prefix.common_tokens(account.shared, slices_of(resident)) if parting else 0
-            common_tokens += common
-            running.append(Growing(left + (late if resident.first_ns == 0 else 0), held - common))
-    return full_blocks + blocks(account, common_tokens) + peak_blocks(running, block_tokens=account.block_tokens)
+        running.append((reserved_tokens(one, settings) + late, one.request.prompt_tokens))
+    return growth.blocks + peak_blocks(running, block_tokens=account.block_tokens)
 
 
 def lacks(one: Prospect, settings: AdmissionSettings) -> DeferReason | None:
@@ -447,29 +393,39 @@ def _breaks_pace(one: Prospect, settings: AdmissionSettings, now_ns: int) -> boo
     trial, request, load = one.trial, one.request, one.trial.load
     if not load.decode_seqs and not load.prefill_decodes:
         return False
-    before = _pace(trial, one, added=False, now_ns=now_ns)
-    after = _pace(trial, one, added=True, now_ns=now_ns)
-    step_now_ns = before.prefill_ns // before.prefill_steps if before.prefill_steps else before.step_ns
+    if trial.pace is None:
+        trial.pace = _pace_now(trial, settings, now_ns)
+    before, answers = trial.pace
+    llm = request.kind is RequestKind.LLM
+    tokens = load.prefill_tokens + request.prompt_tokens - one.cached_tokens
+    after = _pace(trial, tokens=tokens, prefill_ns=one.raw_ns, decodes=1 if llm else 0, context=request.prompt_tokens)
+    own_limit_ns = request.slo_tpot_ns if llm else 0
+    return breaks_pace(
+        answers, before=before, after=after, own_limit_ns=own_limit_ns, margin_ppm=settings.tpot_margin_ppm
+    )
+
+
+def _pace_now(trial: Trial, settings: AdmissionSettings, now_ns: int) -> tuple[Pace, list[Answer]]:
+    """How the engine steps as it is, and the answers there that keep their limits so."""
+    tokens = trial.load.prefill_tokens
+    prefill_ns = raw_ttft_ns(trial, tokens=0, pairs=0, now_ns=now_ns) if tokens else 0
+    pace = _pace(trial, tokens=tokens, prefill_ns=prefill_ns)
+    step_now_ns = pace.prefill_ns // pace.prefill_steps if pace.prefill_steps else pace.step_ns
     decoding = (
         _decoding(resident, step_now_ns, now_ns)
         for resident in trial.residents()
         if resident.decodes and resident.request.slo_tpot_ns
     )
-    own_limit_ns = request.slo_tpot_ns if request.kind is RequestKind.LLM else 0
-    return breaks_pace(
-        decoding, before=before, after=after, own_limit_ns=own_limit_ns, margin_ppm=settings.tpot_margin_ppm
-    )
+    return pace, would_hold(decoding, pace, margin_ppm=settings.tpot_margin_ppm)
 
 
-def _pace(trial: Trial, one: Prospect, *, added: bool, now_ns: int) -> Pace:
-    """How the engine steps with what it has (`added`: and with this request): all that prefill will soon decode."""
+def _pace(trial: Trial, *, tokens: int, prefill_ns: int, decodes: int = 0, context: int = 0) -> Pace:
+    """How the engine steps with all that prefill will soon decode, `tokens` of prefill that take so long, and `decodes`
+    more answers (one or none) with so much context."""
     account, load = trial.account, trial.load
     assert account.step is not None, "pace is asked for where there is a model"
-    decodes = 1 if added and one.request.kind is RequestKind.LLM else 0
     seqs = load.decode_seqs + load.prefill_decodes + decodes
-    context = load.decode_context + load.prefill_context + decodes * one.request.prompt_tokens
-    tokens = load.prefill_tokens + (one.request.prompt_tokens - one.cached_tokens if added else 0)
-    prefill_ns = one.raw_ns if added else raw_ttft_ns(trial, tokens=0, pairs=0, now_ns=now_ns) if tokens else 0
+    context = load.decode_context + load.prefill_context + decodes * context
     chunk = max(1, account.batch_tokens - load.decode_seqs)
     return Pace(step_ns(account.step, tokens=seqs, context=context, seqs=seqs), -(-tokens // chunk), prefill_ns)
 

@@ -29,7 +29,6 @@ from policies.accounts import Account, Resident, bytes_of, kv_tokens
 from policies.admission_settings import AdmissionSettings
 from policies.forecast import (
     Prospect,
-    Trial,
     alone_ns,
     blocked,
     budget_left_ppm,
@@ -39,11 +38,9 @@ from policies.forecast import (
     is_full,
     longest_output,
     own_work_ns,
-    promise,
     prospect,
     reserved_tokens,
     resident_of,
-    trial_of,
 )
 from policies.ordering import Ordering
 from policies.placement.candidate import Asked, Candidate
@@ -54,6 +51,7 @@ from policies.predictors.step_time import step_ns
 from policies.sessions import Sessions
 from policies.settings import Switch
 from policies.tenancy import Tenants
+from policies.trial import Trial, promise, trial_of
 from policies.waiting import Waiting
 
 RETRY_AFTER_MIN_NS = NS_PER_S

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from events.base import PPM
 from policies.accounts import blocks
 from policies.admission_settings import AdmissionSettings
-from policies.forecast import Prospect, Trial, budget_blocks, held_tokens
+from policies.forecast import Prospect, budget_blocks, held_tokens
+from policies.trial import Trial
 
 
 def takes_it(one: Prospect, serving: Sequence[Trial], *, kept_tokens: int, settings: AdmissionSettings) -> bool:

@@ -20,8 +20,9 @@ import msgspec
 from events.base import PPM, EngineId, RequestKind
 from policies.accounts import Account, Resident, has_begun
 from policies.admission_settings import AdmissionSettings
-from policies.forecast import Prospect, Trial, alone_ns, fits_peak, llm_peak, prospect, resident_of, trial_of
+from policies.forecast import Prospect, alone_ns, fits_peak, llm_peak, prospect, resident_of
 from policies.predictors.output_question import Foretold
+from policies.trial import Trial, trial_of
 from policies.waiting import Waiting
 
 

@@ -20,7 +20,7 @@ Example: priority 0 fills the engine and will for 5 s. A request of priority 1 w
 newest of them; one with 8 s of slack waits.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from events.base import NS_PER_S, PPM, RequestId, RequestKind
@@ -31,7 +31,6 @@ from policies.accounts import Account, Resident, blocks, has_begun
 from policies.admission_settings import Preemption
 from policies.forecast import (
     Prospect,
-    Trial,
     alone_ns,
     backlog_ns,
     blocked,
@@ -43,7 +42,6 @@ from policies.forecast import (
     room_blocks,
     share_is_set,
     tokens_now,
-    without,
 )
 from policies.judgement import (
     Admit,
@@ -62,6 +60,7 @@ from policies.judgement import (
 from policies.memory.victims import CannotFree, Running, Urgent, choose
 from policies.predictors.step_time import step_ns
 from policies.predictors.ttft import NOMINAL, prefill_pairs, work_ns
+from policies.trial import Trial, without
 from policies.waiting import Waiting
 
 ENGINES_MAX = 2
@@ -96,8 +95,17 @@ def or_room(
     return ruling
 
 
+def may_make_room(desk: Desk, request: RequestArrived, accounts: Iterable[Account]) -> bool:
+    """At a glance: whether anybody there could have to make room for the request, whatever is said to it."""
+    return _is_possible(desk) and any(_less_urgent_there(desk, account, request) for account in accounts)
+
+
+def _is_possible(desk: Desk) -> bool:
+    return desk.settings.preemption is not Preemption.OFF and desk.preempts_left > 0
+
+
 def _may_ask(desk: Desk, ruling: Ruling) -> bool:
-    if desk.settings.preemption is Preemption.OFF or desk.preempts_left <= 0:
+    if not _is_possible(desk):
         return False
     match ruling:
         case Defer():

@@ -14,7 +14,6 @@ of them what they have in common (`common_tokens`).
 Example: a and b begin with slice s of 256 tokens. Each counts it; 256 tokens are shared. When a ends, none are.
 """
 
-from bisect import bisect_left
 from collections.abc import Sequence
 
 import msgspec
@@ -52,13 +51,19 @@ def common_tokens(shared: SharedPrefix, slices: Sequence[SliceId]) -> int:
     """What of these slices, a resident's, others hold as well: the engine keeps it when that one ends. A slice is
     fingerprinted with all before it, so those that are common come first."""
 
-    def is_own(slice_id: SliceId) -> bool:
-        common = shared.held.get(slice_id)
-        return common is None or common.holders == 1
-
-    if not slices or is_own(slices[0]):
+    held = shared.held
+    first = held.get(slices[0]) if slices else None
+    if first is None or first.holders == 1:
         return 0
-    return bisect_left(slices, True, key=is_own) * shared.held[slices[0]].tokens
+    low, high = 0, len(slices)
+    while low < high:
+        middle = (low + high) // 2
+        common = held.get(slices[middle])
+        if common is None or common.holders == 1:
+            high = middle
+        else:
+            low = middle + 1
+    return low * first.tokens
 
 
 def release(shared: SharedPrefix, slices: Sequence[SliceId]) -> None:

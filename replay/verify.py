@@ -154,7 +154,15 @@ class _Compared:
     def take(self, recorded: Recorded) -> None:
         """Take one record in; compare, where it is a decision of this actor."""
         if not self._broken:
-            self._decide(recorded)
+            try:
+                decisions = self._replayed.take(recorded)
+            except LogDamaged:
+                raise
+            except Exception as error:
+                self._break(recorded, error)
+            else:
+                if decisions:
+                    self._owe(recorded, decisions)
         if recorded.actor == self.name:
             self._check_owner(recorded)
             if recorded.cause:
@@ -169,20 +177,14 @@ class _Compared:
         silent = self._present < 0 and not self.decisions
         return 0 if self._broken or silent else len(self._computed)
 
-    def _decide(self, recorded: Recorded) -> None:
-        try:
-            decisions = self._replayed.take(recorded)
-        except LogDamaged:
-            raise
-        except Exception as error:
-            # A policy that breaks on a record of a log is the answer, not an accident: nothing after it follows.
-            self._broken = True
-            self._differ("failed", recorded, cause=str(recorded.at), error=f"{type(error).__name__}: {error}")
-            for epoch in self.epochs[self._replayed.epoch_of(recorded.at) :]:
-                epoch.status = DIVERGED
-            return
-        if not decisions:
-            return
+    def _break(self, recorded: Recorded, error: Exception) -> None:
+        """A policy that breaks on a record of a log is the answer, not an accident: nothing after it follows."""
+        self._broken = True
+        self._differ("failed", recorded, cause=str(recorded.at), error=f"{type(error).__name__}: {error}")
+        for epoch in self.epochs[self._replayed.epoch_of(recorded.at) :]:
+            epoch.status = DIVERGED
+
+    def _owe(self, recorded: Recorded, decisions: list[Event]) -> None:
         index = self._replayed.epoch_of(recorded.at)
         if self.epochs[index].status != OTHER_VERSION:
             at = str(recorded.at)

@@ -23,17 +23,22 @@ class Growing(NamedTuple):
     held: int
 
 
-def peak_tokens(running: Iterable[Growing]) -> int:
-    """The most tokens that the set will hold at one time, in whatever order it is given."""
+Grows = tuple[int, int]
+"""What a `Growing` is: predictors are asked so often that a bare pair is worth it."""
+
+
+def peak_tokens(running: Iterable[Grows], *, waste: int = 0) -> int:
+    """The most tokens that the set will hold at one time, in whatever order it is given; each with `waste` more."""
     held = peak = 0
     for count, (remaining, held_by_one) in enumerate(sorted(running, reverse=True), start=1):
         held += held_by_one
-        peak = max(peak, held + count * remaining)
+        then = held + count * (remaining + waste)
+        if then > peak:
+            peak = then
     return peak
 
 
-def peak_blocks(running: Iterable[Growing], *, block_tokens: int) -> int:
+def peak_blocks(running: Iterable[Grows], *, block_tokens: int) -> int:
     """The same in blocks of `block_tokens`; never less than the truth, because each request may leave a part of its
     last block empty."""
-    waste = block_tokens - 1
-    return peak_tokens(Growing(remaining, held + waste) for remaining, held in running) // block_tokens
+    return peak_tokens(running, waste=block_tokens - 1) // block_tokens

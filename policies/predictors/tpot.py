@@ -36,32 +36,46 @@ class Pace(NamedTuple):
     prefill_ns: int
 
 
-def breaks_pace(decoding: Iterable[Decoding], *, before: Pace, after: Pace, own_limit_ns: int, margin_ppm: int) -> bool:
-    """Whether going from the pace `before` to that `after` breaks a limit that would have held. 0 is no limit."""
+class Answer(NamedTuple):
+    """One answer whose limit would hold: tokens still to come, how long they may take, and whether it is in prefill."""
+
+    left: int
+    allowed_ns: int
+    in_prefill: bool
+
+
+def would_hold(decoding: Iterable[Decoding], pace: Pace, *, margin_ppm: int) -> list[Answer]:
+    """Of these answers those that keep their limit at this pace. 0 is no limit."""
+    step_ns, found = pace.step_ns, []
+    for limit_ns, tokens, tokens_expected, since_first_ns in decoding:
+        if limit_ns:
+            allowed_ns = limit_ns * margin_ppm // PPM * (tokens_expected - 1) - since_first_ns
+            left = tokens_expected - max(tokens, 1)
+            if allowed_ns >= (_left_ns(pace, left) if tokens else left * step_ns):
+                found.append(Answer(left, allowed_ns, not tokens))
+    return found
+
+
+def breaks_pace(answers: Iterable[Answer], *, before: Pace, after: Pace, own_limit_ns: int, margin_ppm: int) -> bool:
+    """Whether going from the pace `before` to that `after` breaks the new one's own limit, or that of one of these
+    answers, which hold it at the pace before (`would_hold`)."""
     if own_limit_ns and after.step_ns * PPM > own_limit_ns * margin_ppm:
         return True
-    for one in decoding:
-        if one.limit_ns:
-            allowed_ns = one.limit_ns * margin_ppm // PPM * (one.tokens_expected - 1) - one.since_first_ns
-            left = one.tokens_expected - max(one.tokens, 1)
-            was, will = (before, after) if one.tokens else _past_line(before, after)
-            if _left_ns(will, left) > allowed_ns >= _left_ns(was, left):
-                return True
-    return False
+    behind = _past_line(before, after)
+    return any(_left_ns(behind if in_prefill else after, left) > allowed_ns for left, allowed_ns, in_prefill in answers)
 
 
-def _past_line(before: Pace, after: Pace) -> tuple[Pace, Pace]:
-    """The same two paces once the prefill that is in line before is over."""
+def _past_line(before: Pace, after: Pace) -> Pace:
+    """The pace after, once the prefill that is in line before is over."""
     steps = max(0, after.prefill_steps - before.prefill_steps)
-    return before._replace(prefill_steps=0, prefill_ns=0), Pace(
-        after.step_ns, steps, after.prefill_ns - before.prefill_ns
-    )
+    return Pace(after.step_ns, steps, after.prefill_ns - before.prefill_ns)
 
 
 def _left_ns(pace: Pace, left: int) -> int:
     """How long `left` more tokens take: the first of them during the prefill steps in line."""
-    if not pace.prefill_steps:
-        return left * pace.step_ns
-    if left <= pace.prefill_steps:
-        return left * (pace.prefill_ns // pace.prefill_steps)
-    return pace.prefill_ns + (left - pace.prefill_steps) * pace.step_ns
+    step_ns, prefill_steps, prefill_ns = pace
+    if not prefill_steps:
+        return left * step_ns
+    if left <= prefill_steps:
+        return left * (prefill_ns // prefill_steps)
+    return prefill_ns + (left - prefill_steps) * step_ns

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from events.base import EngineId
 from policies.accounts import Account, Load
 from policies.admission_settings import AdmissionSettings
-from policies.forecast import blocked, is_full, prospect, trial_of
+from policies.forecast import blocked, is_full, prospect
 from policies.predictors.output_question import Foretold
+from policies.trial import trial_of
 from tests.policies.words import arrived
 
 

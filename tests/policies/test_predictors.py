@@ -10,7 +10,7 @@ from events.base import NS_PER_MS
 from policies.predictors import ttft
 from policies.predictors.peak_memory import Growing, peak_blocks, peak_tokens
 from policies.predictors.step_time import decode_grow_fs, prefill_ns, step_ns
-from policies.predictors.tpot import Decoding, Pace, breaks_pace
+from policies.predictors.tpot import Decoding, Pace, breaks_pace, would_hold
 from tests.policies.words import FS_PER_MS, STEP
 
 MS = NS_PER_MS
@@ -105,8 +105,8 @@ def test_the_ratio_weighs_long_waits_more_and_stays_within_bounds() -> None:
     ],
 )
 def test_pace(one: Decoding | None, before: Pace, after: Pace, own_limit: int, breaks: bool) -> None:
-    decoding = [] if one is None else [one]
-    got = breaks_pace(decoding, before=before, after=after, own_limit_ns=own_limit, margin_ppm=1_000_000)
+    answers = would_hold([] if one is None else [one], before, margin_ppm=1_000_000)
+    got = breaks_pace(answers, before=before, after=after, own_limit_ns=own_limit, margin_ppm=1_000_000)
     assert got is breaks
 
 

@@ -1,0 +1,34 @@
+"""What can be said at a glance of one that waits: that it waits on, without looking at every engine in full.
+
+Whenever something changes all that wait are looked at again, and most of them still wait, for the engines that could
+take them have no turn or no room for anybody. So much is known of an engine before the request is: then it is enough
+that on one of them it will be in time. A short cut only: `judgement.judge` and `preemption.or_room` come to the same.
+
+Example: 16 wait, two engines have 200 ms of prefill before them. For each of the 16 one look at each engine's line,
+and at one engine's prediction of its first token, says that it waits.
+"""
+
+from collections.abc import Sequence
+
+from policies import preemption
+from policies.accounts import Account
+from policies.forecast import is_full, prospect
+from policies.judgement import Desk, has_no_turn, lateness_ns, pace_in_reach
+from policies.settings import Switch
+from policies.waiting import Waiting
+
+
+def surely_waits(desk: Desk, one: Waiting, there: Sequence[Account]) -> bool:
+    """Whether it certainly waits on, whatever its answer's length: none of these engines, which are all that could hold
+    it, takes it now; on one of them it will be in time; and nobody there could make room for it."""
+    settings, request = desk.settings, one.request
+    if settings.deferral is Switch.OFF or request.tenant in desk.tenants.quota:
+        return False
+    trials = [desk.trial(account) for account in there]
+    if not all(has_no_turn(trial, desk) or is_full(trial, request, settings) for trial in trials):
+        return False
+    if preemption.may_make_room(desk, request, there):
+        return False
+    # Its time to the first token does not depend on what is foretold of its answer.
+    prospects = (prospect(trial, request, foretold=one.foretold, now_ns=desk.now_ns) for trial in trials)
+    return any(lateness_ns(each, settings, desk.now_ns) <= 0 and pace_in_reach(each, settings) for each in prospects)
