@@ -66,7 +66,7 @@ class TestStepByStep(EngineContract):
 
 class TestLoads(LoadsContract):
     def make(self, registered: EngineRegistered, tiers: TierSizes, *, is_stock: bool) -> VllmEngine:
-        plugged = None if is_stock else Plugged(slice_tokens=UNIT)
+        plugged = None if is_stock else replace(PLUGGED, slice_tokens=UNIT)
         return VllmEngine(registered, tiers=tiers, prompts=PROMPTS, plugged=plugged)
 
 
