@@ -7,8 +7,8 @@ promote     SSD to DRAM: read into DRAM. Where DRAM has no room that may be made
 What is cancelled after it began: slices on their way to DRAM are not waited for, and those on their way to the SSD stay
 in DRAM as well.
 
-An order that needs the device is refused: slices enter it with a request and leave it by vLLM's own free list, and each
-slice that was computed is in DRAM already. Orders before the agent's start never get here.
+An order that needs the device is refused: slices enter it with a request and leave it by vLLM's own free list, to DRAM
+unless they are there already. Orders before the agent's start never get here.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -75,14 +75,14 @@ class Carrier:
 
     def _begin(self, order: Order) -> None:
         said = order.said
-        keys = [self._memory.naming.key(name) for name in said.slices]
+        keys = [self._memory.naming.key(name) for name in dict.fromkeys(said.slices)]
         known = [key for key in keys if key is not None and self._holds(said.from_tier, key)]
         match said.move, said.from_tier, said.to_tier:
             case _ if not self._here(said.from_tier) or not (said.to_tier is None or self._here(said.to_tier)):
                 self._refuse(order, "the device and what is not there move nothing by order")
             case Move.DROP, _, None:
                 gone = self._drop(said.from_tier, known)
-                self._say(order, done=len(gone), of=len(said.slices), why=_missing(len(known) - len(gone), "in use"))
+                self._say(order, done=len(gone), why=_missing(len(known) - len(gone), "in use"))
             case Move.DEMOTE, Tier.DRAM, Tier.SSD:
                 self._demote(order, known)
             case Move.PROMOTE, Tier.SSD, Tier.DRAM:
@@ -107,7 +107,7 @@ class Carrier:
         there = self._dram.drop([key for key in ready if self._ssd.holds(key)])
         left = [key for key in ready if self._dram.ready(key) and not self._ssd.holds(key)]
         if not left:
-            self._say(order, done=len(there), of=len(order.said.slices), why="" if there else "not there")
+            self._say(order, done=len(there), why="" if there else "not there")
             return
         context = _context(order)
         job = self._manager.create_store_job(left, context, self._manager.secondary_tiers.index(self._ssd))
@@ -125,7 +125,7 @@ class Carrier:
         coming = list(output.keys_to_store) if output is not None else []
         if output is None or not coming:
             why = "" if there else "not there, or no room in DRAM"
-            self._say(order, done=len(there), of=len(order.said.slices), why=why)
+            self._say(order, done=len(there), why=why)
             return
         assert isinstance(output.store_spec, CPULoadStoreSpec), "DRAM has chunks"
         chunks = [int(chunk) for chunk in output.store_spec.chunk_ids]
@@ -140,11 +140,10 @@ class Carrier:
 
     def _finish(self, carried: Carried, done: int, bytes_moved: int) -> None:
         why = _missing(len(carried.keys) - done, "taken back" if carried.order.cancelled else "failed")
-        of = len(carried.order.said.slices)
-        self._say(carried.order, done=carried.there + done, of=of, bytes_moved=bytes_moved, why=why)
+        self._say(carried.order, done=carried.there + done, bytes_moved=bytes_moved, why=why)
 
-    def _say(self, order: Order, *, done: int, of: int, bytes_moved: int = 0, why: str = "") -> None:
-        if done == of:
+    def _say(self, order: Order, *, done: int, bytes_moved: int = 0, why: str = "") -> None:
+        if done == len(set(order.said.slices)):
             end = TransferEnd.DONE
         elif order.cancelled:
             end = TransferEnd.CANCELLED

@@ -5,6 +5,7 @@ in vLLM's settings), says whose KV this is, names the slices of requests that ca
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,16 @@ class TidegateConnector(OffloadingConnector):
     def build_connector_meta(self, scheduler_output: Any) -> Any:
         """A step begins."""
         pace.scheduled(scheduler_output.total_num_scheduled_tokens)
-        return super().build_connector_meta(scheduler_output)
+        return super().build_connector_meta(self._without_loading(scheduler_output))
+
+    def _without_loading(self, output: Any) -> Any:
+        """A reset of the device's cache preempts all that runs. Who comes again in the very next step may be loading by
+        then, and vLLM takes it for an error that one who was preempted does: it asks for the stores that such a one has
+        left, and who loads has none."""
+        scheduler = self.connector_scheduler
+        loads = [job.req_id for job in scheduler._current_batch_load_jobs.values()]  # noqa: SLF001
+        loading = (output.preempted_req_ids or set()).intersection(loads)
+        return replace(output, preempted_req_ids=output.preempted_req_ids - loading) if loading else output
 
     def update_connector_output(self, connector_output: Any) -> None:
         """A step is done."""

@@ -113,8 +113,8 @@ class LazyStores:
 
     def _learn(self, output: Any) -> None:
         """Slices that this step computes, or that were loaded for it, and the last ones of requests that have ended."""
-        for request_id in output.preempted_req_ids or ():
-            # It gets other blocks when it goes on.
+        for request_id in output.scheduled_cached_reqs.resumed_req_ids:
+            # It was preempted, and has other blocks now.
             self._known.pop(request_id, None)
         for request_id in output.finished_req_ids or ():
             self._learn_of(request_id, 0)

@@ -179,6 +179,16 @@ def test_dropped_slices_are_gone_from_that_tier_alone(monkeypatch: pytest.Monkey
         assert rig.serve(PROMPT) == 0
 
 
+def test_a_slice_that_an_order_names_twice_is_moved_once(monkeypatch: pytest.MonkeyPatch, ssd: Path) -> None:
+    with running(extra_config(ssd=ssd), monkeypatch) as rig:
+        rig.serve(PROMPT, hints=hints(PROMPT))
+        for move, from_tier, to_tier in (
+            (Move.DEMOTE, Tier.DRAM, Tier.SSD), (Move.PROMOTE, Tier.SSD, Tier.DRAM), (Move.DROP, Tier.DRAM, None),
+        ):  # fmt: skip
+            answer = order(rig, move, from_tier, to_tier, slices=NAMES + NAMES[:2])
+            assert (answer.end, answer.slices_done) == (TransferEnd.DONE, len(NAMES))
+
+
 def test_demoted_slices_are_on_the_ssd_and_no_longer_in_dram(monkeypatch: pytest.MonkeyPatch, ssd: Path) -> None:
     with running(extra_config(ssd=ssd), monkeypatch) as rig:
         rig.serve(PROMPT, hints=hints(PROMPT))
