@@ -19,7 +19,7 @@ SIDES = ("vLLM's own", "light")
 @click.command("engines")
 @click.option("--seconds", type=click.IntRange(min=10), default=SECONDS, show_default=True,
               help="Virtual seconds of each run.")  # fmt: skip
-@click.option("--traces", type=click.Path(path_type=Path, file_okay=False),
+@click.option("--traces", type=click.Path(exists=True, path_type=Path, file_okay=False),
               help="Folder of public traces (default: one beside the checkout, else drawn).")  # fmt: skip
 @click.option("--engine-python", type=click.Path(path_type=Path, dir_okay=False),
               help="An interpreter that has vLLM (default: .venv-engine/bin/python).")  # fmt: skip

@@ -74,7 +74,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--seeds", help="So many of the judging seeds, a list (1,2,3), or 'tuning'.")
 @click.option("--seconds", type=click.IntRange(min=30, max=SECONDS_MAX),
               help="Virtual seconds of each run on light engines.")  # fmt: skip
-@click.option("--traces", type=FOLDER, help="Folder of public traces (default: one beside the checkout, else drawn).")
+@click.option("--traces", type=click.Path(exists=True, path_type=Path, file_okay=False),
+              help="Folder of public traces (default: one beside the checkout, else drawn).")  # fmt: skip
 @click.option("--engine-python", type=FILE, help="An interpreter that has vLLM (default: .venv-engine/bin/python).")
 @click.option("--light-only", is_flag=True, help="Leave out the part on vLLM's scheduler.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Runs at a time (default: one a core).")
@@ -94,8 +95,10 @@ def command(out: Output, live: "Live | None", **said: Any) -> int:
     wanted = Wanted(**said)
     plan = planned(wanted)
     parse_fail_on(wanted.fail_on)
-    if live is not None and wanted.against is not None:
-        raise ConfigError("no baseline is of a live target", where="--against", key="", allowed="bench compare A B")
+    if live is not None:
+        _refuse_with_target(wanted)
+    elif missing := _drawn_though_named(wanted, plan):
+        out.remark(f"{wanted.traces} has no trace for {', '.join(missing)}: drawn instead")
     before = baseline_of(wanted.against, plan.suite) if wanted.against is not None else None
     report = _run(wanted, plan, out) if live is None else live_report(live, plan, out)
     if wanted.folder is not None:
@@ -118,6 +121,28 @@ def command(out: Output, live: "Live | None", **said: Any) -> int:
         return Exit.INTERRUPTED
     missed = wanted.strict and any(goal.met is False for goal in report.goals)
     return Exit.NO if missed or lost else Exit.FINE
+
+
+def _refuse_with_target(wanted: Wanted) -> None:
+    """Raises ConfigError for what means nothing to a live target."""
+    if wanted.against is not None:
+        raise ConfigError("no baseline is of a live target", where="--against", key="", allowed="bench compare A B")
+    own = {"--sweep": wanted.sweep, "--systems": wanted.systems, "--engine-python": wanted.engine_python,
+           "--light-only": wanted.light_only or None}  # fmt: skip
+    for option, said in own.items():
+        if said is not None:
+            raise ConfigError("a live target has its own engines and its own policy", where=option, key="",
+                              allowed="leave it out, or run it without --target")  # fmt: skip
+
+
+def _drawn_though_named(wanted: Wanted, plan: "Plan") -> list[str]:
+    """The workloads that have no trace in the folder that was named for them."""
+    from replay.bench.memory.workloads import WORKLOADS
+
+    if wanted.traces is None:
+        return []
+    names = dict.fromkeys(name for stage in plan.stages for name in stage.workloads)
+    return [name for name in names if WORKLOADS[name].file and not plan.traces[name]]
 
 
 def _lost(wanted: Wanted, before: "Report", report: "Report") -> "tuple[list[Regression], list[str]]":

@@ -44,6 +44,8 @@ def target_options(command: F) -> F:
     @functools.wraps(command)
     def with_target(*args: Any, **named: Any) -> Any:
         said = {name: named.pop(name) for name in list(named) if name.startswith("target")}
+        if not said["target"]:
+            _refuse_without_target(said)
         return command(*args, live=_live(said) if said["target"] else None, **named)
 
     return with_target  # type: ignore[return-value]
@@ -63,6 +65,14 @@ def live_report(live: "Live", plan: "Plan", out: Output) -> "Report":
     for one in report.runs:
         out.remark(f"{one.workload} x{one.load:g} seed {one.seed}: {'; '.join(one.notes)}")
     return report
+
+
+def _refuse_without_target(said: dict[str, Any]) -> None:
+    """Raises UsageError where something is said of a target, and none is named."""
+    context = click.get_current_context()
+    for name in said:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} is said of a target: name it by --target URL")
 
 
 def _live(said: dict[str, Any]) -> "Live":

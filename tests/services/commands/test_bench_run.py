@@ -11,6 +11,7 @@ from replay.bench.memory import files
 from replay.bench.memory.files import read_report
 from replay.bench.memory.report import Report
 from services import cli
+from services.commands import bench_run
 from services.runtime.output import Exit, Output
 
 TINY = (
@@ -49,6 +50,25 @@ def test_names_and_numbers_that_are_not_there_are_bad_input(
 ) -> None:
     assert cli.run(["bench", "run", option, value]) == Exit.BAD_INPUT
     assert value.split(",")[-1] in capsys.readouterr().err
+
+
+def test_a_folder_of_traces_that_is_not_there_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*TINY, "--traces", str(tmp_path / "none")]) == Exit.BAD_INPUT
+    assert "--traces" in capsys.readouterr().err
+
+
+def test_a_folder_of_traces_without_the_trace_is_said_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_run, "_players", _stopped)
+    words = ("--workloads", "coding_small,mixed", "--traces", str(tmp_path))
+    assert cli.run([*TINY, *words]) == Exit.INTERRUPTED
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == f"{tmp_path} has no trace for coding_small: drawn instead"
+
+
+def _stopped(*_args: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_an_interpreter_that_is_not_there_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
