@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from services.commands.options import Settings
+from services.runtime.config import Config
 from services.runtime.config_sources import ConfigError
 from services.runtime.output import Output
 
@@ -39,7 +41,7 @@ def target_options(command: F) -> F:
     )
     @click.option("--target-metrics", multiple=True, help="More /metrics addresses: of engines behind it.")
     @click.option("--target-log", default="", help="NATS address of the target's log, where that is not the one that "
-                  "`tidegate up` runs from this folder. NATS_CREDS says who asks.")  # fmt: skip
+                  "`tidegate up` runs with the same settings. NATS_CREDS says who asks.")  # fmt: skip
     @click.option("--target-pool", default="", help="The pool of that log: predictions beside actuals.")
     @functools.wraps(command)
     def with_target(*args: Any, **named: Any) -> Any:
@@ -85,12 +87,13 @@ def _live(said: dict[str, Any]) -> "Live":
     if said["target_log"] and not said["target_pool"]:
         raise ConfigError("a log is named by its server and its pool", where="--target-log", key="",
                           allowed="--target-log together with --target-pool")  # fmt: skip
+    house = Settings(None, ()).load() if said["target_pool"] else Config()
     key = os.environ.get(KEY_VARIABLE, "")
     options = TargetOptions(
         model=said["target_model"], embedding_model=said["target_embedding_model"], keys={"": key} if key else {},
         prompts=PromptForm(said["target_prompts"]), in_flight_max=said["target_in_flight"] or IN_FLIGHT_MAX,
-        metrics=said["target_metrics"], log_url=said["target_log"], pool=said["target_pool"],
-        creds=os.environ.get("NATS_CREDS", ""),
+        metrics=said["target_metrics"], log_url=said["target_log"] or house.nats.url,
+        pool=said["target_pool"], creds=house.nats.creds, state_dir=house.state_dir,
     )  # fmt: skip
     base = url.rstrip("/").removesuffix(V1)  # Clients of OpenAI's API have it in their address, and `up` prints it.
     return Live(url=base, options=options, name=said["target_name"], engines=said["target_engines"])

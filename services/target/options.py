@@ -5,6 +5,8 @@ from typing import Final
 
 import msgspec
 
+from services.runtime.config import Config
+
 IN_FLIGHT_MAX: Final = 1_024
 DRAIN_S: Final = 120
 CONNECT_S_MAX: Final = 30
@@ -27,7 +29,7 @@ class TargetOptions(msgspec.Struct, frozen=True, kw_only=True):
     has not ended `drain_s` after the last arrival stays unfinished.
 
     `metrics` are more addresses of engines behind the target. `log_url` and `pool` name the log of a gateway of ours
-    (a pool alone: the one that `tidegate up` runs from this folder): its decisions stand beside what was seen.
+    (a pool alone: the one that `tidegate up` runs with that `state_dir`): its decisions stand beside what was seen.
     """
 
     model: str = ""
@@ -40,3 +42,4 @@ class TargetOptions(msgspec.Struct, frozen=True, kw_only=True):
     log_url: str = ""
     pool: str = ""
     creds: str = ""
+    state_dir: str = Config().state_dir

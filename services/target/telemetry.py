@@ -165,6 +165,7 @@ async def log_of(options: TargetOptions) -> AsyncIterator[Log | None]:
     if not options.pool:
         yield None
         return
-    config = Config(pool=options.pool, nats=NatsConfig(url=options.log_url, creds=options.creds))
+    nats = NatsConfig(url=options.log_url, creds=options.creds)
+    config = Config(pool=options.pool, state_dir=options.state_dir, nats=nats)
     async with open_log(config, PoolId(options.pool)) as log:
         yield log
