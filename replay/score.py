@@ -178,7 +178,7 @@ class Scorer:
         self._lives: dict[RequestId, Life] = {}
         self._deferrals = self.slice_tokens = 0
         self._would: dict[str, int] = {}
-        self.begun_ns, self._now_ns = -1, 0
+        self.begun_ns = -1
 
     @property
     def lives(self) -> list[Life]:
@@ -187,7 +187,6 @@ class Scorer:
 
     def take(self, recorded: Recorded) -> None:
         """Take one record in, in log order."""
-        self._now_ns = max(self._now_ns, recorded.ts_ns)
         if self.begun_ns < 0:
             self.begun_ns = recorded.ts_ns
         match recorded.event:
@@ -252,7 +251,9 @@ class Scorer:
         out.window_ns = window_ns or max(WINDOW_MIN_NS, lives[-1].arrived_ns - lives[0].arrived_ns)
         out.offered_per_s = out.requests * NS_PER_S / out.window_ns
         out.goodput_per_s = out.slo_met * NS_PER_S / out.window_ns
-        busy_ns = max(WINDOW_MIN_NS, self._now_ns - lives[0].arrived_ns)
+        # Until the last answer: how long a log goes on behind it says nothing of its engines.
+        answered_ns = max((one.over_ns for one in lives if one.finished is not None), default=0)
+        busy_ns = max(WINDOW_MIN_NS, answered_ns - lives[0].arrived_ns)
         out.output_tokens_per_s = sum(one.output_tokens for one in done) * NS_PER_S / busy_ns
         out.preemptions = max(self.gauges.preemptions, sum(one.preemptions for one in done))
         _count_ends(out, lives)

@@ -6,6 +6,7 @@ import pytest
 
 from events import codec
 from events.base import NS_PER_MS, NS_PER_S, EngineId, Event, HolderId, ModelId, RequestId, RequestKind, TenantId
+from events.control import Ticked
 from events.decisions import (
     DeferReason,
     HolderLost,
@@ -106,6 +107,12 @@ def test_goodput_counts_per_second_of_arrivals() -> None:
     assert scores.window_ns == 4 * NS_PER_S
     assert (scores.goodput_per_s, scores.offered_per_s) == (0.5, 0.5)
     assert scores.output_tokens_per_s == pytest.approx(22 / 9)
+
+
+def test_a_log_that_goes_on_when_all_is_answered_makes_no_engine_slower() -> None:
+    lived = [(0, arrived("r1")), (9_000, finished("r1"))]
+    idle = score(log(*lived, (90_000, Ticked(n=1))))
+    assert idle.output_tokens_per_s == score(log(*lived)).output_tokens_per_s == pytest.approx(11 / 9)
 
 
 def test_a_window_may_begin_later_than_the_log() -> None:
