@@ -1,6 +1,7 @@
 """A report on disk: what is written is read again, and CSV has a row for everything."""
 
 import csv
+import re
 from io import StringIO
 from pathlib import Path
 
@@ -51,3 +52,17 @@ def test_numbers_come_through_csv_unchanged(report: Report) -> None:
         assert int(row["slo_met"]) == run.scores.slo_met
         assert row["hit_tokens_device"] == str(run.scores.hit_tokens_by_tier["device"])
     assert INFINITE in {row["ttft_p99_ns"] for row in rows(cells_csv(report))}
+
+
+def test_every_column_of_a_cell_is_explained(report: Report) -> None:
+    page = (Path(__file__).parents[4] / "docs" / "benchmarks.md").read_text()
+    explained = re.findall(r"`([^`]+)`", page.partition("| column | what it is |")[2].partition("\n\n")[0])
+    families = {
+        "ttft_p50_ns": "ttft_...",
+        "ttft_p99_ns": "ttft_...",
+        "tpot_p50_ns": "tpot_..._ns",
+        "tpot_p99_ns": "tpot_..._ns",
+    }
+    for column in rows(cells_csv(report))[0]:
+        family = "ratio_NAME" if column.startswith("ratio_") else families.get(column, column)
+        assert family in explained, column
