@@ -10,6 +10,7 @@ import msgspec
 
 from services.commands.logged import logged
 from services.commands.options import Settings, with_output, with_settings
+from services.runtime.config import Config
 from services.runtime.config_sources import ConfigError, meant
 from services.runtime.output import Exit, Output
 
@@ -104,8 +105,11 @@ def split(settings: Settings) -> tuple[dict[str, dict[str, Any]], Settings]:
     for text in settings.overrides:
         name, sign, value = text.removeprefix("policies.").partition("=")
         actor, dot, key = name.partition(".")
-        if text.startswith("policies.") and actor not in ACTORS:
-            raise click.UsageError(f"--set {text}: there is no actor {actor!r}{meant(actor, list(ACTORS))}")
+        if actor not in ACTORS and (text.startswith("policies.") or actor not in Config.__struct_fields__):
+            known = f"ACTOR.KEY=VALUE, with one of {', '.join(ACTORS)}"
+            raise click.UsageError(
+                f"--set {text}: there is no actor {actor!r}{meant(actor, list(ACTORS))}: say {known}"
+            )
         if actor not in ACTORS or not dot:
             rest.append(text)
             continue

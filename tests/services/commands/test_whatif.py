@@ -115,6 +115,8 @@ def test_turns_come_when_they_came_where_that_is_asked_for(capsys: pytest.Captur
         (("--policy", "fisrt_come"), "did you mean"),
         (("--set", "admission.nonsense=1"), "no such setting"),
         (("--set", "policies.admision.mode=observe"), "no actor 'admision'"),
+        (("--policy", "fifo", "--set", "admision.mode=observe"), "no actor 'admision'; did you mean 'admission'?"),
+        (("--policy", "fifo", "--set", "queue_max=1"), "no actor 'queue_max': say ACTOR.KEY=VALUE"),
         (("--set", "admission.mode"), "write ACTOR.KEY=VALUE"),
         ((), "name what to try"),
         (("--policy", "fifo", "--own-times"), "go with --closed-loop"),
