@@ -85,7 +85,9 @@ class LazyStores:
         slice_bytes = manager.memory.slice_bytes
         self._flying_max = max(1, BYTES_IN_FLIGHT_MAX // slice_bytes)
         self._late_max, self._job_max = max(1, LATE_BYTES_MAX // slice_bytes), max(1, JOB_BYTES_MAX // slice_bytes)
-        self._ahead, self._again_after = ahead, max(1, ahead // LOOKS)
+        # On a small device that is all there is: else it would be looked at too seldom, or never.
+        self._ahead = min(ahead, len(pool.blocks))
+        self._again_after = max(1, self._ahead // LOOKS)
         self._ends: list[_End | None] = [None] * len(pool.blocks)
         self._late: list[_End] = []
         self._known: dict[str, int] = {}

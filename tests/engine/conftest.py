@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.engine.house import EMBEDDING_MODEL
+from tests.engine.offload import LAZY, LAZY_DRAM_SLICES, OffloadEngine, running
 from tests.engine.steered import Steered, steered
 from tests.engine.vllm_server import VllmServer
 
@@ -89,6 +90,35 @@ def engines(started_engines: Engines) -> Engines:
     for engine in dead:
         engine.wait_ready()
     return started_engines
+
+
+@pytest.fixture(scope="session")
+def lazy_ssd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `lazy_engine` leaves on its SSD."""
+    folder = tmp_path_factory.mktemp("lazy-ssd")
+    folder.chmod(0o700)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def started_lazy_engine(
+    engine_python: Path, model: Path, lazy_ssd: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OffloadEngine]:
+    """One server whose device and DRAM are small, with an SSD; nothing is written through."""
+    folder = tmp_path_factory.mktemp("lazy")
+    with running(
+        engine_python, model, folder, name="lazy", ssd=lazy_ssd, dram_slices=LAZY_DRAM_SLICES, arguments=LAZY
+    ) as made:
+        yield made
+
+
+@pytest.fixture
+def lazy_engine(started_lazy_engine: OffloadEngine) -> OffloadEngine:
+    """It, ready: killed by an earlier test, it is started again."""
+    server = started_lazy_engine.server
+    if not server.alive:
+        server.start().wait_ready()
+    return started_lazy_engine
 
 
 @pytest.fixture(scope="session")

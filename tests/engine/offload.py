@@ -3,9 +3,9 @@
 import json
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,18 @@ ANSWER_TOKENS = 12
 VOCABULARY = 500
 SETTLE_TIMEOUT_S = 60.0
 SETTLE_EVERY_S = 0.05
+UNTIL_TIMEOUT_S = 240.0
+SMALL = ("--num-gpu-blocks-override", "280", "--max-num-batched-tokens", "4096")
+"""A device on which all that a request leaves is about to be evicted, so lazy DRAM takes it at once."""
+
+LAZY_BLOCKS = 200
+"""Room for two prompts of ten slices with their answers."""
+LAZY_DRAM_SLICES = 40
+LAZY = (
+    "--scheduler-cls", "services.vllm_plugin.scheduler.TidegateScheduler", "--max-model-len", "4096",
+    "--num-gpu-blocks-override", str(LAZY_BLOCKS), "--max-num-batched-tokens", "1024",
+)  # fmt: skip
+"""So 128 of these blocks are looked at: what was asked last is on the device alone."""
 
 
 class Answer(NamedTuple):
@@ -75,6 +87,10 @@ class OffloadEngine:
             assert time.monotonic() < deadline, "transfers end"
             time.sleep(SETTLE_EVERY_S)
 
+    def stored(self) -> float:
+        """Slices that DRAM has taken since the server began."""
+        return self.server.metric("vllm:kv_offload_store_bytes_total") / SLICE_BYTES
+
     def corrupt(self) -> float:
         """Slices that failed their checksum."""
         return self.server.metric("tidegate:ssd_slices_corrupt_total")
@@ -107,6 +123,19 @@ class OffloadEngine:
         return any(self.server.metric(f"vllm:kv_offload_tiering_active_{name}_jobs") for name in names)
 
 
+def until(well: Callable[[], bool], *, timeout_s: float = UNTIL_TIMEOUT_S) -> None:
+    """Until that is so. AssertionError when it never comes."""
+    deadline = time.monotonic() + timeout_s
+    while not well():
+        assert time.monotonic() < deadline, "it comes in time"
+        time.sleep(SETTLE_EVERY_S)
+
+
+def slices_in(ssd: Path) -> list[Path]:
+    """The files of an SSD tier."""
+    return list(ssd.rglob("*.slice"))
+
+
 @contextmanager
 def running(
     python: Path, model: Path, folder: Path, *, name: str, ssd: Path | None, dram_slices: int = 128,
@@ -114,21 +143,29 @@ def running(
 ) -> Iterator[OffloadEngine]:  # fmt: skip
     """A server with a DRAM tier of so many slices, and an SSD tier in the folder `ssd`."""
     server = make(python, model, folder, name=name, ssd=ssd, dram_slices=dram_slices, arguments=arguments, **settings)
-    try:
-        server.start().wait_ready()
+    with side_by_side(server):
+        server.wait_ready()
         yield OffloadEngine(server, has_ssd=ssd is not None)
-    finally:
-        server.stop()
+
+
+@contextmanager
+def side_by_side(*servers: VllmServer) -> Iterator[None]:
+    """Started at once, which on two cores takes little longer than one alone; stopped at the end."""
+    with ExitStack() as stack:
+        for server in servers:
+            stack.callback(server.stop)
+            server.start()
+        yield
 
 
 def make(
     python: Path, model: Path, folder: Path, *, name: str, ssd: Path | None, dram_slices: int = 128,
     arguments: Sequence[str] = (), **settings: Any,
 ) -> VllmServer:  # fmt: skip
-    """The server, not yet started. What is computed is written through; computing counts as slow, and a disk may take
-    its time, so that fetching is worth it however busy the machine of the tests is. `settings` may say otherwise."""
+    """The server, not yet started. Computing counts as slow, and a disk may take its time, so that fetching is worth it
+    however busy the machine of the tests is. `settings` may say otherwise."""
     tiers = {"ssd_folder": str(ssd), "ssd_bytes": 1 << 30} if ssd is not None else {}
-    told: dict[str, Any] = {"engine_id": name, "reset_keeps_ssd": True, "lazy": False}
+    told: dict[str, Any] = {"engine_id": name, "reset_keeps_ssd": True}
     told |= {"prefill_tokens_per_s": 100, "fetch_patience_ms": 60_000} | tiers | settings
     transfer = {
         "kv_connector": "TidegateConnector",

@@ -123,7 +123,7 @@ def make(python: Path, model: Path, folder: Path, *, choices: Path, ssd: Path) -
     told = {"engine_id": ENGINE, "pool": POOL, "folder": str(choices), "ssd_folder": str(ssd), "ssd_bytes": 1 << 28}
     extra = {
         "cpu_bytes_to_use": DRAM_SLICES * SLICE_BYTES,
-        "tidegate": {**told, "prefill_tokens_per_s": 1_000, "lazy": False},
+        "tidegate": {**told, "prefill_tokens_per_s": 1_000},
     }
     transfer = {
         "kv_connector": "TidegateConnector", "kv_connector_module_path": "services.vllm_plugin.connector",

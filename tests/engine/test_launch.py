@@ -32,8 +32,12 @@ def settings(folder: Path, model: Path, python: Path, port: int) -> dict[str, An
             "id": ENGINE, "models": [model.name], "url": f"http://{HOST}:{port}", "agent": True,
             "block_tokens": BLOCK_TOKENS, "kv_schema": KV_SCHEMA, "dram_bytes": 1 << 27, "ssd_bytes": 1 << 28,
             "vllm": {
-                "model": str(model), "python": str(python), "env": ENVIRONMENT, "lazy": False,
-                "args": ["--dtype", "float32", "--enforce-eager", "--max-model-len", "2048"],
+                "model": str(model), "python": str(python), "env": ENVIRONMENT,
+                "args": [
+                    "--dtype", "float32", "--enforce-eager", "--max-model-len", "2048",
+                    # So few that what a request leaves on the device is about to be evicted.
+                    "--num-gpu-blocks-override", "80",
+                ],
             },
         }],
     }  # fmt: skip

@@ -1,4 +1,7 @@
-"""KV that left the device comes back from DRAM and from SSD, and answers as if it had never left."""
+"""KV that left the device comes back from DRAM and from SSD, and answers as if it had never left.
+
+Here it is written through, so that it is known what is where; lazy DRAM is what all other servers of these tests have.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvstore.tiers.slicefile import HEADER_BYTES, checksum, pack, unpack
-from tests.engine.offload import SLICE_BYTES, OffloadEngine, prompt, running
+from tests.engine.offload import SLICE_BYTES, OffloadEngine, prompt, running, slices_in
 
 LENGTHS = (8, 11, 16)
 DRAM_SLICES = 40
@@ -27,7 +30,7 @@ def engine(
     folder = tmp_path_factory.mktemp("offload")
     whole = ("--scheduler-cls", "services.vllm_plugin.scheduler.TidegateScheduler")
     with running(
-        engine_python, model, folder, name="offload", ssd=ssd, dram_slices=DRAM_SLICES, arguments=whole
+        engine_python, model, folder, name="offload", ssd=ssd, dram_slices=DRAM_SLICES, arguments=whole, lazy=False
     ) as made:
         yield made
 
@@ -117,11 +120,11 @@ def test_prompt_of_whole_slices_comes_back_whole(engine: OffloadEngine) -> None:
 
 
 def test_corrupted_slice_is_noticed_computed_again_and_counted(engine: OffloadEngine, ssd: Path) -> None:
-    before = set(_files(ssd))
+    before = set(slices_in(ssd))
     asked = prompt(8, seed=500)
     engine.ask(asked)
     warm = engine.ask(asked)
-    damaged = sorted(set(_files(ssd)) - before)[3]
+    damaged = sorted(set(slices_in(ssd)) - before)[3]
     with damaged.open("r+b") as file:
         file.seek(HEADER_BYTES + SLICE_BYTES // 2)
         byte = file.read(1)
@@ -144,11 +147,11 @@ def test_corrupted_slice_is_noticed_computed_again_and_counted(engine: OffloadEn
 
 def test_control_a_wrong_slice_served_on_purpose_gives_other_tokens(engine: OffloadEngine, ssd: Path) -> None:
     """What makes all comparisons here mean something: with sound checksums, other KV under a slice's name is served."""
-    before = set(_files(ssd))
+    before = set(slices_in(ssd))
     asked = prompt(8, seed=600)
     engine.ask(asked)
     warm = engine.ask(asked)
-    mine = sorted(set(_files(ssd)) - before)
+    mine = sorted(set(slices_in(ssd)) - before)
     assert len(mine) == 8
     for target, source in zip(mine, mine[1:] + mine[:1], strict=True):
         _serve_instead(target, source.read_bytes()[HEADER_BYTES:])
@@ -178,14 +181,10 @@ def test_prompts_of_another_cache_domain_never_match(engine: OffloadEngine) -> N
 def test_files_are_the_engines_alone_and_say_nothing_of_prompts(engine: OffloadEngine, ssd: Path) -> None:
     engine.ask(prompt(8, seed=800))
 
-    files = _files(ssd)
+    files = slices_in(ssd)
     assert files
     assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
     assert all(len(bytes.fromhex(path.stem)) == 36 for path in files)
-
-
-def _files(ssd: Path) -> list[Path]:
-    return list(ssd.rglob("*.slice"))
 
 
 def _serve_instead(target: Path, data: bytes) -> None:

@@ -2,37 +2,64 @@
 
 import os
 import resource
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from tests.engine.offload import SLICE_BYTES, OffloadEngine, make, prompt, running
+from tests.engine.offload import SLICE_BYTES, SMALL, OffloadEngine, make, prompt, side_by_side, slices_in, until
 from tests.engine.vllm_server import VllmServer
 
 SLICES = 8
-WAIT_TIMEOUT_S = 240.0
-WAIT_EVERY_S = 0.1
 FAST = 1_000_000_000
 """Tokens per second: nothing is worth fetching from a disk."""
 
 
+class Servers(NamedTuple):
+    """One with a disk that is slower than computing, one without a disk, and one with a setting that was not tested."""
+
+    quick: VllmServer
+    diskless: VllmServer
+    refused: VllmServer
+
+
 @pytest.fixture(scope="module")
-def quick(engine_python: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OffloadEngine]:
+def ssd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ssd")
+    folder.chmod(0o700)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def servers(engine_python: Path, model: Path, ssd: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Started side by side; whoever needs one waits until it is ready."""
+    folder = tmp_path_factory.mktemp("faults")
+    no_folder = folder / "a file"
+    no_folder.touch()
+    hashes = ("--prefix-caching-hash-algo", "xxhash")
+    made = Servers(
+        make(engine_python, model, folder, name="quick", ssd=ssd, arguments=SMALL, prefill_tokens_per_s=FAST),
+        make(engine_python, model, folder, name="diskless", ssd=no_folder, arguments=SMALL),
+        make(engine_python, model, folder, name="refused", ssd=None, arguments=hashes),
+    )
+    with side_by_side(*made):
+        yield made
+
+
+@pytest.fixture(scope="module")
+def quick(servers: Servers) -> OffloadEngine:
     """An engine that thinks it computes faster than any disk reads."""
-    ssd = tmp_path_factory.mktemp("ssd")
-    ssd.chmod(0o700)
-    folder = tmp_path_factory.mktemp("quick")
-    with running(engine_python, model, folder, name="quick", ssd=ssd, prefill_tokens_per_s=FAST) as engine:
-        yield engine
+    servers.quick.wait_ready()
+    return OffloadEngine(servers.quick)
 
 
-def test_what_is_computed_sooner_than_read_is_not_fetched(quick: OffloadEngine) -> None:
+def test_what_is_computed_sooner_than_read_is_not_fetched(quick: OffloadEngine, ssd: Path) -> None:
     asked = prompt(SLICES, seed=1)
     quick.ask(asked)
     warm = quick.ask(asked)
+    until(lambda: len(slices_in(ssd)) >= SLICES)
     quick.forget_dram()
 
     again = quick.ask(asked)
@@ -41,13 +68,13 @@ def test_what_is_computed_sooner_than_read_is_not_fetched(quick: OffloadEngine) 
     assert again.tokens == warm.tokens
 
 
-def test_full_disk_is_noticed_served_without_and_used_again_when_it_has_room(quick: OffloadEngine) -> None:
+def test_full_disk_is_noticed_served_without_and_used_again_when_it_has_room(quick: OffloadEngine, ssd: Path) -> None:
     asked = prompt(SLICES, seed=2)
     failures = quick.failures()
 
     with _no_file_larger_than(SLICE_BYTES // 2, quick.server):
         cold = quick.ask(asked)
-        assert quick.failures() >= failures + SLICES
+        until(lambda: quick.failures() >= failures + SLICES)
         assert not quick.usable()
         quick.forget_device()
         again = quick.ask(asked)
@@ -57,48 +84,40 @@ def test_full_disk_is_noticed_served_without_and_used_again_when_it_has_room(qui
     # It is left alone for a while, then tried again.
     number = 0
 
-    def stored() -> bool:
+    def used_again() -> bool:
         nonlocal number
         number += 1
         quick.ask(prompt(1, seed=1_000 + number))
         return quick.usable()
 
-    _until(stored)
-    failures = quick.failures()
+    until(used_again)
+    failures, before = quick.failures(), len(slices_in(ssd))
     quick.ask(prompt(SLICES, seed=3))
+    until(lambda: len(slices_in(ssd)) >= before + SLICES)
     assert quick.failures() == failures
 
 
-def test_folder_that_cannot_be_used_is_no_reason_not_to_serve(engine_python: Path, model: Path, tmp_path: Path) -> None:
-    no_folder = tmp_path / "a file"
-    no_folder.touch()
+def test_folder_that_cannot_be_used_is_no_reason_not_to_serve(servers: Servers) -> None:
+    servers.diskless.wait_ready()
+    engine = OffloadEngine(servers.diskless)
+    asked = prompt(SLICES, seed=4)
+    cold = engine.ask(asked)
+    until(lambda: engine.stored() >= SLICES)
+    engine.forget_device()
 
-    with running(engine_python, model, tmp_path, name="diskless", ssd=no_folder) as engine:
-        asked = prompt(SLICES, seed=4)
-        cold = engine.ask(asked)
-        engine.forget_device()
-        again = engine.ask(asked)
-        usable, failures = engine.usable(), engine.failures()
+    again = engine.ask(asked)
 
     assert again.dram == SLICES
     assert again.tokens == cold.tokens
-    assert not usable
-    assert failures >= 1
-    assert "serves on without it" in (tmp_path / "diskless.log").read_text()
+    assert not engine.usable()
+    assert engine.failures() >= 1
+    assert "serves on without it" in servers.diskless.log_file.read_text()
 
 
-def test_engine_that_was_not_tested_is_refused_with_the_reason(
-    engine_python: Path, model: Path, tmp_path: Path
-) -> None:
-    hashes = ("--prefix-caching-hash-algo", "xxhash")
-    server = make(engine_python, model, tmp_path, name="refused", ssd=None, arguments=hashes)
-    try:
-        server.start()
-        _until(lambda: not server.alive)
-    finally:
-        server.stop()
+def test_engine_that_was_not_tested_is_refused_with_the_reason(servers: Servers) -> None:
+    until(lambda: not servers.refused.alive)
 
-    log = (tmp_path / "refused.log").read_text()
+    log = servers.refused.log_file.read_text()
     assert "Tidegate's memory is refused here: --prefix-caching-hash-algo xxhash" in log
     assert "Tested: vLLM 0.32.0" in log
 
@@ -128,10 +147,3 @@ def _pgid(pid: int) -> int:
 
 def _name(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text()
-
-
-def _until(well: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_TIMEOUT_S
-    while not well():
-        assert time.monotonic() < deadline, "it comes in time"
-        time.sleep(WAIT_EVERY_S)

@@ -142,12 +142,11 @@ class Core:
         self.finished = self.loaded = self.steps = 0
         self.facts: list[Event] = []
 
-    def submit(self, tokens: Sequence[int], output: int) -> str:
-        """A prompt comes."""
+    def submit(self, tokens: Sequence[int], output: int, **extra: Any) -> str:
+        """A prompt comes, with what vLLM takes as `vllm_xargs`."""
         name = str(next(_serial))
-        request = Request(
-            name, list(tokens), SamplingParams(max_tokens=output, ignore_eos=True), None, block_hasher=PROMPTS.hasher
-        )
+        sampling = SamplingParams(max_tokens=output, ignore_eos=True, extra_args=extra or None)
+        request = Request(name, list(tokens), sampling, None, block_hasher=PROMPTS.hasher)
         self.requests[name] = self.asked[name] = request
         self.scheduler.add_request(request)
         return name

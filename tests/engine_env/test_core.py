@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from vllm.v1.core.kv_cache_utils import get_block_hash
 from vllm.v1.kv_offload.base import get_offload_block_hash
-from vllm.v1.request import RequestStatus
 
 from events.base import NS_PER_MS, SliceId
 from events.decisions import EngineDirected, Move, MoveReason, TransferOrdered
@@ -64,7 +63,8 @@ class Load:
         tokens = PROMPTS.tokens(f"tail {rng.random()}", length * SLICE_TOKENS + tail, units, SLICE_TOKENS)
         output = rng.choice((1, 3, 20, 60))
         for _ in range(2 if rng.random() < 0.2 else 1):
-            self._core.submit(tokens, output)
+            # What vLLM says twice of one block is not two of them.
+            self._core.submit(tokens, output, kv_cache_report_mode=rng.choice(("full", "incremental")))
 
     def _reset(self) -> None:
         """Of the device's cache, where nobody holds a block; or, between two steps, of all that runs."""

@@ -106,6 +106,17 @@ def test_what_the_device_has_evicted_is_loaded_from_dram_and_leaves_it() -> None
     assert not set(named("d")) & held.slices[Tier.DRAM]
 
 
+def test_a_device_that_is_smaller_than_what_is_looked_at_is_looked_at() -> None:
+    engine, held = make(blocks=100, batch=4_096), Held()
+    for name, document, length in (("r0", "d", LENGTH), ("r1", "e", LENGTH), ("r2", "f", 1)):
+        ask(engine, name, document, length=length)
+
+    held.hear(engine)
+
+    there = held.slices[Tier.HBM] & held.slices[Tier.DRAM]
+    assert len(set(named("e")) & there) > LENGTH - 3, "they are stored before they have to go"
+
+
 @pytest.mark.parametrize("blocks", [161, 164, 170])
 def test_a_slice_whose_end_stands_twice_on_the_device_is_stored_once(blocks: int) -> None:
     """vLLM computes a prompt's last token anew: its last slice ends in another block the second time."""
