@@ -5,12 +5,19 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 NAME_CHARS_MAX = 256
 
 FORMATS = ("journal", "azure", "mooncake", "weka", "lmcache", "jsonl", "csv")
+TABLES = ("jsonl", "csv")
+MEANT_FOR = {
+    "mapped": TABLES, "time_unit": TABLES, "prefix_tokens": TABLES, "unit_tokens": ("weka", "lmcache"),
+    "context_tokens": ("weka",), "begins_over": ("weka",), "tenant": FORMATS[1:], "model": FORMATS[1:],
+}  # fmt: skip
+"""Option -> the formats that it means something to. A seed may be given anyway: of what is not drawn it changes nothing."""
 
 
 class Name(click.types.StringParamType):
@@ -51,6 +58,7 @@ def with_reading(command: F) -> F:
         from replay.traces.formats import Reading
         from replay.traces.table import Columns
 
+        _refuse_for_others(named["form"])
         columns = Columns(of=_mapping(mapped), time_unit=time_unit, prefix_tokens=prefix_tokens)
         reading = Reading(
             limit=limit or 0, tenant=tenant, model=model, context_tokens_max=context_tokens, unit_tokens=unit_tokens,
@@ -59,6 +67,16 @@ def with_reading(command: F) -> F:
         return command(*args, reading=reading, **named)
 
     return with_all  # type: ignore[return-value]
+
+
+def _refuse_for_others(form: str) -> None:
+    """Raises UsageError for an option that was given and that this format has no use for."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        formats = MEANT_FOR.get(option.name or "", FORMATS)
+        if form not in formats and context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE:
+            what = f"{option.opts[0]} says nothing of a file of --format {form}"
+            raise click.UsageError(f"{what}: it is for {', '.join(formats)}")
 
 
 def _mapping(mapped: tuple[str, ...]) -> dict[str, str]:

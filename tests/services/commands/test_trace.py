@@ -216,6 +216,11 @@ def test_a_cut_archive_is_bad_input(capsys: pytest.CaptureFixture[str], tmp_path
         (("import", "x.csv", "--format", "csv", "--out", "y.jsonl", "--tenant", ""), "1 to 256 printable"),
         (("info", "x.csv", "--format", "csv", "--model", "\x1b[31m"), "1 to 256 printable"),
         (("import", "x.csv", "--format", "csv", "--out", "here.jsonl"), "--force"),
+        (
+            ("import", "x", "--format", "mooncake", "--out", "y.jsonl", "--time-unit", "s"),
+            "--time-unit says nothing of",
+        ),
+        (("info", "here.jsonl", "--map", "time=t"), "it is for jsonl, csv"),
         (("info", "none.jsonl"), "No such file"),
         (("info", "none.gz", "--format", "weka"), "No such file"),
         (("info", "x.gz", "--format", "weka", "--unit-tokens", "100"), "multiple of 64"),
