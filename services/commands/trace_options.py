@@ -17,7 +17,8 @@ MEANT_FOR = {
     "mapped": TABLES, "time_unit": TABLES, "prefix_tokens": TABLES, "unit_tokens": ("weka", "lmcache"),
     "context_tokens": ("weka",), "begins_over": ("weka",), "tenant": FORMATS[1:], "model": FORMATS[1:],
 }  # fmt: skip
-"""Option -> the formats that it means something to. A seed may be given anyway: of what is not drawn it changes nothing."""
+"""Option -> the formats that it means something to. A seed may be given to any: where nothing is drawn it changes
+nothing."""
 
 
 class Name(click.types.StringParamType):
