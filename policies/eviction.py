@@ -25,7 +25,6 @@ engine e1 is told that 1, 2 are needed. a is admitted; with the tick after that 
 """
 
 from collections.abc import Iterable
-from heapq import nlargest
 from itertools import islice
 from typing import Any
 
@@ -119,8 +118,9 @@ def _hot(state: State, now_ns: int) -> list[SliceId]:
     found = hottest.hot(
         state.hottest, state.heat.__getitem__, now_ns, uses_min=chosen.hot_uses_min, horizon_ns=chosen.horizon_ns
     )
-    places = ((order, slice_id) for slice_id, order in hottest.foremost(found, chosen.hot_max).items())
-    return [slice_id for _, slice_id in nlargest(chosen.hot_max, places)]
+    places = [(order, slice_id) for slice_id, order in hottest.foremost(found, chosen.hot_max).items()]
+    places.sort(reverse=True)
+    return [slice_id for _, slice_id in places[: chosen.hot_max]]
 
 
 def _differs(wanted: EngineDirected, said: EngineDirected | None) -> bool:

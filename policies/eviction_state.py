@@ -138,19 +138,24 @@ def _arrived(state: State, event: RequestArrived, now_ns: int) -> None:
 
 
 def _warm_up(state: State, lead: Sequence[SliceId], now_ns: int) -> None:
-    half_life = half_life_ns(state.settings.horizon_ns)
+    half_life, uses_min, heats = half_life_ns(state.settings.horizon_ns), state.settings.hot_uses_min, state.heat
+    once = Heat()
+    once.add(now_ns, half_life)
+    hot_at_once = hottest.is_hot(once, uses_min=uses_min)
     for slice_id in lead:
-        heat = state.heat.pop(slice_id, None)
-        if heat is None:
-            heat = Heat()
+        heat = heats.pop(slice_id, None)
+        if heat is None:  # Most are: they are asked of at every arrival.
+            heats[slice_id] = heat = Heat(once.epoch, once.amount)
+            if not hot_at_once:
+                continue
         else:
             state.warm[slice_id] = None
-        heat.add(now_ns, half_life)
-        state.heat[slice_id] = heat
-        hottest.used(state.hottest, slice_id, heat, uses_min=state.settings.hot_uses_min)
-    while len(state.heat) > HEAT_MAX:
-        oldest = next(iter(state.heat))
-        del state.heat[oldest]
+            heat.add(now_ns, half_life)
+            heats[slice_id] = heat
+        hottest.used(state.hottest, slice_id, heat, uses_min=uses_min)
+    while len(heats) > HEAT_MAX:
+        oldest = next(iter(heats))
+        del heats[oldest]
         state.warm.pop(oldest, None)
         hottest.forgotten(state.hottest, oldest)
 

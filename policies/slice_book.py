@@ -12,7 +12,6 @@ Example: prompts [s, a], [s, b], [s, a]: s was used three times, a twice; a stan
 """
 
 from collections.abc import Container, Iterable, Mapping
-from heapq import nlargest
 
 import msgspec
 
@@ -108,8 +107,9 @@ def hot(book: SliceBook, now_ns: int, *, uses_min: int, most: int, horizon_ns: i
         book.hottest, lambda slice_id: known[slice_id].use.heat, now_ns, uses_min=uses_min, horizon_ns=horizon_ns
     )
     foremost = hottest.foremost(book.hottest.order, most)
-    places = ((order, -known[slice_id].depth, slice_id) for slice_id, order in foremost.items())
-    return [slice_id for _, _, slice_id in nlargest(most, places)]
+    places = [(order, -known[slice_id].depth, slice_id) for slice_id, order in foremost.items()]
+    places.sort(reverse=True)
+    return [slice_id for _, _, slice_id in places[:most]]
 
 
 def children_first(

@@ -22,9 +22,14 @@ class Hottest(msgspec.Struct):
     epoch: int = 0
 
 
+def is_hot(heat: Heat, *, uses_min: int) -> bool:
+    """Whether what was used just now is hot."""
+    return heat.amount >= uses_min * HEAT_ONE
+
+
 def used(hottest: Hottest, slice_id: SliceId, heat: Heat, *, uses_min: int) -> None:
     """It was used just now."""
-    if heat.amount >= uses_min * HEAT_ONE:
+    if is_hot(heat, uses_min=uses_min):
         hottest.order[slice_id] = heat.order()
     else:
         hottest.order.pop(slice_id, None)

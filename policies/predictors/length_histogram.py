@@ -75,12 +75,16 @@ def add(lengths: Lengths, tokens: int, parent: Lengths | None) -> None:
 
 
 def _shape_ppm(lengths: Lengths, parent: Lengths | None) -> list[int]:
-    own = accumulate(lengths.weights)
+    own = list(accumulate(lengths.weights))
+    last = bisect_left(own, lengths.total)
     if parent is None:
-        return [weight * PPM // lengths.total for weight in own]
-    leans = PARENT_ANSWERS * LENGTH_WEIGHT
-    whole = lengths.total + leans
-    return [(weight * PPM + leans * ppm) // whole for weight, ppm in zip(own, parent.shape_ppm, strict=True)]
+        shape = [weight * PPM // lengths.total for weight in own[:last]]
+    else:
+        leans = PARENT_ANSWERS * LENGTH_WEIGHT
+        whole, last = lengths.total + leans, max(last, bisect_left(parent.shape_ppm, PPM))
+        pairs = zip(own[:last], parent.shape_ppm[:last], strict=True)
+        shape = [(weight * PPM + leans * ppm) // whole for weight, ppm in pairs]
+    return shape + [PPM] * (_BUCKETS - last)  # Nothing was longer.
 
 
 def quantile(lengths: Lengths, ppm: int, *, so_far: int = 0) -> int:
