@@ -134,7 +134,7 @@ def _decide_fresh(state: State, fresh: Waiting, now_ns: int) -> list[Event]:
     """One request that just arrived."""
     desk = desk_of(state, now_ns)
     if state.settings.mode is Mode.OBSERVE:
-        return [_observed(desk, fresh)]
+        return [_observed(desk, fresh, alone=True)]
     verdict = _first_verdict(state, desk, fresh)
     said = _said(desk, verdict, fresh)
     if isinstance(verdict, Defer):
@@ -158,8 +158,9 @@ def _first_verdict(state: State, desk: Desk, fresh: Waiting) -> Verdict:
     return verdict
 
 
-def _observed(desk: Desk, one: Waiting) -> Event:
-    """Admitted where the placement says, whatever the verdict; but what nobody can serve is refused."""
+def _observed(desk: Desk, one: Waiting, *, alone: bool = False) -> Event:
+    """Admitted where the placement says, whatever the verdict; but what nobody can serve is refused. `alone`: nothing
+    else is decided because of the same record."""
     found = holding(desk, one.request, one.avoid)
     if isinstance(found, Reject):
         return _rejected(found, one)
@@ -172,19 +173,30 @@ def _observed(desk: Desk, one: Waiting) -> Event:
             would, reason = Would.DEFER, verdict.reason.value
         case Reject():
             would, reason = Would.REJECT, verdict.reason.value
-    settle(desk, prospects[0])
+    if not alone:
+        settle(desk, prospects[0])
     return _admitted(desk.settings, prospects[0], slack_ns(prospects[0], desk.now_ns), would=would, reason=reason)
 
 
-def _said(desk: Desk, verdict: Verdict, one: Waiting) -> list[Event]:
-    """The verdict as it stands in the log; what is decided next counts it."""
+def _count(desk: Desk, verdict: Verdict) -> None:
+    """What is decided next because of the same record counts it."""
     match verdict:
         case Admit():
             settle(desk, verdict.prospect)
+        case Preempt(victims, admit):
+            clear(desk, admit.prospect, victims)
+            settle(desk, admit.prospect)
+        case _:
+            pass
+
+
+def _said(desk: Desk, verdict: Verdict, one: Waiting) -> list[Event]:
+    """The verdict as it stands in the log."""
+    match verdict:
+        case Admit():
             return [_admitted(desk.settings, verdict.prospect, verdict.slack_ns)]
         case Preempt(victims, admit):
             account = admit.prospect.trial.account
-            clear(desk, admit.prospect, victims)
             orders = [_preempted(account, sent, for_request=one.request.request_id) for sent in victims.values()]
             return [*orders, *_said(desk, admit, one)]
         case Defer():
@@ -378,6 +390,7 @@ def _again(desk: Desk, one: Waiting, *, only: EngineId | None) -> list[Event]:
     verdict = preemption.or_room(desk, one, ruling, there)
     if isinstance(verdict, Defer) or (isinstance(verdict, Reject) and elsewhere):
         return []
+    _count(desk, verdict)
     return _said(desk, verdict, one)
 
 

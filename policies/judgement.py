@@ -117,6 +117,8 @@ class Desk:
     ordering: Ordering = field(default_factory=Ordering)
     kept_tokens: int | None = None
     """Prompt tokens for which room is kept, once it was asked for."""
+    serving: dict[tuple[ModelId, RequestKind], list[Account]] = field(default_factory=dict)
+    """The engines that take work of a kind for a model, once they were asked for. Not to be changed."""
 
     def trial(self, account: Account) -> Trial:
         """The engine with what was promised on it."""
@@ -151,8 +153,14 @@ def longer_output(
 def serving(desk: Desk, request: RequestArrived, avoid: EngineId, *, only: EngineId | None = None) -> list[Account]:
     """The engines that would take it, without the one that it was lost on if there is another. `only`: of these."""
     model, kind = request.model, request.kind
-    looked_at = desk.accounts.values() if only is None else [desk.accounts[only]] if only in desk.accounts else []
-    found = [account for account in looked_at if account.takes_work() and account.serves(model, kind)]
+    if only is not None:
+        one = desk.accounts.get(only)
+        found = [one] if one is not None and one.takes_work() and one.serves(model, kind) else []
+    elif (kept := desk.serving.get((model, kind))) is not None:
+        found = kept
+    else:
+        found = [one for one in desk.accounts.values() if one.takes_work() and one.serves(model, kind)]
+        desk.serving[model, kind] = found
     if avoid:
         return [account for account in found if account.engine_id != avoid] or found
     return found
@@ -178,12 +186,19 @@ def contest(
     settings = desk.settings
     looks = settings.placement in placement.LOOKS_AT_ROOM
     candidates = [_candidate(desk, position, one, looks=looks) for position, one in enumerate(prospects)]
-    nearest = max(candidates, key=lambda candidate: candidate.cached_tokens)
+    nearest = candidates[0]
+    load_tokens, ttft_max_ns, work_max_ns = 0, nearest.ttft_ns, nearest.work_ns
+    for candidate in candidates:
+        load_tokens += candidate.load_tokens
+        if candidate.ttft_ns > ttft_max_ns:
+            ttft_max_ns = candidate.ttft_ns
+        if candidate.work_ns > work_max_ns:
+            work_max_ns = candidate.work_ns
+        if candidate.cached_tokens > nearest.cached_tokens:
+            nearest = candidate
     asked = Asked(
-        request.prompt_tokens, len(candidates), desk.turns.get(group, 0),
-        sum(candidate.load_tokens for candidate in candidates),
-        settings.affinity_tokens_min, settings.affinity_load_ppm,
-        max(candidate.ttft_ns for candidate in candidates), max(candidate.work_ns for candidate in candidates),
+        request.prompt_tokens, len(candidates), desk.turns.get(group, 0), load_tokens,
+        settings.affinity_tokens_min, settings.affinity_load_ppm, ttft_max_ns, work_max_ns,
         nearest.cached_tokens, nearest.labels,
         request.session or (request.slices[0] if request.slices else ""), settings.overlap_ppm,
     )  # fmt: skip
