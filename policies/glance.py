@@ -12,23 +12,33 @@ from collections.abc import Sequence
 
 from policies import preemption
 from policies.accounts import Account
-from policies.forecast import is_full, prospect
-from policies.judgement import Desk, has_no_turn, lateness_ns, pace_in_reach
+from policies.forecast import Prospect, is_full, prospect
+from policies.judgement import Desk, has_no_turn, lateness_ns, pace_in_reach, takes_kept_room
 from policies.settings import Switch
+from policies.trial import Trial
 from policies.waiting import Waiting
 
 
 def surely_waits(desk: Desk, one: Waiting, there: Sequence[Account]) -> bool:
     """Whether it certainly waits on, whatever its answer's length: none of these engines, which are all that could hold
     it, takes it now; on one of them it will be in time; and nobody there could make room for it."""
-    settings, request = desk.settings, one.request
-    if settings.deferral is Switch.OFF or request.tenant in desk.tenants.quota:
+    settings = desk.settings
+    if settings.deferral is Switch.OFF or one.request.tenant in desk.tenants.quota:
         return False
     trials = [desk.trial(account) for account in there]
-    if not all(has_no_turn(trial, desk) or is_full(trial, request, settings) for trial in trials):
+    if not all(_is_closed(desk, one, trial) for trial in trials) or preemption.may_make_room(desk, one.request, there):
         return False
-    if preemption.may_make_room(desk, request, there):
-        return False
-    # Its time to the first token does not depend on what is foretold of its answer.
-    prospects = (prospect(trial, request, foretold=one.foretold, now_ns=desk.now_ns) for trial in trials)
+    prospects = (_prospect(desk, one, trial) for trial in trials)
     return any(lateness_ns(each, settings, desk.now_ns) <= 0 and pace_in_reach(each, settings) for each in prospects)
+
+
+def _is_closed(desk: Desk, one: Waiting, trial: Trial) -> bool:
+    """Whether the engine does not take it now, for a reason that is cheap to find."""
+    if has_no_turn(trial, desk) or is_full(trial, one.request, desk.settings):
+        return True
+    return desk.kept_tokens != 0 and takes_kept_room(desk, _prospect(desk, one, trial))
+
+
+def _prospect(desk: Desk, one: Waiting, trial: Trial) -> Prospect:
+    """As when it was deferred: neither its first token nor the room that it takes at once hangs on its answer."""
+    return prospect(trial, one.request, foretold=one.foretold, now_ns=desk.now_ns)

@@ -12,6 +12,7 @@ Example: prompts [s, a], [s, b], [s, a]: s was used three times, a twice; a stan
 """
 
 from collections.abc import Container, Iterable, Mapping
+from itertools import islice
 
 import msgspec
 
@@ -67,8 +68,8 @@ def asked(book: SliceBook, request: RequestArrived, now_ns: int, *, horizon_ns: 
             hottest.used(book.hottest, slice_id, known.use.heat, uses_min=hot_uses_min)
         reuse.let_go(past, known.use, now_ns, from_end=length - 1 - place, length=length)
         book.known[slice_id] = known
-    while len(book.known) > KNOWN_MAX:
-        oldest = next(iter(book.known))
+    # All at one go: a dictionary passes over what has left it whenever it is asked for its first one.
+    for oldest in list(islice(book.known, max(0, len(book.known) - KNOWN_MAX))):
         del book.known[oldest]
         hottest.forgotten(book.hottest, oldest)
     if chain:

@@ -8,7 +8,7 @@ What cannot be compared is not called identical: decisions of another code versi
 counted apart, and what an owner had not yet written when the log ended is `pending`.
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -147,7 +147,7 @@ class _Compared:
         self._replayed = replayed
         self._computed: deque[tuple[str, Event]] = deque()
         self._answered = BEFORE_ALL
-        self._recent: dict[str, tuple[str, int]] = {}
+        self._recent: OrderedDict[str, tuple[str, int]] = OrderedDict()
         self._present = -1
         self._broken = False
 
@@ -246,7 +246,7 @@ class _Compared:
 
     def _note_answer(self, recorded: Recorded) -> None:
         if len(self._recent) >= RECENT_MAX:
-            del self._recent[next(iter(self._recent))]
+            self._recent.popitem(last=False)
         self._recent[recorded.cause] = (recorded.owner, recorded.seq)
         self.epochs[self._epoch_index(recorded)].causes += 1
         self._answered = max(self._answered, position_of(recorded.cause, recorded))
