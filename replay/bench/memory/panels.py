@@ -187,7 +187,10 @@ def _section(report: Report, workload: WorkloadInfo, engine: EngineModel) -> Sec
 
 
 def _x_of(seen: _Seen) -> tuple[str, Callable[[Cell], float]]:
-    """What the x axis of loads is: multiples of the knee, or what was offered where there is no knee."""
+    """What the x axis of loads is: multiples of the knee, of a live target of the workload's own pace; or what was
+    offered where there is neither."""
+    if any(cell.engine is EngineModel.LIVE for cell in seen.cells.values()):
+        return "load, multiples of the workload's own pace", lambda cell: cell.load
     if any(seen.loads):
         return "load, multiples of the careful baseline's knee", lambda cell: cell.load
     return "offered, requests/s", lambda cell: cell.offered_per_s

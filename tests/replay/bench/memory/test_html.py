@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from replay.bench.memory import charts, html
 from replay.bench.memory.charts import DARK, LIGHT
 from replay.bench.memory.goals import NEVER
-from replay.bench.memory.panels import memory_of
+from replay.bench.memory.panels import memory_of, sections
 from replay.bench.memory.report import EngineModel, Goal, Report
 from replay.bench.memory.systems import CAREFUL, OURS, SHIPPED, SYSTEMS, UNLIMITED
 from replay.bench.memory.workloads import PROFILE
@@ -228,6 +228,17 @@ def test_the_same_system_on_engines_of_two_kinds_is_held_together(monkeypatch: p
     assert ttft[4:] == ["375.0 ms", "375.0 ms", "+0.0%"]
     sections = [one.get("id") for one in tree(page).iter("section")]
     assert len(sections) == len(set(sections))
+
+
+@pytest.mark.parametrize(
+    ("engine", "of"),
+    [(EngineModel.LIGHT, "the careful baseline's knee"), (EngineModel.LIVE, "the workload's own pace")],
+)
+def test_a_load_is_a_multiple_of_the_knee_and_live_of_the_workloads_pace(engine: EngineModel, of: str) -> None:
+    [section] = sections(drawn_report(1, systems=(OURS,), workloads=("mixed",), seeds=(1,), engine=engine))
+    by_load = [one for one in section.panels if one.title.endswith("against load")]
+    assert {one.x_label for one in by_load} == {f"load, multiples of {of}"}
+    assert len(by_load) > 1
 
 
 def test_one_kind_of_memory_is_no_picture_of_memory(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
