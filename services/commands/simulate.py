@@ -92,10 +92,13 @@ def simulate(
     config = settings.load()
     offered, recorded, tiers = inputs.arrivals(path, form, workload or inputs.MIXED, seed)
     until_ns = (seconds or 0) * NS_PER_S
-    offered = [one for one in hastened(offered[:limit], speed, closed_loop=closed_loop)
-               if not until_ns or one.at_ns < until_ns]  # fmt: skip
+    coming = hastened(offered[:limit], speed, closed_loop=closed_loop)
+    offered = [one for one in coming if not until_ns or one.at_ns < until_ns]
     if not offered:
-        raise ConfigError("no request arrives in it", where=str(path or workload or inputs.MIXED), key="")
+        first = (
+            f" before --until {seconds}: the first comes after {coming[0].at_ns / NS_PER_S:,.0f} s" if coming else ""
+        )
+        raise ConfigError(f"no request arrives in it{first}", where=str(path or workload or inputs.MIXED), key="")
     if closed_loop and not any(one.after for one in offered):
         out.remark("no turn waits for another in it: of a closed loop there is only that the rejected come back once")
     engines, tiers = inputs.engines(config, recorded, tiers)

@@ -149,6 +149,16 @@ def test_a_log_in_which_nobody_arrives_is_bad_input(capsys: pytest.CaptureFixtur
     assert "no request arrives in it" in capsys.readouterr().err
 
 
+def test_a_window_that_ends_before_the_first_session_begins_says_when_that_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    turn = {"t": 0.0, "type": "n", "in": 640, "out": 9, "hash_ids": [*range(10)], "api_time": 2.0}
+    sessions = tmp_path / "t.jsonl"
+    sessions.write_text(json.dumps({"id": "s", "block_size": 64, "requests": [turn]}))
+    assert cli.run(["replay", "simulate", str(sessions), "--format", "weka", "--until", "1"]) == Exit.BAD_INPUT
+    assert re.search(r"before --until 1: the first comes after [\d,]+ s", capsys.readouterr().err)
+
+
 def test_a_share_of_prompts_that_name_no_prefix_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("time,prompt_tokens,output_tokens\n0,1000,3\n")
