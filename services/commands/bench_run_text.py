@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from replay.bench.memory.goals import NEVER as INFINITE
+from replay.bench.memory.panels import tells_hits
 from replay.bench.memory.report import Origin
 from replay.bench.memory.said import NEVER, NOTHING, attained, gib, number, seconds, share, span
 from services.runtime.output import table
@@ -88,15 +89,10 @@ def _row(cell: "Cell") -> tuple[str, ...]:
         attained(cell.attainment, cell.attainment_retried),
         *(number(cell.ratios.get(name)) for name in AGAINST),
         f"{span(cell.ttft_p50_ns)} / {span(cell.ttft_p99_ns)}", f"{span(cell.tpot_p50_ns)} / {span(cell.tpot_p99_ns)}",
-        *((NOTHING, NOTHING) if _knows_no_hits(cell) else (share(cell.hit_share), share(slower))),
+        *((NOTHING, NOTHING) if not tells_hits(cell) else (share(cell.hit_share), share(slower))),
         number(cell.worst_class_share), f"{cell.throughput_tokens_per_s:,.0f}",
         number(cell.device_hours_per_million, 3),
     )  # fmt: skip
-
-
-def _knows_no_hits(cell: "Cell") -> bool:
-    """A live target of which neither metrics nor a log say what was cached: nothing is not none."""
-    return cell.engine.value == "live" and not cell.hit_share
 
 
 def _goal(goal: "Goal") -> tuple[str, ...]:

@@ -158,6 +158,11 @@ def sections(report: Report) -> list[Section]:
     ]
 
 
+def tells_hits(cell: Cell) -> bool:
+    """Whether anything says what was cached. Of a live target neither metrics nor a log may: nothing is not none."""
+    return cell.engine is not EngineModel.LIVE or cell.hit_share > 0
+
+
 def origin_of(engine: EngineModel) -> Origin:
     """Where the numbers of a kind of engine come from."""
     return Origin.OBSERVED if engine is EngineModel.LIVE else Origin.MODELLED
@@ -180,7 +185,9 @@ def _section(report: Report, workload: WorkloadInfo, engine: EngineModel) -> Sec
     found: list[Panel | Stack] = [_goodput(seen)]
     if len(memories(seen.systems)) > 1:
         found += [_against_memory(seen, load) for load in dict.fromkeys((at_knee, beyond))]
-    found += [_latency(seen, "ttft", "TTFT"), _latency(seen, "tpot", "TPOT"), _hits(seen, at_knee)]
+    found += [_latency(seen, "ttft", "TTFT"), _latency(seen, "tpot", "TPOT")]
+    if any(tells_hits(cell) for cell in seen.cells_at(at_knee)):
+        found.append(_hits(seen, at_knee))
     found += [panel for panel in (_classes(seen, beyond),) if panel is not None]
     found += _over_time(seen, beyond)
     return Section(workload=workload, engine=engine, origin=origin_of(engine), cells=cells, panels=tuple(found))

@@ -6,11 +6,13 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from replay.bench.memory import charts
 from replay.bench.memory.csv import INFINITE, cells_csv, runs_csv
 from replay.bench.memory.files import CELLS_NAME, JSON_NAME, PAGE_NAME, RUNS_NAME, read_report, write_report
-from replay.bench.memory.report import Report
+from replay.bench.memory.panels import sections
+from replay.bench.memory.report import EngineModel, Report
 from replay.bench.memory.systems import CAREFUL, OURS, SHIPPED
 from tests.replay.bench.memory.drawn_report import drawn_report
 
@@ -52,6 +54,18 @@ def test_numbers_come_through_csv_unchanged(report: Report) -> None:
         assert int(row["slo_met"]) == run.scores.slo_met
         assert row["hit_tokens_device"] == str(run.scores.hit_tokens_by_tier["device"])
     assert INFINITE in {row["ttft_p99_ns"] for row in rows(cells_csv(report))}
+
+
+def test_a_live_target_that_tells_no_hits_has_none_instead_of_zero() -> None:
+    live = drawn_report(1, systems=(OURS,), workloads=("mixed",), loads=(0.5,), engine=EngineModel.LIVE)
+    silent = replace(
+        live, cells=tuple(replace(cell, hit_share=0.0, hit_by_tier={"device": 0.0}) for cell in live.cells)
+    )
+    for report, told in ((live, True), (silent, False)):
+        [row] = rows(cells_csv(report))
+        assert [row["hit_share"] != "", row["hit_device"] != ""] == [told, told]
+        [section] = sections(report)
+        assert ("hits" in {panel.key for panel in section.panels}) is told
 
 
 def test_every_column_of_a_cell_is_explained(report: Report) -> None:
