@@ -4,8 +4,9 @@
 in the order of their slack; those without keep their place. When vLLM finds no room for a running request it would
 preempt its newest one: here the delegate names who gives way (policies/memory/delegate.py), and vLLM preempts it by its
 own priority rule, with all of its own book-keeping. For that the one named gets the worst priority for as long as vLLM
-looks; it has its own again before it is put among those that wait. Where the delegate names nobody it is the newest by
-when it entered: vLLM's newest is the last that began to compute, which would be one that came early and loaded long.
+looks; it has its own again before it is put among those that wait. Where the delegate names nobody, and vLLM does not
+go by priorities, it is the newest by when it entered: vLLM's newest is the last that began to compute, which would be
+one that came early and loaded long.
 
 A request that loads cannot preempt, so it cannot take back what others take meanwhile: it would wait, with all that it
 loaded, until one of them ends. Whoever enters leaves it the blocks of its rest, as headroom (vLLM's watermark).
@@ -194,7 +195,7 @@ class TidegateScheduler(AsyncScheduler):
     def _enter(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """Its first blocks: those of what it loads, or of its first chunk. Only if all of it fits beside what is owed
         to those that load."""
-        self._or_plain(lambda: self._leave(kwargs))
+        self._or_plain(lambda: self._leave(request, kwargs))
         try:
             blocks = self._allocate(request, *args, **kwargs)
         finally:
@@ -204,8 +205,10 @@ class TidegateScheduler(AsyncScheduler):
             self._seen_of(request).entered = self._entries
         return blocks
 
-    def _leave(self, kwargs: dict[str, Any]) -> None:
-        aside = [one for one in self._inflight_prefills if one.status is not RequestStatus.RUNNING]
+    def _leave(self, request: Any, kwargs: dict[str, Any]) -> None:
+        # One whose load failed as a whole enters anew, and owes itself nothing.
+        others = self._inflight_prefills - {request}
+        aside = [one for one in others if one.status is not RequestStatus.RUNNING]
         owed = sum(self._request_remaining_blocks(one) for one in aside)
         if owed:
             self.kv_cache_manager.watermark_blocks = owed + self._watermark * kwargs["has_scheduled_reqs"]
@@ -230,7 +233,9 @@ class TidegateScheduler(AsyncScheduler):
             victim.priority, self.policy, self._named = priority, policy, None
 
     def _newest(self) -> list[Any]:
-        """The last to enter; nobody where that is whom vLLM would take."""
+        """The last to enter; nobody where that is whom vLLM would take, or where vLLM goes by priorities."""
+        if self.policy is not SchedulingPolicy.FCFS:
+            return []
         newest = max(self.running, key=lambda one: self._seen_of(one).entered)
         return [newest] if newest is not self.running[-1] else []
 

@@ -128,6 +128,21 @@ def test_where_nobody_is_chosen_the_last_to_enter_gives_way(bridge: Bridge, monk
     assert named(made) is None, "vLLM takes that one by itself"
 
 
+def test_where_nobody_is_chosen_and_vllm_goes_by_priorities_it_takes_its_own(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge, "choose", lambda _op: None)
+    unimportant, important = Request("early", priority=3), Request("late")
+    made = make(important, unimportant)
+    made.policy = SchedulingPolicy.PRIORITY
+    made._seen[unimportant].entered, made._seen[important].entered = 1, 2
+
+    made._allocate_slots(important, 1)
+
+    assert named(made) is unimportant
+    assert (unimportant.priority, important.priority) == (3, 0)
+
+
 def test_whoever_enters_leaves_what_those_that_load_still_need_and_is_asked_for_it_once() -> None:
     made = make(Request("running"))
     asked: list[tuple[int, int, bool]] = []
@@ -145,8 +160,10 @@ def test_whoever_enters_leaves_what_those_that_load_still_need_and_is_asked_for_
     made._allocate_slots(entering, 1, reserved_blocks=0, has_scheduled_reqs=True)
     made._allocate_slots(entering, 1, reserved_blocks=9, has_scheduled_reqs=False)
     made._allocate_slots(loading, 1, reserved_blocks=0, has_scheduled_reqs=False)
+    loading.num_computed_tokens = 0  # All of its load failed: what it needs it would owe itself, and wait for ever.
+    made._allocate_slots(loading, 1, reserved_blocks=0, has_scheduled_reqs=False)
 
-    assert asked == [(12, 0, True), (7, 2, True), (5, 0, False)]
+    assert asked == [(12, 0, True), (7, 2, True), (5, 0, False), (5, 0, False)]
     assert made.kv_cache_manager.watermark_blocks == 5
     assert made._seen[entering].entered == 2
 
