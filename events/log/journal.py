@@ -86,10 +86,10 @@ class JournalWriter:
         self._partial = path.with_name(path.name + PARTIAL)
         self._file: BinaryIO | None = None
         self._sealed: SealedWriter | None = None
-        if path.exists() and not path.is_file():
-            mend = "name a file: a device or a folder would be replaced by it"
-            raise LogError("a journal is a file of its own", where=str(path), mend=mend)
         with self._failing():
+            if path.exists() and not path.is_file():
+                mend = "name a file: a device or a folder would be replaced by it"
+                raise LogError("a journal is a file of its own", where=str(path), mend=mend)
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._partial.open("wb", buffering=CHUNK_BYTES)
             self._sealed = SealedWriter(self._file) if path.name.endswith(COMPRESSED) else None

@@ -264,6 +264,8 @@ def test_a_place_that_cannot_be_written_is_a_log_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(LogError, match="cannot be written"):
         JournalWriter(tmp_path / "file" / "log.jsonl", POOL)
+    with pytest.raises(LogError, match="cannot be written: File name too long"):
+        JournalWriter(tmp_path / ("long" * 100), POOL)
 
 
 def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
