@@ -4,6 +4,7 @@ import gzip
 import zlib
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, ClassVar, TypeVar, cast
 
@@ -89,7 +90,7 @@ def lines_of(
                 if line.strip():
                     yield number, line
                 if on_progress is not None and number % PROGRESS_EVERY == 0:
-                    on_progress(stored.tell(), size)
+                    on_progress(stored.tell() if stored.seekable() else 0, size)  # A pipe does not say where it is.
             if on_progress is not None:
                 on_progress(size, size)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -112,8 +113,7 @@ def decoded(decode: Callable[[bytes], Row], line: bytes, *, path: Path, number: 
         raise TraceError(f"not JSON ({error})", file=str(path), line=number, mend=mend) from error
 
 
-def _unpacked(path: Path, stored: BinaryIO) -> BinaryIO:
+def _unpacked(path: Path, stored: BufferedReader) -> BinaryIO:
     """Packed is what is called so, and what begins so under another name."""
-    packed = path.suffix == ".gz" or stored.read(len(_GZIP_HEAD)) == _GZIP_HEAD
-    stored.seek(0)
-    return cast(BinaryIO, gzip.GzipFile(fileobj=stored)) if packed else stored
+    packed = path.suffix == ".gz" or stored.peek(len(_GZIP_HEAD)).startswith(_GZIP_HEAD)
+    return cast(BinaryIO, gzip.GzipFile(fileobj=stored) if packed else stored)

@@ -2,13 +2,14 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from events.base import NS_PER_MS, NS_PER_S, RequestKind
-from replay.traces.base import Trace, TraceError
+from replay.traces.base import PROGRESS_EVERY, Trace, TraceError
 from replay.traces.table import Columns, read_table
 
 ROW: dict[str, Any] = {"time": 2.5, "prompt_tokens": 700, "output_tokens": 9}
@@ -158,6 +159,20 @@ def test_a_files_own_marks_are_no_part_of_its_first_row(tmp_path: Path, form: st
     assert (arrival.prompt_tokens, arrival.output_tokens) == (700, 9), (
         "gzipped whatever its name, with a byte order mark"
     )
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_trace_may_come_through_a_pipe(zipped: bool) -> None:
+    text = (CSV + "".join(f"{number},700,9\n" for number in range(2 * PROGRESS_EVERY))).encode()
+    reads, writes = os.pipe()
+    try:
+        with os.fdopen(writes, "wb") as end:
+            end.write(gzip.compress(text) if zipped else text)
+        path = Path(f"/dev/fd/{reads}")
+        read = read_table(path, form="csv", columns=Columns(), on_progress=lambda _done, _size: None)
+    finally:
+        os.close(reads)
+    assert len(read.arrivals) == 2 * PROGRESS_EVERY
 
 
 def test_a_long_pause_is_no_change_of_unit(tmp_path: Path) -> None:
