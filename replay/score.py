@@ -251,9 +251,10 @@ class Scorer:
         out.window_ns = window_ns or max(WINDOW_MIN_NS, lives[-1].arrived_ns - lives[0].arrived_ns)
         out.offered_per_s = out.requests * NS_PER_S / out.window_ns
         out.goodput_per_s = out.slo_met * NS_PER_S / out.window_ns
-        # Until the last answer: how long a log goes on behind it says nothing of its engines.
+        # Until the last answer: how long a log goes on behind it says nothing of its engines. But while somebody comes,
+        # who answers nobody is not the quicker for it.
         answered_ns = max((one.over_ns for one in lives if one.finished is not None), default=0)
-        busy_ns = max(WINDOW_MIN_NS, answered_ns - lives[0].arrived_ns)
+        busy_ns = max(WINDOW_MIN_NS, max(answered_ns, lives[-1].arrived_ns) - lives[0].arrived_ns)
         out.output_tokens_per_s = sum(one.output_tokens for one in done) * NS_PER_S / busy_ns
         out.preemptions = max(self.gauges.preemptions, sum(one.preemptions for one in done))
         _count_ends(out, lives)

@@ -115,6 +115,15 @@ def test_a_log_that_goes_on_when_all_is_answered_makes_no_engine_slower() -> Non
     assert idle.output_tokens_per_s == score(log(*lived)).output_tokens_per_s == pytest.approx(11 / 9)
 
 
+def test_engines_that_answer_nobody_any_more_are_not_quicker_for_it() -> None:
+    lived = [(0, arrived("r1")), (9_000, finished("r1"))]
+    refused = [
+        (89_000, arrived("r2")),
+        (89_000, RequestRejected(request_id=RequestId("r2"), reason=RejectReason.KV_BUDGET)),
+    ]
+    assert score(log(*lived, *refused)).output_tokens_per_s == pytest.approx(11 / 89)
+
+
 def test_a_window_may_begin_later_than_the_log() -> None:
     """A pool was up for a minute before anybody asked."""
     measured = EngineMeasured(engine_id=EngineId("e1"), running=0, waiting=0, kv_used_ppm=0)
