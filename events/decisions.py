@@ -33,6 +33,7 @@ class DeferReason(StrEnum):
     SESSION_SLOT = "session_slot"
     SET_ASIDE = "set_aside"
     KEPT_FOR_OTHERS = "kept_for_others"
+    LATE = "late"
 
 
 class PreemptReason(StrEnum):

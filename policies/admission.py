@@ -5,7 +5,7 @@ The rules for one request stand in `policies.judgement`. Around them:
 - Deferred requests are looked at again whenever something may have changed: for one engine when a request there ends
   or gives its first token or the engine is measured, for all with every tick. Each line goes in the order of
   the strategy (`policies.lineup`); while its head does not fit, at most `passes_max` later ones go before it.
-- One whose latest start has passed is refused (deadline passed; evicted, if it was preempted).
+- One whose latest start has passed is refused (evicted, if it was preempted), or goes late: `policies.late_service`.
 - One that has its first token and was preempted goes on before all that: see `policies.parking`.
 - In mode `observe` everything is admitted at once where the placement says, with what would have been decided; only
   what no engine can serve is refused.
@@ -80,12 +80,14 @@ from policies.judgement import (
     judge,
     longer_output,
     output_of,
+    prefill_ns,
     ranked,
     retry_after_ns,
     serving,
     settle,
     slack_ns,
 )
+from policies.late_service import is_late, judge_late, nobody_in_time_waits, or_late
 from policies.lineup import first_ruling, keeps_out, line_key, lineup, passes_left
 from policies.placement import WAITS_FOR_BEST
 from policies.predictors import output_length
@@ -153,6 +155,7 @@ def _first_verdict(state: State, desk: Desk, fresh: Waiting) -> Verdict:
     line = state.lines.by_group.get(waiting.line_name(fresh))
     ruling = first_ruling(desk, fresh, prospects, line)
     verdict = preemption.or_room(desk, fresh, ruling, found, others_wait=line is not None)
+    verdict = or_late(desk, fresh, verdict, work_ns=prefill_ns(prospects))
     if isinstance(verdict, Defer) and len(state.lines.group_of) >= settings.queue_max:
         return Reject(RejectReason.QUEUE_FULL, retry_after_ns(line.work_ns if line else 0, settings))
     return verdict
@@ -286,13 +289,13 @@ def _drain(
     resumed = _go_on(state, desk, only=only, gone=gone) if state.parked_on else []
     lines.sort(key=partial(line_key, desk))
     expire = expire and state.settings.mode is Mode.ENFORCE
-    decisions: list[Event] = [*resumed, *(_expire(lines, now_ns, gone) if expire else ())]
+    decisions: list[Event] = [*resumed, *(_expire(desk, lines, gone) if expire else ())]
     for line in lines:
         if len(decisions) >= DECIDED_MAX:
             break
         if desk.settings.mode is Mode.OBSERVE:
             decisions += _let_through(desk, line, gone=gone)
-        elif not line.head().lane or _any_has_quota_left(desk, line):
+        elif nobody_in_time_waits(lines, gone) if is_late(line.head()) else _any_has_quota_left(desk, line):
             decisions += _drain_line(desk, line, only=only, gone=gone)
     # What is sent just before an engine has done all that it has lets it go on without a gap.
     waits = any(request_id not in gone for line in lines for request_id in line.entries)
@@ -321,21 +324,24 @@ def _let_through(desk: Desk, line: Line, *, gone: dict[RequestId, None]) -> list
 
 
 def _any_has_quota_left(desk: Desk, line: Line) -> bool:
-    return any(has_quota_left(desk, one) for one in islice(line.ordered(), desk.settings.scan_max))
+    some = islice(line.ordered(), desk.settings.scan_max)
+    return not line.head().lane or any(has_quota_left(desk, one) for one in some)
 
 
-def _expire(lines: list[Line], now_ns: int, gone: dict[RequestId, None]) -> list[Event]:
+def _expire(desk: Desk, lines: list[Line], gone: dict[RequestId, None]) -> list[Event]:
     late = (
         one for line in lines for request_id, one in line.entries.items()
-        if one.until_ns <= now_ns and request_id not in gone
+        if one.until_ns <= desk.now_ns and request_id not in gone
     )  # fmt: skip
-    expired = list(islice(late, EXPIRED_MAX))
-    gone.update(dict.fromkeys(one.request.request_id for one in expired))
-    return [_too_late(one) for one in expired]
+    expired = {one.request.request_id: one for one in islice(late, EXPIRED_MAX)}
+    gone.update(dict.fromkeys(expired))
+    return [said for one in expired.values() for said in _too_late(desk, one)]
 
 
-def _too_late(one: Waiting) -> RequestRejected:
-    return _rejected(Reject(RejectReason.DEADLINE_PASSED, RETRY_AFTER_MIN_NS), one)
+def _too_late(desk: Desk, one: Waiting) -> list[Event]:
+    """Its latest start has passed, or it has waited to be served late for as long as it may."""
+    verdict = or_late(desk, one, Reject(RejectReason.DEADLINE_PASSED, RETRY_AFTER_MIN_NS), work_ns=one.work_ns)
+    return _said(desk, verdict, one)
 
 
 def _drain_line(desk: Desk, line: Line, *, only: EngineId | None, gone: dict[RequestId, None]) -> list[Event]:
@@ -367,7 +373,7 @@ def _drain_line(desk: Desk, line: Line, *, only: EngineId | None, gone: dict[Req
 def _again(desk: Desk, one: Waiting, *, only: EngineId | None) -> list[Event]:
     """What is said now to a request that waits; nothing = it waits on."""
     if one.until_ns <= desk.now_ns:
-        return [_too_late(one)]
+        return _too_late(desk, one)
     # Too late on one engine is not too late on all: the next tick looks at them all.
     elsewhere = only is not None and len(desk.accounts) > 1
     if elsewhere:
@@ -382,16 +388,16 @@ def _again(desk: Desk, one: Waiting, *, only: EngineId | None) -> list[Event]:
         there = holds
         if surely_waits(desk, one, there):
             return []
-    ruling: Ruling
     if elsewhere and all(is_full(desk.trial(account), one.request, desk.settings) for account in there):
-        ruling = Defer(DeferReason.KV_BUDGET, one.until_ns, one.work_ns)
+        ruling: Ruling = Defer(DeferReason.KV_BUDGET, one.until_ns, one.work_ns)
     else:
-        ruling = judge(desk, _prospects(desk, one, there, elsewhere=elsewhere))
-    verdict = preemption.or_room(desk, one, ruling, there)
+        prospects = _prospects(desk, one, there, elsewhere=elsewhere)
+        ruling = judge_late(desk, one, prospects) if is_late(one) else judge(desk, prospects)
+    verdict = ruling if is_late(one) else preemption.or_room(desk, one, ruling, there)
     if isinstance(verdict, Defer) or (isinstance(verdict, Reject) and elsewhere):
         return []
     _count(desk, verdict)
-    return _said(desk, verdict, one)
+    return _said(desk, or_late(desk, one, verdict, work_ns=one.work_ns), one)
 
 
 def _prospects(desk: Desk, one: Waiting, there: list[Account], *, elsewhere: bool) -> list[Prospect]:

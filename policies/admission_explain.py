@@ -40,6 +40,7 @@ from policies.judgement import (
     slack_ns,
     slot_tokens_max,
 )
+from policies.late_service import is_late, judge_late, wait_max_ns
 from policies.predictors import output_length
 from policies.predictors.kv_footprint import footprint_bytes
 from policies.trial import promise, withdraw
@@ -60,6 +61,7 @@ def explain(state: State, event: Event, now_ns: int) -> dict[str, Any]:
         "settings": msgspec.to_builtins(state.settings),
         "deferred": len(state.lines.group_of),
         "long_lane_ppm": ordering.lane_ppm(state.ordering, state.settings),
+        "late_max_ns": wait_max_ns(state.ordering, state.settings),
         "requests": [_request(state, desk, one) for one in looked_at],
     }
 
@@ -78,6 +80,7 @@ def knew(state: State, event: Event, now_ns: int, decision: Event, before: Seque
         "settings": msgspec.to_builtins(state.settings),
         "deferred": len(state.lines.group_of),
         "long_lane_ppm": ordering.lane_ppm(state.ordering, state.settings),
+        "late_max_ns": wait_max_ns(state.ordering, state.settings),
         "requests": [_request(state, desk, one)],
     }
 
@@ -159,7 +162,7 @@ def _order(desk: Desk, one: Waiting) -> tuple[list[Prospect], dict[str, Any]]:
     if isinstance(found, Reject):
         return [], _rule(found)
     order = ranked(desk, one.request, found, waiting.group(one.request))
-    return order, _rule(judge(desk, order))
+    return order, _rule(judge_late(desk, one, order) if is_late(one) else judge(desk, order))
 
 
 def _scores(desk: Desk, one: Waiting, order: list[Prospect]) -> dict[EngineId, int]:

@@ -69,6 +69,9 @@ class AdmissionSettings(Settings, kw_only=True):
     them; under pressure down to `long_lane_ppm` (`policies.ordering.long_lane`). A class of prompts (or a tenant) of
     which less than `fairness_ppm` of the overall share is served comes first (0 = no such floor).
 
+    What cannot be in time any more is not refused but served late where that harms nobody, if that is possible within
+    `late_max_ns` (0 = it is refused at once); under pressure it is refused (`policies.late_service`).
+
     `preemption` says who may be preempted for a more urgent request, at most `preempt_victims_max` for one, none whose
     answer is past `protect_ppm` of its expected length, and each at most `preemptions_max` times. One that was
     preempted after its first token goes on after at most `resume_max_ns`, whatever else waits.
@@ -104,6 +107,7 @@ class AdmissionSettings(Settings, kw_only=True):
     long_lane_ppm: Annotated[int, Meta(ge=1, le=PPM)] = 250_000
     long_lane_calm_ppm: Annotated[int, Meta(ge=1, le=PPM)] = 500_000
     fairness_ppm: Annotated[int, Meta(ge=0, le=PPM)] = 600_000
+    late_max_ns: Annotated[int, Meta(ge=0, le=600 * NS_PER_S)] = 30 * NS_PER_S
     preemption: Preemption = Preemption.PRIORITY
     preempt_victims_max: Annotated[int, Meta(ge=1, le=64)] = 4
     protect_ppm: Annotated[int, Meta(ge=0, le=PPM)] = 800_000

@@ -191,7 +191,8 @@ def _admitted(state: State, event: RequestAdmitted, now_ns: int) -> None:
     if state.settings.session_slots is Switch.ON:
         sessions.turn_began(state.sessions, request, now_ns)
     if not one.preemptions:
-        ordering.decided(state.ordering, request, served=True, tokens=sent.uncached_tokens)
+        served = one.lane != waiting.LATE_LANE
+        ordering.decided(state.ordering, request, served=served, tokens=sent.uncached_tokens)
         _keep_order(state)
     hold(state, account, request.request_id, sent)
     if not account.reports_slices:
@@ -240,8 +241,13 @@ def _registered(state: State, event: EngineRegistered) -> None:
 
 def _deferred(state: State, event: RequestDeferred) -> None:
     one = undecided(state, event.request_id)
-    if one is not None and one is state.fresh:
+    if one is not None and event.reason is DeferReason.LATE and waiting.take(state.lines, event.request_id):
+        one.lane, one.until_ns = waiting.LATE_LANE, event.until_ns
+        _line_up(state, one)
+    elif one is not None and one is state.fresh:
         one.until_ns, one.work_ns = event.until_ns, event.work_ns
+        if event.reason is DeferReason.LATE:
+            one.lane = waiting.LATE_LANE
         one.foretold = output_of(state.outputs, state.settings, one.request)
         if event.reason is DeferReason.SESSION_SLOT:
             one.lane = waiting.SESSIONS_LANE

@@ -12,6 +12,7 @@
    Within its tenant's quota, too: above it alone, it is rejected (tenant quota).
 6. Else it is deferred, until the latest moment at which it could still be in time.
 7. Where 4 or 6 would let it miss its deadline, less urgent requests may have to make room: `policies.preemption`.
+8. What would be refused for nothing but being late is served late where that harms nobody: `policies.late_service`.
 
 With `deferral` off rule 5 asks nothing but whether it would be in time.
 
@@ -249,7 +250,7 @@ def judge(desk: Desk, prospects: list[Prospect], *, ahead_ns: int = 0, may_go: b
             # Its turn there comes in time, and there it costs least.
             may_go = not (why is DeferReason.PREFILL_BACKLOG and settings.placement in placement.WAITS_FOR_BEST)
     assert late_min_ns is not None, "there is an engine to judge"
-    work_ns = min(alone_ns(one) if one.judged else 0 for one in prospects)
+    work_ns = prefill_ns(prospects)
     late_ns = late_min_ns + ahead_ns // len(prospects)
     if late_ns > 0:
         hopeless = with_margin(work_ns, settings) > request.slo_ttft_ns
@@ -259,6 +260,11 @@ def judge(desk: Desk, prospects: list[Prospect], *, ahead_ns: int = 0, may_go: b
         return Reject(RejectReason.TENANT_QUOTA, RETRY_AFTER_MIN_NS)
     control_ns = min(one.trial.account.control_ns for one in prospects)
     return Defer(reason, request.deadline_ns - control_ns - with_margin(work_ns, settings), work_ns)
+
+
+def prefill_ns(prospects: list[Prospect]) -> int:
+    """The prefill that a request brings, on the engine where it is least."""
+    return min(alone_ns(one) if one.judged else 0 for one in prospects)
 
 
 def hindrance(desk: Desk, one: Prospect) -> DeferReason | None:

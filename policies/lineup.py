@@ -15,6 +15,7 @@ from events.base import RequestId, RequestKind, TenantId
 from events.decisions import DeferReason
 from policies.forecast import Prospect, alone_ns, backlog_ns
 from policies.judgement import Admit, Defer, Desk, Ruling, judge, serving
+from policies.late_service import is_late
 from policies.ordering import kind_turns, lags, lane_ppm, long_lane, rule_of
 from policies.ordering.fairness import class_of
 from policies.ordering.set_aside import PLAN_MAX, Job, kept
@@ -22,10 +23,12 @@ from policies.settings import Switch
 from policies.waiting import Line, Place, Waiting, place
 
 
-def line_key(desk: Desk, line: Line) -> tuple[int, Place]:
-    """Which line is looked at first: that of the kind whose turn it is, or that with the first head."""
+def line_key(desk: Desk, line: Line) -> tuple[bool, int, Place]:
+    """Which line is looked at first: that of the kind whose turn it is, or that with the first head. What can only be
+    late comes last."""
     by_urgency = rule_of(desk.ordering, desk.settings).by_urgency
-    return (kind_turns.tag(desk.ordering.turns, line.head().request.kind) if by_urgency else 0, line.order[0])
+    turn = kind_turns.tag(desk.ordering.turns, line.head().request.kind) if by_urgency else 0
+    return (is_late(line.head()), turn, line.order[0])
 
 
 def lineup(desk: Desk, line: Line, *, gone: dict[RequestId, None], fresh: Waiting | None = None) -> list[Waiting]:
@@ -39,7 +42,7 @@ def lineup(desk: Desk, line: Line, *, gone: dict[RequestId, None], fresh: Waitin
         first = [position for position, lagging in enumerate(behind) if lagging]
         then = [position for position, lagging in enumerate(behind) if not lagging]
         entries, behind = [entries[p] for p in first + then], [True] * len(first) + [False] * len(then)
-    if not rule_of(desk.ordering, desk.settings).sets_aside or not entries:
+    if not rule_of(desk.ordering, desk.settings).sets_aside or not entries or is_late(entries[0]):
         return entries
     free_ns = backlogs_ns(desk, entries[0])
     if not free_ns:

@@ -89,6 +89,10 @@ SESSIONS_LANE = "\n\nsessions"
 """The lane of turns that wait until fewer sessions are active. No tenant's name has a line break."""
 
 
+LATE_LANE = "\n\nlate"
+"""The lane of those that cannot be in time any more (`policies.late_service`)."""
+
+
 def tenant_lane(tenant: TenantId) -> str:
     """The lane of those that wait for their own tenant's requests to end."""
     return f"\n{tenant}"

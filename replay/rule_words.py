@@ -71,6 +71,10 @@ _DEFER: dict[DeferReason, str] = {
     DeferReason.KEPT_FOR_OTHERS: (
         _IN_TIME + "it would take the room that is kept for prompts of a length that is served less (fairness_ppm)."
     ),
+    DeferReason.LATE: (
+        "It cannot be in time any more, and hardly anybody is refused now: it goes when nobody waits who can be in "
+        "time (late_max_ns)."
+    ),
 }  # fmt: skip
 _PREEMPT: dict[PreemptReason, str] = {
     PreemptReason.MORE_URGENT: "A strictly more urgent request needs the room, and this one is the one to give way.",

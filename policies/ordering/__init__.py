@@ -60,10 +60,10 @@ def name_of(ordering: Ordering, settings: AdmissionSettings) -> str:
 
 
 def decided(ordering: Ordering, request: RequestArrived, *, served: bool, tokens: int = 0) -> None:
-    """It was admitted (`served`, with that many tokens to prefill) or refused."""
+    """It was admitted (with that many `tokens` to prefill; `served`: to be in time) or refused."""
     fairness.decided(ordering.standings, request, served=served)
     ordering.pressed = adaptive.is_pressed(ordering.pressed, ordering.standings)
-    if served:
+    if tokens:
         kind_turns.went(ordering.turns, request.kind, tokens)
 
 
@@ -78,6 +78,11 @@ def lane_ppm(ordering: Ordering, settings: AdmissionSettings) -> int:
         fairness.served_ppm(ordering.standings),
         pressed_ppm=settings.long_lane_ppm, calm_ppm=settings.long_lane_calm_ppm,
     )  # fmt: skip
+
+
+def served_ppm(ordering: Ordering) -> int:
+    """The share of all that was decided of late that was served in time."""
+    return fairness.served_ppm(ordering.standings)
 
 
 def kept_tokens(ordering: Ordering, settings: AdmissionSettings) -> int:

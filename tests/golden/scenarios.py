@@ -80,7 +80,8 @@ ADMIT: Day = [
 ]  # fmt: skip
 
 DEFER: Day = [
-    (0, settings(passes_max=1, backlog_max_ns=30 * MS, strategy="fifo")), (0, engine("e1", seqs_max=4)), (0, tick(0)),
+    (0, settings(passes_max=1, backlog_max_ns=30 * MS, strategy="fifo", late_max_ns=0)),
+    (0, engine("e1", seqs_max=4)), (0, tick(0)),
     (0, arrived("a", 500, out=400)), (10 * MS, arrived("b", 100, now=10 * MS, out=5)),
     (50 * MS, first_token("a")), (60 * MS, arrived("c", 500, now=60 * MS, slack=3 * S)),
     (70 * MS, arrived("d", 50, now=70 * MS, out=10)), (80 * MS, arrived("e", 50, now=80 * MS, slack=800 * MS)),
@@ -261,7 +262,11 @@ PREEMPT: Day = [
     (1_200 * MS, finished("high", out=100)), (1_300 * MS, finished("higher", "e2", out=50)),
     *seconds(2, 2, beat(low=9)),
     (2_200 * MS, finished("lower", "e2", out=80)), *seconds(3, 5, beat(low=90)), (5_500 * MS, finished("low", out=200)),
-    *seconds(6, 6, beat()),
+    *seconds(6, 6, beat()), (7 * S, settings(late_max_ns=0)),
+    (7_000 * MS, arrived("gone", 600, now=7_000 * MS, out=100, slack=150 * MS)),
+    (7_010 * MS, arrived("urgent", 600, now=7_010 * MS, out=300, priority=1, slack=200 * MS)),
+    (7_080 * MS, first_token("urgent")), *seconds(8, 8, beat(urgent=80)), (8_500 * MS, finished("urgent", out=100)),
+    *seconds(9, 9, beat()),
 ]  # fmt: skip
 
 SHARES: Day = [
@@ -291,6 +296,15 @@ SET_ASIDE: Day = [
     (0, arrived("short", 100, out=10)), (90 * MS, first_token("long")), (100 * MS, first_token("short")),
     *seconds(1, 1, beat(long=9)), (1_100 * MS, finished("long")), (1_200 * MS, finished("short")),
     (1_300 * MS, first_token("longer")), (1_400 * MS, finished("longer")), *seconds(2, 2, beat()),
+]  # fmt: skip
+
+LATE: Day = [
+    (0, settings(long_prefill_ns=0)), (0, engine("e1", blocks=1_000)), (0, tick(0)), (0, arrived("a", 1_000, out=1)),
+    (0, arrived("late", 500, out=9, slack=60 * MS)), (0, arrived("b", 500, out=1)), (0, arrived("c", 900, slack=S)),
+    (0, arrived("d", 400, slack=200 * MS)), (100 * MS, first_token("a")), (101 * MS, finished("a", out=1)),
+    (140 * MS, first_token("d")), (190 * MS, first_token("b")), (191 * MS, finished("b", out=1)),
+    (280 * MS, first_token("c")), (340 * MS, first_token("late")), *seconds(1, 1, beat(late=5)),
+    (1_100 * MS, finished("late", out=9)), (1_200 * MS, finished("c")), (1_300 * MS, finished("d")), *seconds(2, 2),
 ]  # fmt: skip
 
 ORDERS = ("fifo", "priority", "slo_aware", "cost_optimized", "adaptive", "hybrid")
@@ -331,6 +345,7 @@ DAYS: dict[str, tuple[dict[str, Any], Day]] = {
     "shares": ({}, SHARES),
     "sessions": ({}, SESSIONS),
     "set_aside": ({}, SET_ASIDE),
+    "late": ({}, LATE),
     "kept_room": ({}, KEPT_ROOM),
     "orderings": ({}, ORDERINGS),
     "placements": ({}, PLACEMENTS),

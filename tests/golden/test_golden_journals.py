@@ -90,6 +90,7 @@ def decisions_of(path: Path) -> list[Event]:
         ("shares", {"SharesSet", "TenantQuotaSet", "RequestDeferred"}),
         ("sessions", {"RequestDeferred", "RequestAdmitted"}),
         ("set_aside", {"RequestDeferred", "RequestAdmitted"}),
+        ("late", {"RequestDeferred", "RequestAdmitted"}),
         ("observe", {"RequestAdmitted"}),
         ("quota", {"SharesSet", "TenantQuotaSet"}),
         ("eviction", {"EngineDirected"}),

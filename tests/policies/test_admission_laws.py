@@ -147,10 +147,10 @@ def test_what_is_said_twice_about_a_request_moves_nothing(day: list[int]) -> Non
 def test_when_all_has_ended_nothing_is_reserved_and_nobody_waits(day: list[int]) -> None:
     world = live(day, WILD, World())
     world.say(words.settings(mode="enforce"))
-    for _ in range(12):
+    for _ in range(40):  # Seconds: longer than `late_max_ns`.
         world.beat(0)
         world.beat(1)
-        world.tick(4)
+        world.tick(9)
     assert not world.waiting, "every request got a final word"
     for name, run in list(world.running.items()):
         del world.running[name]

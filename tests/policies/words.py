@@ -127,6 +127,6 @@ def settings(**changes: Any) -> PolicyConfigured:
 
 EXACT = settings(
     safety_ppm=0, ttft_margin_ppm=1_000_000, output_quantile_ppm=1_000_000, backlog_max_ns=500 * MS, strategy="fifo",
-    preemption="off", long_prefill_ns=0, fairness_ppm=0,
+    preemption="off", long_prefill_ns=0, fairness_ppm=0, late_max_ns=0,
 )  # fmt: skip
 """No margins: the round numbers are the limits. In order of arrival, and nobody makes room."""

@@ -86,7 +86,8 @@ def test_the_next_session_begins_when_a_refused_turn_would_come_back_after_the_w
     behind = [replace(one, request_id=f"n.{one.request_id}", session=f"n.{one.session}", after=one.request_id,
                       think_ns=0, at_ns=one.at_ns + 1) for one in first]  # fmt: skip
     until_ns = 3 * NS_PER_S
-    run = simulate([*first, *behind], pool(), closed_loop=True, until_ns=until_ns)
+    at_once = {"admission": {"late_max_ns": 0}}
+    run = simulate([*first, *behind], pool(), settings=at_once, closed_loop=True, until_ns=until_ns)
     late = {
         str(one.event.request_id): one.ts_ns for one in records(run)
         if isinstance(one.event, RequestRejected) and not one.event.request_id.startswith("n.")

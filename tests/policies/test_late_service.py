@@ -1,0 +1,82 @@
+"""What cannot be in time any more is served late rather than refused, while the pool is calm and nobody waits who can
+be in time."""
+
+from typing import Any
+
+from events.decisions import DeferReason, RejectReason, WakeAsked
+from events.request import RequestArrived
+from tests.policies.house import admitted, deferred, house, rejected
+from tests.policies.words import MS, S, arrived, engine, finished, first_token, settings, tick
+from tests.spec import START_NS, Spec, at, said
+
+PATIENT: dict[str, Any] = {"strategy": "slo_aware", "backlog_max_ns": 10 * MS, "late_max_ns": 2 * S}
+
+
+def busy(**changes: Any) -> Spec:
+    """`a` is in prefill for 100 ms."""
+    return house(settings(**PATIENT | changes), engines=(engine("e1", blocks=1_000),)).after(arrived("a", 1_000, out=1))
+
+
+def late(name: str = "late", **more: Any) -> RequestArrived:
+    """50 ms of prefill that had to begin 10 ms from now, behind 100 ms of others."""
+    return arrived(name, 500, out=1, slack=60 * MS, **more)
+
+
+def test_what_comes_too_late_waits_and_goes_when_an_engine_is_free() -> None:
+    spec = busy()
+    spec.when(late()).then(deferred("late", DeferReason.LATE, until_ns=START_NS + 2 * S))
+    spec.when(at(100 * MS, first_token("a"))).then(admitted("late", slo_slack_ns=-100 * MS))
+
+
+def test_whoever_can_be_in_time_goes_first_though_it_came_later() -> None:
+    spec = busy().after(late(), arrived("b", 500, out=1, slack=S))
+    spec.when(at(100 * MS, first_token("a"))).then(admitted("b"), said(WakeAsked))
+    spec.when(at(150 * MS, first_token("b"))).then(admitted("late"))
+
+
+def test_one_whose_latest_start_passes_while_it_waits_is_served_late_too() -> None:
+    spec = busy().after(arrived("long", 1_500, out=1, slack=260 * MS), arrived("b", 800, out=1, slack=250 * MS))
+    spec.when(at(100 * MS, first_token("a"))).then(admitted("b"), said(WakeAsked))
+    spec.when(at(115 * MS, tick(2))).then(deferred("long", DeferReason.LATE, until_ns=START_NS + 115 * MS + 2 * S))
+    spec.when(at(180 * MS, first_token("b"))).then(admitted("long"))
+
+
+def test_it_is_refused_when_it_has_waited_for_as_long_as_it_may() -> None:
+    spec = busy(late_max_ns=80 * MS).after(late())
+    spec.when(at(90 * MS, tick(2))).then(rejected("late", RejectReason.DEADLINE_PASSED))
+
+
+def test_under_pressure_it_is_refused_at_once() -> None:
+    spec = busy().after(late("first"))
+    spec.after(at(100 * MS, first_token("a")))  # What goes late counts as not served.
+    spec.when(late("second", now=100 * MS)).then(rejected("second", RejectReason.SLO_INFEASIBLE))
+
+
+def test_it_may_wait_the_less_the_more_was_refused_of_late() -> None:
+    spec = house(settings(**PATIENT), engines=(engine("e1", blocks=1_000),))
+    spec.after(arrived("no", 900, out=1, slack=20 * MS, tpot=1))
+    for n in range(198):
+        spec.after(arrived(f"x{n}", 10, out=1), first_token(f"x{n}"), finished(f"x{n}"))
+    spec.after(arrived("a", 1_000, out=1))
+    # 199 of 200 served: half of the way from 99 % to all.
+    assert spec.explained(late())["late_max_ns"] == S
+    spec.when(late()).then(deferred("late", DeferReason.LATE, until_ns=START_NS + S))
+
+
+def test_what_no_idle_engine_could_do_in_time_is_refused() -> None:
+    busy().when(arrived("x", 1_000, out=1, slack=50 * MS)).then(rejected("x", RejectReason.SLO_INFEASIBLE))
+    busy().when(arrived("x", 100, out=9, slack=S, tpot=MS)).then(rejected("x", RejectReason.SLO_INFEASIBLE))
+
+
+def test_without_it_or_without_waiting_what_is_late_is_refused() -> None:
+    busy(late_max_ns=0).when(late()).then(rejected("late", RejectReason.SLO_INFEASIBLE))
+    busy(deferral="off").when(late()).then(rejected("late", RejectReason.SLO_INFEASIBLE))
+
+
+def test_a_long_one_keeps_to_the_long_lane() -> None:
+    lane = {"long_prefill_ns": 100 * MS, "long_lane_ppm": 1, "long_lane_calm_ppm": 1}
+    spec = house(settings(**PATIENT | lane), engines=(engine("e1", blocks=1_000), engine("e2", blocks=1_000)))
+    spec.after(arrived("a", 1_500, out=1), arrived("b", 1_000, out=1, slack=110 * MS))
+    spec.when(at(20 * MS, tick(2))).then(deferred("b", DeferReason.LATE))
+    spec.when(at(30 * MS, tick(3))).then(said(WakeAsked))
+    spec.when(at(110 * MS, tick(4))).then(admitted("b", "e2"))
