@@ -30,7 +30,8 @@ REPORT = click.Path(exists=True, path_type=Path)
 @click.option(
     "--fail-on",
     default="",
-    help="Exit code 1 on any of: worse, different, drift, lost-win (the last two as `bench run --against` has them).",
+    help="Exit code 1 on any of: worse, different, drift, lost-win (the last two as `bench run --against` has them). "
+    "Where nothing could be compared, worse and different are.",
 )
 @with_output
 def command(first: Path, second: Path, everything: bool, fail_on: str, out: Output) -> int:
@@ -62,6 +63,7 @@ def command(first: Path, second: Path, everything: bool, fail_on: str, out: Outp
         bool(lost)
         or (WORSE in others and bool(found.counted(Verdict.WORSE)))
         or (DIFFERENT in others and bool(found.counted() or found.only_first or found.only_second))
+        or (bool(others) and not found.differences)  # Nothing that both have: nothing was held against anything.
     )
     return Exit.NO if failed else Exit.FINE
 

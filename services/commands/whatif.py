@@ -51,7 +51,8 @@ class Answer(msgspec.Struct, kw_only=True):
               help="An interpreter that has vLLM (default: .venv-engine/bin/python).")  # fmt: skip
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Modelled runs at a time.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the lengths of answers that nobody gave.")
-@click.option("--same", is_flag=True, help="Exit code 1 unless every decision is the same.")
+@click.option("--same", is_flag=True,
+              help="Exit code 1 unless every decision is the same (recorded, where no policy is named).")  # fmt: skip
 @with_settings
 @with_output
 def whatif(
@@ -66,6 +67,7 @@ def whatif(
     answers; the recorded policy is modelled too, and its distance from what was observed is the error.
     """
     from replay.bench.memory.report import EngineModel
+    from replay.tried import RECORDED
 
     if (path is None) == (pool is None):
         raise click.UsageError("name a journal, or a pool with --pool")
@@ -73,7 +75,7 @@ def whatif(
         raise click.UsageError("--own-times, --step-model and --engine-model go with --closed-loop")
     model = _step_model(step_model)
     changes, rest = split(settings)
-    wanted = candidates(policies, changes)
+    wanted = candidates(policies or ((RECORDED,) if same else ()), changes)
     if not wanted:
         raise click.UsageError("name what to try: --policy NAME, or --set ACTOR.KEY=VALUE")
     from replay.journal_source import JournalSource
@@ -120,13 +122,13 @@ def split(settings: Settings) -> tuple[dict[str, dict[str, Any]], Settings]:
 
 
 def candidates(policies: tuple[str, ...], changes: dict[str, dict[str, Any]]) -> "list[Candidate]":
-    """What is tried: each policy with the changes; without one the recorded policy, where anything is changed. Raises
-    ConfigError."""
+    """What is tried: each policy once, with the changes; without one the recorded policy, where anything is changed.
+    Raises ConfigError."""
     from policies.catalog import PRESETS
     from replay.tried import RECORDED, candidate
 
     found = []
-    for name in policies or ((RECORDED,) if changes else ()):
+    for name in dict.fromkeys(policies or ((RECORDED,) if changes else ())):
         if name not in (RECORDED, *PRESETS):
             what = f"no policy {name!r}{meant(name, [RECORDED, *PRESETS])}"
             raise ConfigError(what, where="--policy", key="", allowed=", ".join([RECORDED, *PRESETS]))

@@ -48,6 +48,13 @@ def test_what_is_worse_is_a_row_and_an_exit_code_where_that_is_asked_for(
     assert cli.run(["bench", "compare", two[0], two[0], "--fail-on", "different,worse,drift,lost-win"]) == Exit.FINE
 
 
+def test_nothing_that_could_be_compared_is_no_pass(two: tuple[str, str], tmp_path: Path) -> None:
+    elsewhere = drawn_report(workloads=("coding",), systems=(OURS, CAREFUL), loads=(1.0,), seeds=(1, 2, 3))
+    pair = (two[0], kept(tmp_path, "elsewhere.json", elsewhere))
+    assert cli.run(["bench", "compare", *pair]) == Exit.FINE
+    assert cli.run(["bench", "compare", *pair, "--fail-on", "worse"]) == Exit.NO
+
+
 def test_programs_get_one_value_with_everything_in_it(two: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["bench", "compare", *two, "--json", "--fail-on", "lost-win"]) == Exit.NO
     counted = json.loads(capsys.readouterr().out)

@@ -72,6 +72,11 @@ def test_a_setting_lies_on_top_of_what_was_recorded_or_of_each_policy(
     assert tried["settings"]["admission"] == {**PRESETS["honest_rival"]["admission"], "queue_max": 7}
 
 
+def test_a_policy_named_twice_is_tried_once(capsys: pytest.CaptureFixture[str], journal: Path) -> None:
+    tried = answered(capsys, journal, "--policy", "fifo", "--policy", "fifo")["open_loop"]["tried"]
+    assert [one["policy"] for one in tried] == ["recorded", "fifo"]
+
+
 def test_people_see_what_differs_where_first_and_how_sure_that_is(
     capsys: pytest.CaptureFixture[str], journal: Path
 ) -> None:
@@ -97,6 +102,7 @@ def test_a_trace_is_told_apart_from_a_log(capsys: pytest.CaptureFixture[str], tm
 
 def test_same_is_a_question_with_an_answer(capsys: pytest.CaptureFixture[str], journal: Path) -> None:
     assert called(capsys, journal, "--policy", "recorded", "--same")[0] == Exit.FINE
+    assert called(capsys, journal, "--same")[0] == Exit.FINE, "without a policy the recorded one is asked"
     assert called(capsys, journal, "--policy", "default", "--same")[0] == Exit.FINE
     assert called(capsys, journal, "--policy", "first_come", "--same")[0] == Exit.NO
 
