@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
 import pytest
@@ -113,8 +112,9 @@ def test_every_request_follows_its_life_in_order() -> None:
         ("RequestArrived", "RequestDeferred", "RequestAdmitted", "DispatchStarted", "FirstTokenSeen",
          "RequestFinished"),
     }  # fmt: skip
-    seen = {tuple(one for one, _ in groupby(life)) for life in lives.values()}  # Twice deferred: it became late.
-    assert seen <= allowed
+    # Twice deferred: it became late. Nothing else comes twice.
+    twice = ("RequestDeferred RequestDeferred ", "RequestDeferred ")
+    assert {tuple(" ".join(life).replace(*twice).split()) for life in lives.values()} <= allowed
     assert len(lives) == len(mixed(4, SMALL))
 
 
