@@ -2,9 +2,9 @@
 
 - smoke: is everything in its place? A look at three workloads on two engines, in less than a minute.
 - standard: the workloads and systems that the goals speak of, 30 virtual minutes on 8 light engines (those with the
-  most requests a second less: `conversation` 15, `synthetic` and `mixed` 5), steady workloads at their knee, and 5
-  virtual minutes on 2 engines with vLLM's scheduler. One seed a load, a smaller grid, and systems only at loads where a
-  goal needs them: twenty minutes on two quiet cores.
+  most requests a second less: `synthetic` and `mixed` 10), steady workloads at their knee, and 5 virtual minutes on 2
+  engines with vLLM's scheduler. One seed a load, a smaller grid, and systems only at loads where a goal needs them:
+  less than half an hour on two quiet cores.
 - full: all systems, workloads and judging seeds. Hours.
 
 Choices (the point of the grid, lru or arc) are made with tuning seeds, results are those of judging seeds.
@@ -166,7 +166,7 @@ STANDARD: Final = Plan(
     stages=(
         Stage(
             engine=EngineModel.LIGHT, engines=8, seconds=1_800, workloads=_WORKLOADS,
-            systems=(*MAIN, OURS_UNLIMITED, *TWINS), shorter={"conversation": 900, "synthetic": 300, "mixed": 300},
+            systems=(*MAIN, OURS_UNLIMITED, *TWINS), shorter={"synthetic": 600, "mixed": 600},
             only_at={
                 **dict.fromkeys(TWINS, (KNEE_LOAD,)), SHIPPED: FROM_KNEE, UNLIMITED: UP_TO_KNEE,
                 OURS_UNLIMITED: (KNEE_LOAD, 1.2),
