@@ -87,7 +87,7 @@ def desk_of(state: State, now_ns: int) -> Desk:
     """What a decision of now looks at."""
     return Desk(
         state.accounts, state.outputs, state.turns, state.settings, state.tenants, now_ns, ordering=state.ordering,
-        sessions=state.sessions,
+        sessions=state.sessions, deferred=len(state.lines.group_of),
     )  # fmt: skip
 
 

@@ -102,7 +102,7 @@ Verdict = Ruling | Preempt
 class Desk:
     """What one decision looks at: the accounts, and what it has promised so far (`promised_bytes` by tenant, less what
     was preempted; `session_tokens` by model). Changes no account. `preempts_left` bounds how often one decision looks
-    for victims."""
+    for victims, `deferred` is how many waited before it."""
 
     accounts: dict[EngineId, Account]
     outputs: Outputs
@@ -115,6 +115,7 @@ class Desk:
     promised_bytes: dict[TenantId, int] = field(default_factory=dict)
     session_tokens: dict[ModelId, int] = field(default_factory=dict)
     preempts_left: int = PREEMPTS_MAX
+    deferred: int = 0
     ordering: Ordering = field(default_factory=Ordering)
     kept_tokens: int | None = None
     """Prompt tokens for which room is kept, once it was asked for."""

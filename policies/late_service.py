@@ -6,7 +6,9 @@ goes to an engine only while nobody who can be in time waits. A long prefill kee
 
 It waits at most `late_max_ns` longer, and the less the more was refused or late of the last few hundred: nothing where
 one in a hundred was. Then the p99 is late whatever is done, and work that helps nobody costs others.
-The pace of what runs is kept as with any other, and it is refused when it has waited for so long.
+The pace of what runs is kept as with any other, and it is refused when it has waited for so long. Where half of the
+queue is taken it does not wait: a burst of what is late must not fill it. Nor does what waits for its own tenant's
+requests to end: in one line with the others it would hold these up.
 
 Source: what a server does that refuses nothing, as far as that is free; optional work in brownout (Klein et al., ICSE
 2014). Measured on a conversation trace at three quarters of its knee: one in 250 was refused, and for the p99 of all
@@ -30,15 +32,18 @@ from policies.waiting import LATE_LANE, Line, Waiting
 
 CALM_PPM = 990_000
 """With no more than this share served in time nobody is served late."""
+QUEUE_PARTS = 2
+"""Nobody is served late while so many wait that one part in so many of `queue_max` is taken: the rest is for those that
+can be in time."""
 
 
 def or_late(desk: Desk, one: Waiting, verdict: Verdict, *, work_ns: int) -> Verdict:
     """The verdict, or leave to wait on, where it would be refused for nothing but being late. `work_ns` is the prefill
     that it brings."""
-    if not isinstance(verdict, Reject) or is_late(one) or not _is_only_late(verdict):
+    if not isinstance(verdict, Reject) or one.lane or not _is_only_late(verdict):
+        return verdict  # Who waits in a line apart does not wait for an engine, or is late already.
+    if desk.settings.deferral is Switch.OFF or desk.deferred >= desk.settings.queue_max // QUEUE_PARTS:
         return verdict
-    if desk.settings.deferral is Switch.OFF:
-        return verdict  # Nobody waits.
     wait_ns = wait_max_ns(desk.ordering, desk.settings)
     return Defer(DeferReason.LATE, desk.now_ns + wait_ns, work_ns) if wait_ns else verdict
 

@@ -6,7 +6,7 @@ from typing import Any
 from events.decisions import DeferReason, RejectReason, WakeAsked
 from events.request import RequestArrived
 from tests.policies.house import admitted, deferred, house, rejected
-from tests.policies.words import MS, S, arrived, engine, finished, first_token, settings, tick
+from tests.policies.words import MS, S, arrived, engine, finished, first_token, quota, settings, tick
 from tests.spec import START_NS, Spec, at, said
 
 PATIENT: dict[str, Any] = {"strategy": "slo_aware", "backlog_max_ns": 10 * MS, "late_max_ns": 2 * S}
@@ -71,6 +71,18 @@ def test_what_no_idle_engine_could_do_in_time_is_refused() -> None:
 def test_without_it_or_without_waiting_what_is_late_is_refused() -> None:
     busy(late_max_ns=0).when(late()).then(rejected("late", RejectReason.SLO_INFEASIBLE))
     busy(deferral="off").when(late()).then(rejected("late", RejectReason.SLO_INFEASIBLE))
+
+
+def test_a_burst_of_what_is_late_leaves_half_of_the_queue_to_those_in_time() -> None:
+    spec = busy(queue_max=4).after(late("one"), late("two"))
+    spec.when(late("three")).then(rejected("three", RejectReason.SLO_INFEASIBLE))
+    spec.when(arrived("b", 500, out=1, slack=S)).then(deferred("b", DeferReason.PREFILL_BACKLOG), said(WakeAsked))
+
+
+def test_what_waits_for_its_own_tenant_is_not_put_among_those_that_wait_for_an_engine() -> None:
+    spec = busy().after(quota("t", 110_000))  # It holds 101,000.
+    spec.when(arrived("b", 500, out=1, slack=500 * MS)).then(deferred("b", DeferReason.TENANT_QUOTA), said(WakeAsked))
+    spec.when(at(S, tick(2))).then(rejected("b", RejectReason.DEADLINE_PASSED))
 
 
 def test_a_long_one_keeps_to_the_long_lane() -> None:
