@@ -295,7 +295,7 @@ def _drain(
             break
         if desk.settings.mode is Mode.OBSERVE:
             decisions += _let_through(desk, line, gone=gone)
-        elif nobody_in_time_waits(lines, gone) if is_late(line.head()) else _any_has_quota_left(desk, line):
+        elif nobody_in_time_waits(desk, line, lines, gone) if is_late(line.head()) else _any_has_quota_left(desk, line):
             decisions += _drain_line(desk, line, only=only, gone=gone)
     # What is sent just before an engine has done all that it has lets it go on without a gap.
     waits = any(request_id not in gone for line in lines for request_id in line.entries)

@@ -20,11 +20,13 @@ some seconds late, when the others have gone and an engine is free. At 98 % in t
 
 from collections.abc import Iterable
 
-from events.base import PPM, RequestId
+from events.base import PPM, EngineId, RequestId
 from events.decisions import DeferReason, RejectReason
+from events.request import RequestArrived
+from policies.accounts import Account
 from policies.admission_settings import AdmissionSettings
 from policies.forecast import Prospect
-from policies.judgement import Admit, Defer, Desk, Reject, Ruling, Verdict, hindrance, slack_ns
+from policies.judgement import Admit, Defer, Desk, Reject, Ruling, Verdict, hindrance, serving, slack_ns
 from policies.ordering import Ordering, served_ppm
 from policies.placement import WAITS_FOR_BEST
 from policies.settings import Switch
@@ -58,10 +60,17 @@ def is_late(one: Waiting) -> bool:
     return one.lane == LATE_LANE
 
 
-def nobody_in_time_waits(lines: Iterable[Line], gone: dict[RequestId, None]) -> bool:
-    """Whether all that could be in time and wait for an engine have gone."""
-    in_time = (line for line in lines if not line.head().lane)
-    return all(request_id in gone for line in in_time for request_id in line.entries)
+def nobody_in_time_waits(desk: Desk, late: Line, lines: Iterable[Line], gone: dict[RequestId, None]) -> bool:
+    """Whether all that could be in time and wait for an engine that the `late` ones could go to have gone."""
+    theirs = serving(desk, late.head().request, EngineId(""))
+    return all(
+        request_id in gone for line in lines if not (head := line.head()).lane and _any_serves(theirs, head.request)
+        for request_id in line.entries
+    )  # fmt: skip
+
+
+def _any_serves(engines: list[Account], request: RequestArrived) -> bool:
+    return any(account.serves(request.model, request.kind) for account in engines)
 
 
 def judge_late(desk: Desk, one: Waiting, prospects: list[Prospect]) -> Ruling:

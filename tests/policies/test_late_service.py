@@ -3,6 +3,9 @@ be in time."""
 
 from typing import Any
 
+from msgspec.structs import replace
+
+from events.base import ModelId
 from events.decisions import DeferReason, RejectReason, WakeAsked
 from events.request import RequestArrived
 from tests.policies.house import admitted, deferred, house, rejected
@@ -32,6 +35,14 @@ def test_whoever_can_be_in_time_goes_first_though_it_came_later() -> None:
     spec = busy().after(late(), arrived("b", 500, out=1, slack=S))
     spec.when(at(100 * MS, first_token("a"))).then(admitted("b"), said(WakeAsked))
     spec.when(at(150 * MS, first_token("b"))).then(admitted("late"))
+
+
+def test_those_that_wait_for_engines_it_cannot_go_to_are_not_asked() -> None:
+    other = replace(engine("e2", blocks=1_000), models=(ModelId("n"),))
+    spec = house(settings(**PATIENT), engines=(engine("e1", blocks=1_000), other))
+    spec.after(arrived("a", 1_000, out=1), arrived("n1", 2_000, out=1, model="n"))
+    spec.after(late(), arrived("n2", 500, out=1, slack=S, model="n"))
+    spec.when(at(100 * MS, first_token("a"))).then(admitted("late"))
 
 
 def test_one_whose_latest_start_passes_while_it_waits_is_served_late_too() -> None:
