@@ -36,7 +36,7 @@ large = partial(ask, prompt_tokens=PROMPT_TOKENS, output_tokens=OUTPUT_TOKENS)
 
 
 def narrow(folder: Path, nats: EmbeddedNats) -> Config:
-    admission = {"holder_timeout_ns": 5 * NS_PER_S}
+    admission = {"holder_timeout_ns": 5 * NS_PER_S, "late_max_ns": 0}  # What cannot be in time is refused.
     return house_settings(
         folder, nats_url=nats.url, speed=SPEED, engines=1, kv_tokens=KV_TOKENS, admission=admission
     )  # fmt: skip

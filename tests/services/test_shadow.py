@@ -41,6 +41,8 @@ ROOT = Path(__file__).parents[2]
 START_NS = 1_000 * 10**9
 TIMEOUT_S = 20.0
 OBSERVE = candidate("first_come")
+PROMPT: dict[str, dict[str, Any]] = {"admission": {"late_max_ns": 0}}
+"""One word for each request, at once: none waits to be served late."""
 FEWER = candidate("recorded", {"admission": {"placement": "round_robin", "mode": "observe"}})
 
 
@@ -138,7 +140,7 @@ class House:
 
 @pytest.fixture
 async def house(jetstream_log: JetStreamLog, nats_server: EmbeddedNats, tmp_path: Path) -> AsyncIterator[House]:
-    config = Config(pool=jetstream_log.pool, state_dir=str(tmp_path / "state"))
+    config = Config(pool=jetstream_log.pool, state_dir=str(tmp_path / "state"), policies=PROMPT)
     config.nats.url = nats_server.url
     found = House(jetstream_log, config)
     for run in (admission.run, quota.run, eviction.run):
@@ -186,7 +188,7 @@ async def test_an_actor_that_is_replaced_and_a_server_that_dies_cost_no_differen
     tmp_path: Path, pool: PoolId
 ) -> None:
     with start_nats(tmp_path / "nats", profile=LogProfile.FAST) as server:
-        config = Config(pool=pool, state_dir=str(tmp_path / "state"))
+        config = Config(pool=pool, state_dir=str(tmp_path / "state"), policies=PROMPT)
         config.nats.url = server.url
         client = await connect(server.url, name="tests")
         house = House(await JetStreamLog.open(client, pool, append_timeout_s=1.0), config)
