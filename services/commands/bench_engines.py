@@ -12,13 +12,15 @@ from services.commands.options import with_output
 from services.runtime.config_sources import ConfigError
 from services.runtime.output import Exit, Output
 
-SECONDS = 300
+SECONDS, WINDOWS = 240, 6
 SIDES = ("vLLM's own", "light")
 
 
 @click.command("engines")
 @click.option("--seconds", type=click.IntRange(min=10), default=SECONDS, show_default=True,
               help="Virtual seconds of each run.")  # fmt: skip
+@click.option("--windows", type=click.IntRange(min=1), default=WINDOWS, show_default=True,
+              help="Runs of each workload, by seed; their means are judged.")  # fmt: skip
 @click.option("--traces", type=click.Path(exists=True, path_type=Path, file_okay=False),
               help="Folder of public traces (default: one beside the checkout, else drawn).")  # fmt: skip
 @click.option("--engine-python", type=click.Path(path_type=Path, dir_okay=False),
@@ -26,7 +28,9 @@ SIDES = ("vLLM's own", "light")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at a time.")
 @click.option("--strict", is_flag=True, help="Exit code 1 when a quantity is not within its limit.")
 @with_output
-def command(seconds: int, traces: Path | None, engine_python: Path | None, jobs: int, strict: bool, out: Output) -> int:
+def command(
+    seconds: int, windows: int, traces: Path | None, engine_python: Path | None, jobs: int, strict: bool, out: Output
+) -> int:  # fmt: skip
     """Three workloads, short of memory, on both kinds of simulated engine: how far the light one is off.
 
     Both are models, in virtual time: vLLM's scheduler is its own code with its KV cache manager and CPU offload. With
@@ -45,12 +49,14 @@ def command(seconds: int, traces: Path | None, engine_python: Path | None, jobs:
         )  # fmt: skip
     folder = traces or (TRACES_BESIDE if TRACES_BESIDE.is_dir() else None)
     with ExitStack() as stack:
-        advance = stack.enter_context(out.progress("bench engines", 2 * len(SHAPES)))
+        advance = stack.enter_context(out.progress("bench engines", 2 * windows * len(SHAPES)))
         here = stack.enter_context(players(jobs, play))
         far = stack.enter_context(far_players(python, jobs, play))
         done = count(1)
         try:
-            calibrations = compared(here, far, folder, seconds=seconds, on_done=lambda: advance(next(done)))
+            calibrations = compared(
+                here, far, folder, seconds=seconds, windows=windows, on_done=lambda: advance(next(done))
+            )  # fmt: skip
         except FarError as error:
             raise ConfigError(
                 f"vLLM's scheduler did not run there: {error.why.rpartition(chr(10))[2]}", where="--engine-python",
