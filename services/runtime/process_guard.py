@@ -19,20 +19,22 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PROC = Path("/proc")
 TRACKER = b"multiprocessing.resource_tracker"
-TRACKERS_TIMEOUT_S = 5.0
-"""How long trackers may clean up; then they are killed, too."""
-KILL_TIMEOUT_S = 1.0
 LOOK_EVERY_S = 0.02
+TRACKERS_LOOKS = 250
+"""How many looks, 5 s of them, trackers may take to clean up; then they are killed, too. A machine that stands still
+does not look, so its standstill does not count."""
+KILL_LOOKS = 50
+"""How many more looks what was killed may take to be gone."""
 
 
 def end_group(group: int) -> None:
     """Kill all processes of a group but this one, trackers after the rest. Blocks until they are gone, or cannot be
     killed. Where there is no /proc all are killed at once, unless this one is among them."""
-    until_s = time.monotonic() + TRACKERS_TIMEOUT_S
-    while (members := _members(group)) and time.monotonic() < until_s + KILL_TIMEOUT_S:
-        patient = time.monotonic() < until_s
+    for look in range(TRACKERS_LOOKS + KILL_LOOKS):
+        if not (members := _members(group)):
+            break
         for pid in members:
-            if not (patient and _is_tracker(pid)):
+            if look >= TRACKERS_LOOKS or not _may_be_tracker(pid):
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
         time.sleep(LOOK_EVERY_S)
@@ -54,11 +56,13 @@ def _members(group: int) -> list[int]:
     return [pid for pid in found if pid != os.getpid()]
 
 
-def _is_tracker(pid: int) -> bool:
+def _may_be_tracker(pid: int) -> bool:
+    """Whether it is one, or shows no command: it is just being started then, as one may be, or ends."""
     try:
-        return TRACKER in (PROC / str(pid) / "cmdline").read_bytes()
+        command = (PROC / str(pid) / "cmdline").read_bytes()
     except OSError:
         return False
+    return not command or TRACKER in command
 
 
 def _guard(command: Sequence[str]) -> int:

@@ -21,12 +21,14 @@ exit ${EXIT_WITH:-0}
 
 
 @pytest.fixture
-def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """In place of an interpreter with vLLM: writes down how it was called, and ends."""
-    path = tmp_path / "python"
+def python(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """In place of an interpreter with vLLM: writes down how it was called, and ends. Its folder's name is short:
+    engines have sockets below it."""
+    folder = tmp_path_factory.mktemp("e")
+    path = folder / "python"
     path.write_text(DOUBLE)
     path.chmod(0o755)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(folder)
     monkeypatch.setenv("NATS_URL", "nats://u:hush@127.0.0.1:4222")
     monkeypatch.setattr(vllm_checks, "ask", lambda _python: WELL)
     return path
