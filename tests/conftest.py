@@ -2,6 +2,7 @@
 
 import secrets
 import shutil
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -19,6 +20,9 @@ from services.runtime.embedded import EmbeddedNats, start_nats, start_valkey
 # Laws hold on a busy machine too, and how long an example took there is no finding.
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")
+
+# A shell ignores SIGINT for what it runs in the background, and children would go on ignoring it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 MEASURED = "measured"

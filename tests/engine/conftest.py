@@ -2,14 +2,13 @@
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from tests.engine.house import EMBEDDING_MODEL
-from tests.engine.offload import LAZY, LAZY_DRAM_SLICES, OffloadEngine, running
+from tests.engine.offload import LAZY, LAZY_DRAM_SLICES, OffloadEngine, private_folder, running, side_by_side
 from tests.engine.steered import Steered, steered
 from tests.engine.vllm_server import VllmServer
 
@@ -66,16 +65,14 @@ def started_engines(engine_python: Path, model: Path, tmp_path_factory: pytest.T
     logs = tmp_path_factory.mktemp("vllm")
     embedding_model = model.with_name(EMBEDDING_MODEL)
     embedding_model.symlink_to(model)
-    with ExitStack() as stack:
 
-        def server(name: str, folder: Path, *, embedding: bool = False) -> VllmServer:
-            made = VllmServer(name, engine_python, folder, logs / f"{name}.log", embedding=embedding)
-            stack.callback(made.stop)
-            return made.start()
+    def server(name: str, folder: Path, *, embedding: bool = False) -> VllmServer:
+        return VllmServer(name, engine_python, folder, logs / f"{name}.log", embedding=embedding)
 
-        engines = Engines(
-            (server("text-0", model), server("text-1", model)), server("embed", embedding_model, embedding=True)
-        )
+    engines = Engines(
+        (server("text-0", model), server("text-1", model)), server("embed", embedding_model, embedding=True)
+    )
+    with side_by_side(*engines.all()):
         for engine in engines.all():
             engine.wait_ready()
         yield engines
@@ -92,12 +89,16 @@ def engines(started_engines: Engines) -> Engines:
     return started_engines
 
 
+@pytest.fixture(scope="module")
+def ssd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the SSD tier of a module's own engines."""
+    return private_folder(tmp_path_factory, "ssd")
+
+
 @pytest.fixture(scope="session")
 def lazy_ssd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `lazy_engine` leaves on its SSD."""
-    folder = tmp_path_factory.mktemp("lazy-ssd")
-    folder.chmod(0o700)
-    return folder
+    return private_folder(tmp_path_factory, "lazy-ssd")
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import aiohttp
 
 from events import codec
-from events.base import Event, LogError, PoolId, Recorded
+from events.base import NS_PER_S, Event, LogError, PoolId, Recorded
 from events.log.base import Message
 from services.runtime import servers
 from services.runtime.config import Config, load
@@ -29,6 +29,8 @@ EVENT_TIMEOUT_S = 60.0
 COMMAND_TIMEOUT_S = 60.0
 PATIENT_MS = 600_000
 """An SLO that no slow machine misses: these tests are about what happens, not how fast."""
+HOLDER_TIMEOUT_NS = 20 * NS_PER_S
+"""A gateway on a machine that stands still for seconds is not taken for lost; one that was killed is, in time."""
 EMBEDDING_MODEL = "tiny-embed"
 KV_SCHEMA = {"layers": 2, "kv_heads": 2, "head_dim": 64, "dtype": "float32", "block_tokens": BLOCK_TOKENS}
 E = TypeVar("E", bound=Event)
@@ -165,7 +167,7 @@ async def running_house(
             "gateway": {"host": HOST, "port": free_port(), "log_down_after_ms": PATIENT_MS},
             "models": models,
             "engines": engines,
-            "policies": {"admission": {"placement": "round_robin"}},
+            "policies": {"admission": {"placement": "round_robin", "holder_timeout_ns": HOLDER_TIMEOUT_NS}},
         },
     )
     await house.start()

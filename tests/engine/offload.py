@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
 from tests.engine.vllm_server import VllmServer
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +23,7 @@ TAIL_TOKENS = 20
 ANSWER_TOKENS = 12
 VOCABULARY = 500
 SETTLE_TIMEOUT_S = 60.0
-SETTLE_EVERY_S = 0.05
+ASKED_EVERY_S = 0.05
 UNTIL_TIMEOUT_S = 240.0
 SMALL = ("--num-gpu-blocks-override", "280", "--max-num-batched-tokens", "4096")
 """A device on which all that a request leaves is about to be evicted, so lazy DRAM takes it at once."""
@@ -82,10 +84,7 @@ class OffloadEngine:
 
     def settle(self) -> None:
         """Until nothing is on its way between tiers. AssertionError when that never comes."""
-        deadline = time.monotonic() + SETTLE_TIMEOUT_S
-        while self._moving():
-            assert time.monotonic() < deadline, "transfers end"
-            time.sleep(SETTLE_EVERY_S)
+        until(lambda: not self._moving(), "transfers end", timeout_s=SETTLE_TIMEOUT_S)
 
     def stored(self) -> float:
         """Slices that DRAM has taken since the server began."""
@@ -123,12 +122,19 @@ class OffloadEngine:
         return any(self.server.metric(f"vllm:kv_offload_tiering_active_{name}_jobs") for name in names)
 
 
-def until(well: Callable[[], bool], *, timeout_s: float = UNTIL_TIMEOUT_S) -> None:
-    """Until that is so. AssertionError when it never comes."""
+def until(holds: Callable[[], bool], what: str, *, timeout_s: float = UNTIL_TIMEOUT_S) -> None:
+    """Until it holds. AssertionError with `what` when it never does."""
     deadline = time.monotonic() + timeout_s
-    while not well():
-        assert time.monotonic() < deadline, "it comes in time"
-        time.sleep(SETTLE_EVERY_S)
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(ASKED_EVERY_S)
+
+
+def private_folder(made: pytest.TempPathFactory, name: str) -> Path:
+    """One that nobody else may look into: what an SSD tier asks for."""
+    folder = made.mktemp(name)
+    folder.chmod(0o700)
+    return folder
 
 
 def slices_in(ssd: Path) -> list[Path]:

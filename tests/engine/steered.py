@@ -4,7 +4,6 @@ import asyncio
 import json
 import random
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,9 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from events.base import NS_PER_S, EngineId
+from events.slice import Tier
+from policies.memory.delegate_ops import Cleared
 from replay.choice_journal import ChoiceReader, Line, files_of
 from tests.engine.house import KV_SCHEMA, PATIENT_MS, POOL, TIDEGATE, House
-from tests.engine.offload import SLICE_BYTES
+from tests.engine.offload import SLICE_BYTES, until
 from tests.engine.vllm_server import HOST, VllmServer, free_port
 
 ROOT = Path(__file__).parents[2]
@@ -56,24 +57,31 @@ class Steered:
         return Said(tuple(choice["token_ids"]), choice["finish_reason"])
 
     def ask_all(self, asked: Sequence[Asked]) -> list[Said]:
-        """All at once."""
+        """All at once: the engine begins none before it has them all."""
+        added = self._added()
+        self.server.post("/pause?mode=keep&clear_cache=false")
         with ThreadPoolExecutor(len(asked)) as threads:
-            return list(threads.map(lambda one: self.ask(one[0], tokens=one[1], hints=one[2]), asked))
+            answers = threads.map(lambda one: self.ask(one[0], tokens=one[1], hints=one[2]), asked)
+            try:
+                until(lambda: self._added() >= added + len(asked), "the engine has all requests")
+            finally:
+                self.server.post("/resume")
+            return list(answers)
 
-    def forget(self) -> None:
-        """Neither the device nor DRAM holds anything."""
+    def forget(self) -> int:
+        """Neither the device nor DRAM holds anything. The number of the journal's entry that says so."""
+        before = self._cleared()
         assert self.server.post("/reset_prefix_cache?reset_external=true")["success"]
+        until(lambda: len(self._cleared()) > len(before), "the journal says that DRAM is empty")
+        return self._cleared()[len(before)]
 
     def journal(self) -> list[Line]:
-        """All that the engine wrote down of its choices until now."""
+        """All that the engine wrote down of its choices until now; what it did a second ago may not be there yet."""
         return [line for path in files_of(self.choices) for line in ChoiceReader(path)]
 
     def until_written(self, number: int = 1) -> None:
-        """Until the journal has an entry of this number. AssertionError when that never comes."""
-        deadline = time.monotonic() + COMMAND_TIMEOUT_S
-        while not any(line.number >= number for line in self.journal()):
-            assert time.monotonic() < deadline, f"entry {number} is written"
-            time.sleep(0.1)
+        """Until the journal has an entry of this number."""
+        until(lambda: any(line.number >= number for line in self.journal()), f"entry {number} is written")
 
     def verify(self, *arguments: object) -> tuple[int, dict[str, Any]]:
         """What `tidegate replay verify --engine` says; {} where it cannot even begin, and says so as an error."""
@@ -83,6 +91,12 @@ class Steered:
         )  # fmt: skip
         assert bool(done.stdout) != bool(done.stderr), done.stderr
         return done.returncode, json.loads(done.stdout or "{}")
+
+    def _added(self) -> int:
+        return self.server.log_file.read_text(errors="replace").count("Added request")
+
+    def _cleared(self) -> list[int]:
+        return [line.number for line in self.journal() if isinstance(line.op, Cleared) and line.op.tier is Tier.DRAM]
 
 
 def pressing() -> list[Asked]:
@@ -135,6 +149,7 @@ def make(python: Path, model: Path, folder: Path, *, choices: Path, ssd: Path) -
         "steered", python, model, folder / "steered.log",
         arguments=[
             "--max-model-len", str(CONTEXT_TOKENS_MAX), "--num-gpu-blocks-override", str(BLOCKS),
+            "--enable-log-requests",
             "--scheduler-cls", "services.vllm_plugin.scheduler.TidegateScheduler",
             "--kv-transfer-config", json.dumps(transfer), "--kv-events-config", json.dumps(events),
         ],

@@ -25,11 +25,10 @@ from events.request import (
 from services.gateway.openai import CHAT
 from tests.engine.conftest import TEXT_MODEL, Engines
 from tests.engine.house import running_house
-from tests.engine.vllm_server import VllmServer
+from tests.engine.pace import quiet, slow_motion
 
 ALL_TIMEOUT_S = 120
-QUIET_TIMEOUT_S = 20
-LONG_TOKENS = 2_000
+LONG_TOKENS = 3_900
 SHORT_TOKENS = 8
 STREAMS = 8
 # One big request fits an engine of this size, two do not.
@@ -54,10 +53,11 @@ async def test_killed_engine_loses_no_request_in_silence(engines: Engines, model
         running_house(tmp_path, texts=texts, model=model) as house,
         _session() as session,
     ):
-        begun = [asyncio.create_task(_stream(session, house.url, LONG_TOKENS)) for _ in range(STREAMS)]
-        await house.until(FirstTokenSeen, count=STREAMS)
-        # Frozen, it takes connections and answers nothing: what it gets now is before its first token when it dies.
+        async with slow_motion(doomed):
+            begun = [asyncio.create_task(_stream(session, house.url, LONG_TOKENS)) for _ in range(STREAMS)]
+            await house.until(FirstTokenSeen, lambda event: event.engine_id == doomed.name)
         doomed.freeze()
+        # Frozen, it takes connections and answers nothing: what it gets now is before its first token when it dies.
         waiting = [asyncio.create_task(_stream(session, house.url, SHORT_TOKENS)) for _ in range(STREAMS)]
         await house.until(DispatchStarted, lambda event: event.engine_id == doomed.name, count=STREAMS // 2 + 1)
         doomed.kill()
@@ -97,7 +97,7 @@ async def test_client_that_leaves_frees_the_engine_and_the_budget(
         running_house(tmp_path, texts={server.name: server.url}, model=model, kv_blocks=SMALL_KV_BLOCKS) as house,
         _session() as session,
     ):
-        async with session.post(house.url + CHAT, json=_big()) as leaving:
+        async with slow_motion(server), session.post(house.url + CHAT, json=_big()) as leaving:
             await leaving.content.readany()
             next_one = asyncio.create_task(_stream(session, house.url, BIG_TOKENS, prompt=BIG_PROMPT))
             await house.until(RequestDeferred)
@@ -108,7 +108,7 @@ async def test_client_that_leaves_frees_the_engine_and_the_budget(
         assert (gone.request_id, gone.reason, gone.final) == (left, AbortReason.CLIENT_GONE, True)
         outcome = await next_one
         assert outcome.complete
-        await _quiet(server)
+        await quiet(server)
         assert _order(await house.events(), outcome.request_id, freed_by=gone)
 
 
@@ -119,21 +119,17 @@ async def test_killed_gateway_frees_its_reservations(engines: Engines, model: Pa
         running_house(tmp_path, texts={server.name: server.url}, model=model, kv_blocks=SMALL_KV_BLOCKS) as house,
         _session() as session,
     ):
-        async with session.post(house.url + CHAT, json=_big()) as broken:
+        async with slow_motion(server), session.post(house.url + CHAT, json=_big()) as broken:
             await broken.content.readany()
-            server.freeze()  # However quick the engine, its answer is not over yet.
-            try:
-                held = RequestId(broken.headers["x-request-id"])
-                [arrived] = await house.until(RequestArrived)
-                os.kill(house.pid_of("gateway"), signal.SIGKILL)
-                with pytest.raises(aiohttp.ClientError):
-                    await broken.read()
-            finally:
-                server.thaw()
+            held = RequestId(broken.headers["x-request-id"])
+            [arrived] = await house.until(RequestArrived)
+            os.kill(house.pid_of("gateway"), signal.SIGKILL)
+            with pytest.raises(aiohttp.ClientError):
+                await broken.read()
 
         [lost] = await house.until(HolderLost)
         assert (lost.holder, lost.requests) == (arrived.holder, (held,))
-        await _quiet(server)
+        await quiet(server)
         await house.until_well()
         outcome = await _stream(session, house.url, BIG_TOKENS, prompt=BIG_PROMPT)
         assert outcome.complete
@@ -175,10 +171,3 @@ async def _stream(session: aiohttp.ClientSession, url: str, tokens: int, *, prom
     errors = [event["error"]["message"] for event in events if "error" in event]
     complete = ended == ["length"] and lines[-1] == "[DONE]"
     return Outcome(RequestId(response.headers["x-request-id"]), complete, "".join(errors))
-
-
-async def _quiet(server: VllmServer) -> None:
-    """Until the engine runs nothing; TimeoutError when it goes on."""
-    async with asyncio.timeout(QUIET_TIMEOUT_S):
-        while await asyncio.to_thread(server.metric, "vllm:num_requests_running"):
-            pass

@@ -16,13 +16,6 @@ DRAM_SLICES = 40
 
 
 @pytest.fixture(scope="module")
-def ssd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ssd")
-    folder.chmod(0o700)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def engine(
     engine_python: Path, model: Path, ssd: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[OffloadEngine]:

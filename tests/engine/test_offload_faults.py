@@ -26,13 +26,6 @@ class Servers(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def ssd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ssd")
-    folder.chmod(0o700)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def servers(engine_python: Path, model: Path, ssd: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """Started side by side; whoever needs one waits until it is ready."""
     folder = tmp_path_factory.mktemp("faults")
@@ -59,7 +52,7 @@ def test_what_is_computed_sooner_than_read_is_not_fetched(quick: OffloadEngine, 
     asked = prompt(SLICES, seed=1)
     quick.ask(asked)
     warm = quick.ask(asked)
-    until(lambda: len(slices_in(ssd)) >= SLICES)
+    until(lambda: len(slices_in(ssd)) >= SLICES, "they are on the disk")
     quick.forget_dram()
 
     again = quick.ask(asked)
@@ -74,7 +67,7 @@ def test_full_disk_is_noticed_served_without_and_used_again_when_it_has_room(qui
 
     with _no_file_larger_than(SLICE_BYTES // 2, quick.server):
         cold = quick.ask(asked)
-        until(lambda: quick.failures() >= failures + SLICES)
+        until(lambda: quick.failures() >= failures + SLICES, "the disk is full")
         assert not quick.usable()
         quick.forget_device()
         again = quick.ask(asked)
@@ -90,10 +83,10 @@ def test_full_disk_is_noticed_served_without_and_used_again_when_it_has_room(qui
         quick.ask(prompt(1, seed=1_000 + number))
         return quick.usable()
 
-    until(used_again)
+    until(used_again, "the disk is used again")
     failures, before = quick.failures(), len(slices_in(ssd))
     quick.ask(prompt(SLICES, seed=3))
-    until(lambda: len(slices_in(ssd)) >= before + SLICES)
+    until(lambda: len(slices_in(ssd)) >= before + SLICES, "they are on the disk")
     assert quick.failures() == failures
 
 
@@ -102,7 +95,7 @@ def test_folder_that_cannot_be_used_is_no_reason_not_to_serve(servers: Servers) 
     engine = OffloadEngine(servers.diskless)
     asked = prompt(SLICES, seed=4)
     cold = engine.ask(asked)
-    until(lambda: engine.stored() >= SLICES)
+    until(lambda: engine.stored() >= SLICES, "they are in DRAM")
     engine.forget_device()
 
     again = engine.ask(asked)
@@ -115,7 +108,7 @@ def test_folder_that_cannot_be_used_is_no_reason_not_to_serve(servers: Servers) 
 
 
 def test_engine_that_was_not_tested_is_refused_with_the_reason(servers: Servers) -> None:
-    until(lambda: not servers.refused.alive)
+    until(lambda: not servers.refused.alive, "it is refused")
 
     log = servers.refused.log_file.read_text()
     assert "Tidegate's memory is refused here: --prefix-caching-hash-algo xxhash" in log

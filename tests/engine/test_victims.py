@@ -12,6 +12,7 @@ from policies.memory.delegate_ops import GaveWay, Held, VictimAsked
 from policies.memory.victims import Chosen, choose
 from services.runtime import servers
 from tests.engine.house import POOL
+from tests.engine.pace import slow_motion
 from tests.engine.steered import ANSWER_TOKENS, PROMPT_TOKENS, Said, Steered, pressing
 from tests.engine.vllm_server import BLOCK_TOKENS
 
@@ -23,12 +24,12 @@ class Pressed:
 
     def __init__(self, engine: Steered) -> None:
         self.alone = [engine.ask(tokens, tokens=count) for tokens, count, _hints in pressing()]
-        engine.forget()
-        before = len(engine.journal())
+        before = engine.forget()
         preempted = engine.server.metric("vllm:num_preemptions_total")
         self.together = engine.ask_all(pressing())
         self.preemptions = engine.server.metric("vllm:num_preemptions_total") - preempted
-        self.lines = engine.journal()[before:]
+        after = engine.forget()
+        self.lines = [line for line in engine.journal() if before < line.number < after]
 
     @property
     def choices(self) -> list[tuple[VictimAsked, tuple[str, ...]]]:
@@ -108,16 +109,21 @@ async def test_requests_whose_holder_is_lost_are_given_up(steered_engine: Steere
     # A counter: the gauge of running requests may still show those before.
     before = engine.server.metric("vllm:prompt_tokens_total")
     asked = asyncio.create_task(asyncio.to_thread(engine.ask, prompt, tokens=1_400, hints=hints))
-    async with asyncio.timeout(BEGUN_TIMEOUT_S):
-        while engine.server.metric("vllm:prompt_tokens_total") <= before:  # noqa: ASYNC110 - a server sets no event
-            await asyncio.sleep(0.05)
-    lost = HolderLost(holder=HolderId("gone"), requests=(RequestId("orphan"), RequestId("unknown")))
-    async with servers.open_log(house.config, POOL) as log:
-        # Said by an actor that is none, so that the log's own are not disturbed.
-        body = codec.encode(owner="test", ts_ns=1, said=[codec.Said(cause="1.0", event=lost)])
-        await log.append(subjects.decision(POOL, "test", "holder_lost"), body)
-
-    said = await asked
+    async with asyncio.timeout(BEGUN_TIMEOUT_S), slow_motion(engine.server):
+        while await asyncio.to_thread(engine.server.metric, "vllm:prompt_tokens_total") <= before:
+            pass
+        # It goes no further: however long the log takes, the answer is not at its end by then.
+        await asyncio.to_thread(engine.server.post, "/pause?mode=keep&clear_cache=false")
+    try:
+        lost = HolderLost(holder=HolderId("gone"), requests=(RequestId("orphan"), RequestId("unknown")))
+        async with servers.open_log(house.config, POOL) as log:
+            # Said by an actor that is none, so that the log's own are not disturbed.
+            body = codec.encode(owner="test", ts_ns=1, said=[codec.Said(cause="1.0", event=lost)])
+            await log.append(subjects.decision(POOL, "test", "holder_lost"), body)
+        async with asyncio.timeout(BEGUN_TIMEOUT_S):
+            said = await asked
+    finally:
+        engine.server.post("/resume")
 
     assert said.finish == "abort"
     assert len(said.tokens) < 1_400

@@ -122,7 +122,7 @@ class VllmServer:
 
     def metric(self, name: str, label: str = "") -> float:
         """The sum of a metric over its labels (those with `label="..."` among them), as /metrics says it now."""
-        text = self._get("/metrics")
+        text = self._get("/metrics", ANSWER_TIMEOUT_S)
         found = re.findall(rf"^{re.escape(name)}(\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE)
         assert found, f"{name} stands in /metrics"
         return sum(float(value) for labels, value in found if label in labels)
@@ -139,13 +139,13 @@ class VllmServer:
 
     def _healthy(self) -> bool:
         try:
-            self._get("/health")
+            self._get("/health", PROBE_TIMEOUT_S)
         except (urllib.error.URLError, OSError):
             return False
         return True
 
-    def _get(self, path: str) -> str:
-        with urllib.request.urlopen(self.url + path, timeout=PROBE_TIMEOUT_S) as answer:
+    def _get(self, path: str, timeout_s: float) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=timeout_s) as answer:
             text: str = answer.read().decode()
             return text
 
