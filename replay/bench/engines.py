@@ -149,7 +149,7 @@ def _figures(run: Run) -> Figures:
     return Figures(
         requests=run.scores.requests, answered=len(ends), ttft_p50_ns=_at(ttft, 50), ttft_p99_ns=_at(ttft, 99),
         tpot_p50_ns=_at(tpot, 50), tpot_p99_ns=_at(tpot, 99), tokens_per_s=run.scores.tokens_per_s,
-        goodput_per_s=run.scores.goodput_per_s, cached_share=run.scores.cached_token_share,
+        goodput_per_s=run.scores.goodput_per_s, cached_share=run.scores.cached_token_share or 0.0,
         preemptions=run.scores.preemptions,
     )  # fmt: skip
 

@@ -80,6 +80,7 @@ def policies(
     from replay.bench.goals import goals
     from replay.bench.policies import compare, runs_of
     from services.commands.bench_text import show
+    from services.runtime.snapshot import replace_file
 
     if trace is None and TRACE_BESIDE.is_file():
         trace = TRACE_BESIDE
@@ -93,7 +94,7 @@ def policies(
         "goals": [{**msgspec.to_builtins(goal), "met": goal.met} for goal in reached],
     }
     if made is not None:
-        made.write_bytes(msgspec.json.format(msgspec.json.encode(value)))
+        replace_file(made, msgspec.json.format(msgspec.json.encode(value)))
     out.result(value, lambda console: show(report, reached, console))
     return Exit.NO if strict and any(goal.met is False for goal in reached) else Exit.FINE
 

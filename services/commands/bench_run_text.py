@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 from replay.bench.memory.goals import NEVER as INFINITE
-from replay.bench.memory.panels import tells_hits
 from replay.bench.memory.report import Origin
 from replay.bench.memory.said import NEVER, NOTHING, attained, gib, number, seconds, share, span
 from services.runtime.output import table
@@ -82,14 +81,15 @@ def _knee(knee: "Knee") -> str:
 
 
 def _row(cell: "Cell") -> tuple[str, ...]:
-    slower = sum(part for tier, part in cell.hit_by_tier.items() if tier != "device")
+    below = sum(part for tier, part in cell.hit_by_tier.items() if tier != "device")
+    slower = below if cell.hit_share is not None else None
     return (
         cell.system, f"{cell.load:g}", number(cell.goodput_per_s),
         number(cell.goodput_std) if cell.runs > 1 else NOTHING,
         attained(cell.attainment, cell.attainment_retried),
         *(number(cell.ratios.get(name)) for name in AGAINST),
         f"{span(cell.ttft_p50_ns)} / {span(cell.ttft_p99_ns)}", f"{span(cell.tpot_p50_ns)} / {span(cell.tpot_p99_ns)}",
-        *((NOTHING, NOTHING) if not tells_hits(cell) else (share(cell.hit_share), share(slower))),
+        share(cell.hit_share), share(slower),
         number(cell.worst_class_share), f"{cell.throughput_tokens_per_s:,.0f}",
         number(cell.device_hours_per_million, 3),
     )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from replay.bench.memory.panels import origin_of, tells_hits
+from replay.bench.memory.panels import origin_of
 from replay.bench.memory.report import Cell, Report, RunResult
 from replay.score import Scores
 
@@ -32,8 +32,8 @@ def cells_csv(report: Report) -> str:
     header = [*plain, "origin", *(f"hit_{name}" for name in tiers), *(f"ratio_{name}" for name in others)]
     rows = [
         [
-            *_cell(cell, plain), origin_of(cell.engine).value,
-            *(cell.hit_by_tier.get(name, "") if tells_hits(cell) else "" for name in tiers),
+            *_values(cell, plain), origin_of(cell.engine).value,
+            *(cell.hit_by_tier.get(name, "") for name in tiers),
             *(cell.ratios.get(name, "") for name in others),
         ]
         for cell in report.cells
@@ -48,11 +48,6 @@ def runs_csv(report: Report) -> str:
     header = [*_RUN_COLUMNS, *simple, *(f"hit_tokens_{name}" for name in tiers)]
     rows = [_run(run, simple, tiers) for run in report.runs]
     return _written(header, rows)
-
-
-def _cell(cell: Cell, plain: list[str]) -> list[Any]:
-    values = zip(plain, _values(cell, plain), strict=True)
-    return ["" if name == "hit_share" and not tells_hits(cell) else value for name, value in values]
 
 
 def _run(run: RunResult, simple: list[str], tiers: list[str]) -> list[Any]:

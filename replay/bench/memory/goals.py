@@ -291,7 +291,7 @@ def _reuse(found: _Found) -> Iterator[Goal]:
     for suffix, ppm in (("", DRAM_PPM), (SMALL, DRAM_SMALL_PPM)):
         ours, careful = found.cell(OURS + suffix, KNEE), found.cell(CAREFUL + suffix, KNEE)
         if ours is not None and careful is not None and belady(ppm) in info.hit_bounds:
-            yield from _ways_to_belady(found, ours.hit_share, careful.hit_share, ppm)
+            yield from _ways_to_belady(found, ours.hit_share or 0.0, careful.hit_share or 0.0, ppm)
 
 
 def _ways_to_belady(found: _Found, ours: float, careful: float, ppm: int) -> Iterator[Goal]:
@@ -392,7 +392,8 @@ def _cost(found: _Found, load: float, shipped_load: float, said: str) -> Iterato
     if own is None or shipped is None or not own.device_hours_per_million or not shipped.device_hours_per_million:
         return
     beside, most = shipped.device_hours_per_million, load if load == shipped_load else max(found.loads(OURS))
-    least = _all_in_time(found.info, most)
+    # What was offered to other engines is not theirs: another knee, fewer engines, another time.
+    least = _all_in_time(found.info, most) if found.engine is EngineModel.LIGHT else None
     yield found.goal(
         f"device hours per SLO-met token / {SHIPPED}, {said}", COST_SHARE, own.device_hours_per_million / beside,
         at_most=True, where="" if load == shipped_load else f"ours at {load:g}, {SHIPPED} at {shipped_load:g}",

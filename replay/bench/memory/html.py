@@ -11,7 +11,7 @@ from markupsafe import Markup
 from replay.bench.memory import beside, charts, said
 from replay.bench.memory.charts import DARK, LIGHT, Style
 from replay.bench.memory.goals import NEVER as INFINITE_RATIO
-from replay.bench.memory.panels import Panel, Section, Stack, Table, memory_of, origin_of, sections, tells_hits
+from replay.bench.memory.panels import Panel, Section, Stack, Table, memory_of, origin_of, sections
 from replay.bench.memory.report import (
     Calibration,
     Cell,
@@ -200,7 +200,7 @@ def _row(cell: Cell, titles: Mapping[str, str], others: Sequence[str]) -> tuple[
         said.attained(cell.attainment, cell.attainment_retried),
         said.span(cell.ttft_p50_ns), said.span(cell.ttft_p99_ns),
         said.span(cell.tpot_p50_ns), said.span(cell.tpot_p99_ns),
-        said.share(cell.hit_share if tells_hits(cell) else None),
+        said.share(cell.hit_share),
         said.number(cell.throughput_tokens_per_s, 0), said.share(cell.throughput_fluctuation),
         said.share(cell.occupancy_fluctuation), said.number(cell.worst_class_share), said.number(cell.jain, 3),
         said.number(cell.device_hours_per_million, 3), _flops(cell),

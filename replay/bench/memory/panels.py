@@ -158,11 +158,6 @@ def sections(report: Report) -> list[Section]:
     ]
 
 
-def tells_hits(cell: Cell) -> bool:
-    """Whether anything says what was cached. Of a live target neither metrics nor a log may: nothing is not none."""
-    return cell.engine is not EngineModel.LIVE or cell.hit_share > 0
-
-
 def origin_of(engine: EngineModel) -> Origin:
     """Where the numbers of a kind of engine come from."""
     return Origin.OBSERVED if engine is EngineModel.LIVE else Origin.MODELLED
@@ -186,7 +181,7 @@ def _section(report: Report, workload: WorkloadInfo, engine: EngineModel) -> Sec
     if len(memories(seen.systems)) > 1:
         found += [_against_memory(seen, load) for load in dict.fromkeys((at_knee, beyond))]
     found += [_latency(seen, "ttft", "TTFT"), _latency(seen, "tpot", "TPOT")]
-    if any(tells_hits(cell) for cell in seen.cells_at(at_knee)):
+    if any(cell.hit_share is not None for cell in seen.cells_at(at_knee)):
         found.append(_hits(seen, at_knee))
     found += [panel for panel in (_classes(seen, beyond),) if panel is not None]
     found += _over_time(seen, beyond)
@@ -283,19 +278,19 @@ def _against_memory(seen: _Seen, load: float) -> Panel:
 
 
 def _hits(seen: _Seen, load: float) -> Stack:
-    cells = seen.cells_at(load)
+    cells = [cell for cell in seen.cells_at(load) if cell.hit_share is not None]
     titles = {system.name: system.title or system.name for system in seen.systems}
     shown = [cell for cell in cells if cell.system in {one.name for one in seen.leading}]
     used = (tier for cell in cells for tier, hits in cell.hit_by_tier.items() if hits)
     tiers = list(dict.fromkeys(used)) or [ALL_TIERS]
 
     def of(cell: Cell, tier: str) -> float:
-        return cell.hit_by_tier.get(tier, 0.0) if tier != ALL_TIERS else cell.hit_share
+        return cell.hit_by_tier.get(tier, 0.0) if tier != ALL_TIERS else cell.hit_share or 0.0
 
     rows = []
     ideal = seen.workload.ideal_hit_share
     for cell in cells:
-        of_ideal = said.share(cell.hit_share / ideal) if ideal else said.NOTHING
+        of_ideal = said.share(of(cell, ALL_TIERS) / ideal) if ideal else said.NOTHING
         row = (
             titles[cell.system],
             *(said.share(of(cell, tier)) for tier in tiers),

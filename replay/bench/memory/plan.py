@@ -100,6 +100,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     large_guesses: Mapping[str, float] = msgspec.field(default_factory=dict)
     """The same for the engines and the window of the first stage, where that is not the knee of the short one: more
     engines bear more each, and every step of the search costs the more there."""
+    shipped_guesses: Mapping[str, float] = msgspec.field(default_factory=dict)
+    """The same for the knee of vLLM as shipped, where its search begins elsewhere."""
     knee_steps: tuple[int, ...] = ()
     """Only these steps of the search for a knee (none = as far as it goes): a look, not a result."""
     forms: Mapping[str, str] = msgspec.field(default_factory=lambda: dict(STEADY_FORMS))
@@ -188,9 +190,10 @@ STANDARD: Final = Plan(
     ),
     tuning=Tuning(tokens=(1_024, 2_048, 8_192), seqs=(64, 256), engines=2),
     large_guesses={
-        "conversation": 1.2, "synthetic": 3.7, "coding": 0.65, "mixed": 0.9, "coding_steady": 1.35,
+        "conversation": 1.452, "synthetic": 3.7, "coding": 0.65, "mixed": 0.9, "coding_steady": 1.35,
         "mixed_steady": 0.83,
     },
+    shipped_guesses={"conversation": 1.32, "synthetic": 2.0886, "coding": 0.5372, "mixed": 0.7438},
 )  # fmt: skip
 FULL: Final = Plan(
     suite="full",

@@ -100,7 +100,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     ttft_p99_ns: int | None
     tpot_p50_ns: int | None
     tpot_p99_ns: int | None
-    hit_share: float
+    hit_share: float | None
     hit_by_tier: dict[str, float] = msgspec.field(default_factory=dict)
     worst_class_share: float | None = None
     throughput_tokens_per_s: float = 0.0

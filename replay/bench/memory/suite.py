@@ -49,9 +49,9 @@ def run_suite(plan: Plan, runs: Runs, *, version: str) -> Report:
     began, found, stopped = time.monotonic(), dict[str, Tuned](), False
     try:
         found = tuned(plan, runs)
-        for stage in plan.stages:
-            if runs.can(stage.engine):
-                runs.all([task for task, _ in stage_tasks(plan, stage, found)])
+        runs.all([
+            task for stage in plan.stages if runs.can(stage.engine) for task, _ in stage_tasks(plan, stage, found)
+        ])  # fmt: skip
     except KeyboardInterrupt:
         stopped = True
     results = [] if not found else [
@@ -94,17 +94,19 @@ def stage_tasks(plan: Plan, stage: Stage, found: Mapping[str, Tuned]) -> Iterato
         one = found[workload]
         for name in stage.systems:
             system = with_eviction(plan.systems[name], one.eviction)
-            for load in _loads(plan, stage, name, one):
-                scale = round(load * knee_for(stage, one).scale, 6)
+            for load, scale in _scales(plan, stage, name, one).items():
                 for task in tasks_of(plan, stage, workload, system, point_of(system, one), scale):
                     yield task, load
 
 
-def _loads(plan: Plan, stage: Stage, name: str, one: Tuned) -> list[float]:
-    loads = list(stage.loads_of(name))
+def _scales(plan: Plan, stage: Stage, name: str, one: Tuned) -> dict[float, float]:
+    """The scale of each load at which a system runs, in order. That of a knee is the one at which it was found, so
+    that the search's own runs count."""
+    knee = knee_for(stage, one).scale
+    scales = {load: round(load * knee, 6) for load in stage.loads_of(name)}
     if stage is plan.light and one.shipped_knee is not None and name in AT_SHIPPED_KNEE:
-        loads.append(load_of(one.shipped_knee.scale, one.knee.scale))
-    return sorted(set(loads))
+        scales.setdefault(load_of(one.shipped_knee.scale, knee), one.shipped_knee.scale)
+    return dict(sorted(scales.items()))
 
 
 def _labelled(result: RunResult, load: float) -> RunResult:

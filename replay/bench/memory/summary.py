@@ -47,7 +47,7 @@ def _cell(runs: Sequence[RunResult]) -> Cell:
         ttft_p99_ns=_whole(scores, lambda one: one.ttft_p99_ns),
         tpot_p50_ns=_whole(scores, lambda one: one.tpot_p50_ns),
         tpot_p99_ns=_whole(scores, lambda one: one.tpot_p99_ns),
-        hit_share=sum(one.cached_token_share * one.prompt_tokens for one in scores) / asked,
+        hit_share=_hit_share(scores, asked),
         hit_by_tier={
             tier: sum(one.hit_tokens_by_tier.get(tier, 0) for one in scores) / asked
             for tier in dict.fromkeys(tier for one in scores for tier in one.hit_tokens_by_tier)
@@ -64,6 +64,12 @@ def _cell(runs: Sequence[RunResult]) -> Cell:
         flops_used=_mean(one.flops.used if one.flops else None for one in runs),
         flops_bound=_mean(one.flops.bound if one.flops else None for one in runs),
     )  # fmt: skip
+
+
+def _hit_share(scores: Sequence[Scores], asked: int) -> float | None:
+    shares = [(one.cached_token_share, one.prompt_tokens) for one in scores]
+    told = [share * tokens for share, tokens in shares if share is not None]
+    return sum(told) / asked if len(told) == len(shares) else None
 
 
 def worst_class(scores: Sequence[Scores]) -> tuple[float | None, str]:

@@ -8,12 +8,12 @@
    all are judged. And the knee of vLLM as shipped, at its best, the same way.
    A steady workload takes the choices of the one that it is made of, and has a knee of its own.
 4. The knee for every other kind of engine: on as many and for as long as there, but on light ones, which are cheap. (A
-   knee on two engines and five minutes is not that on eight and thirty.)
+   knee on two engines and five minutes is not that on eight and thirty.) 3 and 4 are searched side by side.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import product
-from typing import Final
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -26,6 +26,7 @@ from replay.bench.memory.systems import CAREFUL, LRU, SHIPPED, SHIPPED_SEQS, SHI
 from replay.bench.memory.task import MemoryTask
 from replay.bench.memory.workloads import WORKLOADS, Offer
 
+K = TypeVar("K", bound=Hashable)
 Point = tuple[int, int]
 """`max_num_batched_tokens` and `max_num_seqs`."""
 SHIPPED_POINT: Final = (SHIPPED_TOKENS, SHIPPED_SEQS)
@@ -59,36 +60,51 @@ def tuned(plan: Plan, runs: Runs) -> dict[str, Tuned]:
     )  # fmt: skip
     found = {name: Tuned(knee=knee) for name, knee in first.items()}
     _go_through_grid(plan, small, runs, found)
-    scales = {name: one.knee.scale for name, one in found.items()}
-    large = {name: plan.large_guesses.get(name, scale) for name, scale in scales.items()}
-    for name, knee in searched(runs, large, plan.knee_steps, _at(plan, plan.light, found, CAREFUL)).items():
-        found[name].knee = knee
-    if plan.shipped_knee:
-        for name, knee in searched(runs, large, plan.knee_steps, _at(plan, plan.light, found, SHIPPED)).items():
-            found[name].shipped_knee = knee
-    _take_choices(plan, runs, found)
-    for stage in plan.stages[1:]:
-        if stage.engine is EngineModel.LIGHT:
-            continue
-        as_light = replace(stage, engine=EngineModel.LIGHT)
-        guesses = {name: scales[name] for name in stage.workloads if runs.can(stage.engine)}
-        for name, knee in searched(runs, guesses, plan.knee_steps, _at(plan, as_light, found, CAREFUL)).items():
-            found[name].other_knees[stage.engine.value] = knee
+    for name in plan.taking:
+        found[name] = replace(found[plan.chosen_on[name]], other_knees={}, tried={})
+    _search_knees(plan, runs, found)
     return found
 
 
-def _take_choices(plan: Plan, runs: Runs, found: dict[str, Tuned]) -> None:
-    """What was chosen on another workload, for those that take it, each with a knee of its own."""
+class _Search(NamedTuple):
+    """For the knee of a system: the scale at which it begins, and the engines, window and seeds it runs on."""
+
+    guess: float
+    stage: Stage
+    system: str = CAREFUL
+
+
+def _search_knees(plan: Plan, runs: Runs, found: Mapping[str, Tuned]) -> None:
+    """All knees that loads are multiples of, side by side, for no search needs what another one finds."""
+    searches: dict[tuple[str, str], _Search] = {}
+    for name in plan.choosing:
+        guess = plan.large_guesses.get(name, found[name].knee.scale)
+        searches[name, CAREFUL] = _Search(guess, plan.light)
+        if plan.shipped_knee:
+            searches[name, SHIPPED] = _Search(plan.shipped_guesses.get(name, guess), plan.light, SHIPPED)
     for name in plan.taking:
-        found[name] = replace(found[plan.chosen_on[name]], shipped_knee=None, other_knees={}, tried={})
-    tasks = {
-        name: _at(plan, replace(plan.stage_of(name), engines=plan.forms_engines), found, CAREFUL)
-        for name in plan.taking
-    }
-    guesses = {name: plan.large_guesses.get(name, WORKLOADS[name].guess) for name in plan.taking}
-    knees = searched(runs, guesses, plan.knee_steps, lambda name, scale: tasks[name](name, scale))
-    for name, knee in knees.items():
-        found[name].knee = knee
+        guess = plan.large_guesses.get(name, WORKLOADS[name].guess)
+        searches[name, CAREFUL] = _Search(guess, replace(plan.stage_of(name), engines=plan.forms_engines))
+    for stage in plan.stages[1:]:
+        if stage.engine is not EngineModel.LIGHT and runs.can(stage.engine):
+            as_light = replace(stage, engine=EngineModel.LIGHT)
+            searches |= {
+                (name, stage.engine.value): _Search(found[name].knee.scale, as_light) for name in stage.workloads
+            }
+
+    def tasks(key: tuple[str, str], scale: float) -> list[MemoryTask]:
+        name, search = key[0], searches[key]
+        system = with_eviction(plan.systems[search.system], found[name].eviction)
+        return tasks_of(plan, search.stage, name, system, point_of(system, found[name]), scale)
+
+    guesses = {key: search.guess for key, search in searches.items()}
+    for (name, of), knee in searched(runs, guesses, plan.knee_steps, tasks).items():
+        if of == CAREFUL:
+            found[name].knee = knee
+        elif of == SHIPPED:
+            found[name].shipped_knee = knee
+        else:
+            found[name].other_knees[of] = knee
 
 
 def tasks_of(plan: Plan, stage: Stage, workload: str, system: System, point: Point, scale: float) -> list[MemoryTask]:
@@ -119,30 +135,22 @@ def point_of(system: System, chosen: Tuned) -> Point:
 
 
 def searched(
-    runs: Runs, guesses: Mapping[str, float], steps: Sequence[int], tasks: Callable[[str, float], list[MemoryTask]]
-) -> dict[str, Knee]:
-    """The knees of some workloads, each searched from its guess, side by side. With `steps` only among those."""
-    found: dict[str, dict[int, float]] = {name: {} for name in guesses}
-    wave = [(name, step) for name in guesses for step in steps or wanted({})]
+    runs: Runs, guesses: Mapping[K, float], steps: Sequence[int], tasks: Callable[[K, float], list[MemoryTask]]
+) -> dict[K, Knee]:
+    """Some knees, each searched from its guess, side by side. With `steps` only among those."""
+    found: dict[K, dict[int, float]] = {key: {} for key in guesses}
+    wave = [(key, step) for key in guesses for step in steps or wanted({})]
     while wave:
-        goodputs = runs.goodputs([tasks(name, scale_at(guesses[name], step)) for name, step in wave])
-        for (name, step), goodput in zip(wave, goodputs, strict=True):
-            found[name][step] = goodput
-        wave = [] if steps else [(name, step) for name in guesses for step in wanted(found[name])]
-    return {name: knee_of(guess, found[name]) for name, guess in guesses.items()}
+        goodputs = runs.goodputs([tasks(key, scale_at(guesses[key], step)) for key, step in wave])
+        for (key, step), goodput in zip(wave, goodputs, strict=True):
+            found[key][step] = goodput
+        wave = [] if steps else [(key, step) for key in guesses for step in wanted(found[key])]
+    return {key: knee_of(guess, found[key]) for key, guess in guesses.items()}
 
 
 def knee_for(stage: Stage, chosen: Tuned) -> Knee:
     """The knee that the loads of a stage are multiples of."""
     return chosen.other_knees.get(stage.engine.value, chosen.knee)
-
-
-def _at(plan: Plan, stage: Stage, found: Mapping[str, Tuned], name: str) -> Callable[[str, float], list[MemoryTask]]:
-    def tasks(workload: str, scale: float) -> list[MemoryTask]:
-        system = with_eviction(plan.systems[name], found[workload].eviction)
-        return tasks_of(plan, stage, workload, system, point_of(system, found[workload]), scale)
-
-    return tasks
 
 
 def _go_through_grid(plan: Plan, small: Stage, runs: Runs, found: Mapping[str, Tuned]) -> None:

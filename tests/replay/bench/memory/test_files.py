@@ -9,10 +9,12 @@ import pytest
 from msgspec.structs import replace
 
 from replay.bench.memory import charts
+from replay.bench.memory.compare import compare
 from replay.bench.memory.csv import INFINITE, cells_csv, runs_csv
 from replay.bench.memory.files import CELLS_NAME, JSON_NAME, PAGE_NAME, RUNS_NAME, read_report, write_report
 from replay.bench.memory.panels import sections
 from replay.bench.memory.report import EngineModel, Report
+from replay.bench.memory.summary import cells
 from replay.bench.memory.systems import CAREFUL, OURS, SHIPPED
 from tests.replay.bench.memory.drawn_report import drawn_report
 
@@ -36,12 +38,12 @@ def test_what_is_written_is_read_again(report: Report, tmp_path: Path, monkeypat
 
 
 def test_every_cell_and_every_run_has_its_row(report: Report) -> None:
-    cells, runs = rows(cells_csv(report)), rows(runs_csv(report))
-    assert [(row["system"], float(row["load"])) for row in cells] == [(one.system, one.load) for one in report.cells]
+    by_cell, runs = rows(cells_csv(report)), rows(runs_csv(report))
+    assert [(row["system"], float(row["load"])) for row in by_cell] == [(one.system, one.load) for one in report.cells]
     assert [(row["system"], int(row["seed"]), row["digest"]) for row in runs] == [
         (one.system, one.seed, one.digest) for one in report.runs
     ]
-    assert {row["origin"] for row in (*cells, *runs)} == {"modelled"}
+    assert {row["origin"] for row in (*by_cell, *runs)} == {"modelled"}
 
 
 def test_numbers_come_through_csv_unchanged(report: Report) -> None:
@@ -58,12 +60,15 @@ def test_numbers_come_through_csv_unchanged(report: Report) -> None:
 
 def test_a_live_target_that_tells_no_hits_has_none_instead_of_zero() -> None:
     live = drawn_report(1, systems=(OURS,), workloads=("mixed",), loads=(0.5,), engine=EngineModel.LIVE)
-    silent = replace(
-        live, cells=tuple(replace(cell, hit_share=0.0, hit_by_tier={"device": 0.0}) for cell in live.cells)
+    runs = tuple(
+        replace(run, scores=replace(run.scores, cached_token_share=None, hit_tokens_by_tier={})) for run in live.runs
     )
+    silent = replace(live, runs=runs, cells=cells(runs))
     for report, told in ((live, True), (silent, False)):
         [row] = rows(cells_csv(report))
-        assert [row["hit_share"] != "", row["hit_device"] != ""] == [told, told]
+        assert [row["hit_share"] != "", row.get("hit_device", "") != ""] == [told, told]
+        assert {row["cached_token_share"] != "" for row in rows(runs_csv(report))} == {told}
+        assert ("hit_share" in {one.metric for one in compare(live, report).differences}) is told
         [section] = sections(report)
         assert ("hits" in {panel.key for panel in section.panels}) is told
 

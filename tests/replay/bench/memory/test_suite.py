@@ -194,6 +194,19 @@ def test_the_search_on_many_engines_begins_where_the_plan_says() -> None:
     assert report.workloads[0].knee.scale == 0.123
 
 
+def test_the_search_for_the_knee_as_shipped_begins_where_the_plan_says_and_its_runs_are_those_of_the_results() -> None:
+    played = Played(play)
+    plan = replace(
+        TINY, stages=TINY.stages[:1], knee_steps=(0,), large_guesses={"mixed": 0.31}, shipped_guesses={"mixed": 0.123}
+    )
+    report = run_suite(plan, runs(Store(None), played), version="0")
+    assert report.workloads[0].shipped_knee is not None
+    assert report.workloads[0].shipped_knee.scale == 0.123
+    assert {run.scale for run in report.runs if run.load == 0.397} == {0.123}, "not 0.397 x 0.31"
+    names = [task.system.name for task in played.tasks if task.offer.scale == 0.123]
+    assert sorted(names) == sorted([SHIPPED, CAREFUL, OURS, UNLIMITED] * 2), "two seeds, each run once"
+
+
 def test_a_steady_workload_takes_the_choices_of_the_one_it_is_made_of_and_has_a_knee_of_its_own() -> None:
     steady = replace(TINY.stages[0], workloads=("mixed_steady",), systems=(CAREFUL, OURS), loads=(1.0,), seeds=(1,))
     first = replace(TINY.stages[0], seconds=10, loads=(1.0,), systems=(CAREFUL,), seeds=(1,))
