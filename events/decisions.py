@@ -98,7 +98,7 @@ class RequestAdmitted(Event, frozen=True, kw_only=True, tag="request_admitted.v1
 
     `kv_cache_tokens` = prompt (cached part included) + predicted output; `kv_bytes_reserved` the bytes of whole blocks
     that it will hold at its end, shared ones included (its tenant is charged as many); of an embedding job, the
-    workspace. `slo_slack_ns` is what is left to the deadline after the predicted TTFT.
+    workspace. `slo_slack_ns` is what is left to the deadline after the predicted TTFT (below 0: it is served late).
     `would` is set in observe mode only, with the `reason` that would have been given.
     """
 
@@ -120,7 +120,8 @@ class RequestAdmitted(Event, frozen=True, kw_only=True, tag="request_admitted.v1
 
 
 class RequestDeferred(Event, frozen=True, kw_only=True, tag="request_deferred.v1"):
-    """Hold it: it may fit before `until_ns` (pool time). The next word is admit or reject. `work_ns` is the prefill
+    """Hold it: it may fit before `until_ns` (pool time), its latest start; for `late` that is how long it may wait, for
+    its deadline cannot be met. The next word is admit, reject, or that it is `late` by now. `work_ns` is the prefill
     work that it brings, as predicted: what those behind it have to wait for."""
 
     request_id: RequestId

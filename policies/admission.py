@@ -65,7 +65,6 @@ from policies.forecast import (
 )
 from policies.glance import surely_waits
 from policies.judgement import (
-    RETRY_AFTER_MIN_NS,
     Admit,
     Defer,
     Desk,
@@ -87,7 +86,7 @@ from policies.judgement import (
     settle,
     slack_ns,
 )
-from policies.late_service import is_late, judge_late, nobody_in_time_waits, or_late
+from policies.late_service import is_late, judge_late, nobody_in_time_waits, or_late, too_late, waits_for_its_tenant
 from policies.lineup import first_ruling, keeps_out, line_key, lineup, passes_left
 from policies.placement import WAITS_FOR_BEST
 from policies.predictors import output_length
@@ -155,7 +154,8 @@ def _first_verdict(state: State, desk: Desk, fresh: Waiting) -> Verdict:
     line = state.lines.by_group.get(waiting.line_name(fresh))
     ruling = first_ruling(desk, fresh, prospects, line)
     verdict = preemption.or_room(desk, fresh, ruling, found, others_wait=line is not None)
-    verdict = or_late(desk, fresh, verdict, work_ns=prefill_ns(prospects))
+    if isinstance(verdict, Reject):
+        verdict = or_late(desk, fresh, verdict, work_ns=prefill_ns(prospects))
     if isinstance(verdict, Defer) and len(state.lines.group_of) >= settings.queue_max:
         return Reject(RejectReason.QUEUE_FULL, retry_after_ns(line.work_ns if line else 0, settings))
     return verdict
@@ -335,13 +335,7 @@ def _expire(desk: Desk, lines: list[Line], gone: dict[RequestId, None]) -> list[
     )  # fmt: skip
     expired = {one.request.request_id: one for one in islice(late, EXPIRED_MAX)}
     gone.update(dict.fromkeys(expired))
-    return [said for one in expired.values() for said in _too_late(desk, one)]
-
-
-def _too_late(desk: Desk, one: Waiting) -> list[Event]:
-    """Its latest start has passed, or it has waited to be served late for as long as it may."""
-    verdict = or_late(desk, one, Reject(RejectReason.DEADLINE_PASSED, RETRY_AFTER_MIN_NS), work_ns=one.work_ns)
-    return _said(desk, verdict, one)
+    return [said for one in expired.values() for said in _said(desk, too_late(desk, one), one)]
 
 
 def _drain_line(desk: Desk, line: Line, *, only: EngineId | None, gone: dict[RequestId, None]) -> list[Event]:
@@ -356,7 +350,7 @@ def _drain_line(desk: Desk, line: Line, *, only: EngineId | None, gone: dict[Req
     for one in islice(lineup(desk, line, gone=gone), settings.scan_max):
         if head is not None and passes <= 0:
             break
-        if one.until_ns > desk.now_ns and keeps_out(desk, one):
+        if one.until_ns > desk.now_ns and (keeps_out(desk, one) or waits_for_its_tenant(desk, one)):
             continue
         request_id, said = one.request.request_id, _again(desk, one, only=only)
         if not said:
@@ -373,7 +367,7 @@ def _drain_line(desk: Desk, line: Line, *, only: EngineId | None, gone: dict[Req
 def _again(desk: Desk, one: Waiting, *, only: EngineId | None) -> list[Event]:
     """What is said now to a request that waits; nothing = it waits on."""
     if one.until_ns <= desk.now_ns:
-        return _too_late(desk, one)
+        return _said(desk, too_late(desk, one), one)
     # Too late on one engine is not too late on all: the next tick looks at them all.
     elsewhere = only is not None and len(desk.accounts) > 1
     if elsewhere:

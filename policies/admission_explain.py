@@ -12,6 +12,7 @@ from events.request import RequestArrived
 from policies import ordering, parking, placement, sessions, waiting
 from policies.accounts import Account
 from policies.admission_inputs import asking
+from policies.admission_settings import Mode
 from policies.admission_state import desk_of
 from policies.forecast import (
     Prospect,
@@ -35,12 +36,13 @@ from policies.judgement import (
     judge,
     lateness_ns,
     output_of,
+    prefill_ns,
     ranked,
     settle,
     slack_ns,
     slot_tokens_max,
 )
-from policies.late_service import is_late, judge_late, wait_max_ns
+from policies.late_service import is_late, judge_late, or_late, too_late, wait_max_ns
 from policies.predictors import output_length
 from policies.predictors.kv_footprint import footprint_bytes
 from policies.trial import promise, withdraw
@@ -162,7 +164,18 @@ def _order(desk: Desk, one: Waiting) -> tuple[list[Prospect], dict[str, Any]]:
     if isinstance(found, Reject):
         return [], _rule(found)
     order = ranked(desk, one.request, found, waiting.group(one.request))
-    return order, _rule(judge_late(desk, one, order) if is_late(one) else judge(desk, order))
+    return order, _rule(_ruling(desk, one, order))
+
+
+def _ruling(desk: Desk, one: Waiting, order: list[Prospect]) -> Ruling:
+    """What is said to one that these engines could hold, best first."""
+    if desk.settings.mode is Mode.OBSERVE:
+        return judge(desk, order)
+    if 0 < one.until_ns <= desk.now_ns:
+        return too_late(desk, one)
+    if is_late(one):
+        return judge_late(desk, one, order)
+    return or_late(desk, one, judge(desk, order), work_ns=prefill_ns(order))
 
 
 def _scores(desk: Desk, one: Waiting, order: list[Prospect]) -> dict[EngineId, int]:

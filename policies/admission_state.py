@@ -242,7 +242,7 @@ def _registered(state: State, event: EngineRegistered) -> None:
 def _deferred(state: State, event: RequestDeferred) -> None:
     one = undecided(state, event.request_id)
     if one is not None and event.reason is DeferReason.LATE and waiting.take(state.lines, event.request_id):
-        one.lane, one.until_ns = waiting.LATE_LANE, event.until_ns
+        one.lane, one.until_ns, one.passed = waiting.LATE_LANE, event.until_ns, 0  # Nobody there has passed it.
         _line_up(state, one)
     elif one is not None and one is state.fresh:
         one.until_ns, one.work_ns = event.until_ns, event.work_ns

@@ -2,7 +2,8 @@
 
 Whenever something changes all that wait are looked at again, and most of them still wait, for the engines that could
 take them have no turn or no room for anybody. So much is known of an engine before the request is: then it is enough
-that on one of them it will be in time. A short cut only: `judgement.judge` and `preemption.or_room` come to the same.
+that on one of them it will be in time, or that it is served late. A short cut only: `judgement.judge`,
+`preemption.or_room` and `late_service.judge_late` come to the same.
 
 Example: 16 wait, two engines have 200 ms of prefill before them. For each of the 16 one look at each engine's line,
 and at one engine's prediction of its first token, says that it waits.
@@ -14,6 +15,7 @@ from policies import preemption
 from policies.accounts import Account
 from policies.forecast import Prospect, is_full, prospect
 from policies.judgement import Desk, has_no_turn, lateness_ns, pace_in_reach, takes_kept_room
+from policies.late_service import is_late
 from policies.settings import Switch
 from policies.trial import Trial
 from policies.waiting import Waiting
@@ -21,12 +23,16 @@ from policies.waiting import Waiting
 
 def surely_waits(desk: Desk, one: Waiting, there: Sequence[Account]) -> bool:
     """Whether it certainly waits on, whatever its answer's length: none of these engines, which are all that could hold
-    it, takes it now; on one of them it will be in time; and nobody there could make room for it."""
+    it, takes it now; and it is served late, or on one of them it will be in time and nobody could make room for it."""
     settings = desk.settings
     if settings.deferral is Switch.OFF or one.request.tenant in desk.tenants.quota:
         return False
     trials = [desk.trial(account) for account in there]
-    if not all(_is_closed(desk, one, trial) for trial in trials) or preemption.may_make_room(desk, one.request, there):
+    if not all(_is_closed(desk, one, trial) for trial in trials):
+        return False
+    if is_late(one):
+        return True  # No deadline is held against it any more, and nobody makes room for it.
+    if preemption.may_make_room(desk, one.request, there):
         return False
     prospects = (_prospect(desk, one, trial) for trial in trials)
     return any(lateness_ns(each, settings, desk.now_ns) <= 0 and pace_in_reach(each, settings) for each in prospects)

@@ -4,11 +4,12 @@ Where nearly all are in time a refusal is no shedding of load: it is a burst tha
 request would do a moment later. So instead of being refused as too late, a request waits on in a line of its own, and
 goes to an engine only while nobody who can be in time waits. A long prefill keeps to the long lane here, too.
 
-It waits at most `late_max_ns` longer, and the less the more was refused or late of the last few hundred: nothing where
-one in a hundred was. Then the p99 is late whatever is done, and work that helps nobody costs others.
+It waits at most `late_max_ns` longer (anew, if it is preempted), and the less the more was refused or late of the last
+few hundred: nothing where one in a hundred was. Then the p99 is late whatever is done, and work that helps nobody costs
+others.
 The pace of what runs is kept as with any other, and it is refused when it has waited for so long. Where half of the
-queue is taken it does not wait: a burst of what is late must not fill it. Nor does what waits for its own tenant's
-requests to end: in one line with the others it would hold these up.
+queue is taken it does not wait: a burst of what is late must not fill it. One for whose KV its own tenant's requests
+have to end first is passed over: as the head of one line with the others it would hold these up.
 
 Source: what a server does that refuses nothing, as far as that is free; optional work in brownout (Klein et al., ICSE
 2014). Measured on a conversation trace at three quarters of its knee: one in 250 was refused, and for the p99 of all
@@ -19,14 +20,28 @@ some seconds late, when the others have gone and an engine is free. At 98 % in t
 """
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 from events.base import PPM, EngineId, RequestId
 from events.decisions import DeferReason, RejectReason
 from events.request import RequestArrived
 from policies.accounts import Account
 from policies.admission_settings import AdmissionSettings
-from policies.forecast import Prospect
-from policies.judgement import Admit, Defer, Desk, Reject, Ruling, Verdict, hindrance, serving, slack_ns
+from policies.forecast import Prospect, bytes_min
+from policies.judgement import (
+    RETRY_AFTER_MIN_NS,
+    Admit,
+    Defer,
+    Desk,
+    Reject,
+    Ruling,
+    Verdict,
+    held_bytes,
+    hindrance,
+    output_of,
+    serving,
+    slack_ns,
+)
 from policies.ordering import Ordering, served_ppm
 from policies.placement import WAITS_FOR_BEST
 from policies.settings import Switch
@@ -39,7 +54,10 @@ QUEUE_PARTS = 2
 can be in time."""
 
 
-def or_late(desk: Desk, one: Waiting, verdict: Verdict, *, work_ns: int) -> Verdict:
+V = TypeVar("V", bound=Verdict)
+
+
+def or_late(desk: Desk, one: Waiting, verdict: V, *, work_ns: int) -> V | Defer:
     """The verdict, or leave to wait on, where it would be refused for nothing but being late. `work_ns` is the prefill
     that it brings."""
     if not isinstance(verdict, Reject) or one.lane or not _is_only_late(verdict):
@@ -50,6 +68,11 @@ def or_late(desk: Desk, one: Waiting, verdict: Verdict, *, work_ns: int) -> Verd
     return Defer(DeferReason.LATE, desk.now_ns + wait_ns, work_ns) if wait_ns else verdict
 
 
+def too_late(desk: Desk, one: Waiting) -> Defer | Reject:
+    """What is said to one whose latest start has passed, or that has waited to be served late for as long as it may."""
+    return or_late(desk, one, Reject(RejectReason.DEADLINE_PASSED, RETRY_AFTER_MIN_NS), work_ns=one.work_ns)
+
+
 def wait_max_ns(ordering: Ordering, settings: AdmissionSettings) -> int:
     """How long one that is late may wait now: `late_max_ns` where nobody was late, down to nothing at CALM_PPM."""
     return settings.late_max_ns * max(served_ppm(ordering) - CALM_PPM, 0) // (PPM - CALM_PPM)
@@ -58,6 +81,16 @@ def wait_max_ns(ordering: Ordering, settings: AdmissionSettings) -> int:
 def is_late(one: Waiting) -> bool:
     """Whether it waits to be served late."""
     return one.lane == LATE_LANE
+
+
+def waits_for_its_tenant(desk: Desk, one: Waiting) -> bool:
+    """Whether it is late, and wherever it went its tenant would be above its quota."""
+    quota = desk.tenants.quota.get(one.request.tenant)
+    if quota is None or not is_late(one):
+        return False
+    foretold = output_of(desk.outputs, desk.settings, one.request)
+    wanted = bytes_min(desk.accounts, one.request, foretold, desk.settings)
+    return held_bytes(desk, one.request.tenant) + wanted > quota
 
 
 def nobody_in_time_waits(desk: Desk, late: Line, lines: Iterable[Line], gone: dict[RequestId, None]) -> bool:

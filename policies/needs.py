@@ -24,7 +24,8 @@ NEED_FACTS: Final[tuple[type[Event], ...]] = (
 
 
 class Need(msgspec.Struct, kw_only=True):
-    """One request. `waits`: it is deferred. `until_ns` is its latest start while it waits, else its deadline.
+    """One request. `waits`: it is deferred. `until_ns` is when it wants its slices at the latest: until it may wait
+    for, then its deadline, or when its first token is predicted where that is later (it is served late).
     `engine_id` is where it was sent ("" = not yet), at `sent_ns`, with `cached_tokens` of its prompt taken to be
     there."""
 
@@ -65,7 +66,8 @@ def heed(needs: Needs, event: Event, now_ns: int) -> None:
         case RequestAdmitted():
             if (need := needs.open.get(event.request_id)) is not None:
                 need.waits, need.engine_id, need.sent_ns = False, event.engine_id, now_ns
-                need.cached_tokens, need.until_ns = event.cached_tokens_predicted, need.deadline_ns
+                need.cached_tokens = event.cached_tokens_predicted
+                need.until_ns = max(need.deadline_ns, now_ns + event.ttft_predicted_ns)
                 _count(needs, need)
         case RequestPreempted():
             _preempted(needs, event)

@@ -1,7 +1,7 @@
 """What becomes of a preempted request: back into its line, or parked on its engine until it goes on there.
 
 Without a first token it waits like any other, with its own deadline, and can go anywhere. When its latest start passes
-it is refused (`evicted_deadline_passed`): it was preempted, and some of its work was done.
+it is refused (`evicted_deadline_passed`: it was preempted, and some of its work was done), or goes late.
 
 With a first token its stream is open, and only its engine can continue it. It is parked there and never refused:
 

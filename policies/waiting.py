@@ -19,11 +19,12 @@ Key = tuple[int, int]
 
 
 class Waiting(msgspec.Struct, kw_only=True):
-    """One deferred request. `until_ns` is the latest start that can still meet its deadline; `work_ns` the prefill
-    that it brings; `avoid` the engine it was lost on; `passed` how many later ones went before it while it was the
-    head of its line. `key` is its place in its line, and `number` tells equals apart: who was deferred first. One that
-    waits for what only others like it can free has a line apart with them, `lane`, so that it holds up nobody else;
-    `bytes_wanted` is what it costs its tenant at the least.
+    """One deferred request. `until_ns` is the latest start that can still meet its deadline, or how long one that is
+    served late may wait; `work_ns` the prefill that it brings; `avoid` the engine it was lost on; `passed` how many
+    later ones went before it while it was the head of its line. `key` is its place in its line, and `number` tells
+    equals apart: who was deferred first. One that waits for what only others like it can free, or until nobody waits
+    who can be in time, has a line apart with them, `lane`, so that it holds up nobody else; `bytes_wanted` is what it
+    costs its tenant at the least.
 
     One that was preempted comes back with `preemptions` (how often), `preempted_on` (where last), and, where it had its
     first token at `token_ns`, `resume_on`: the only engine it can go on at, with `output_tokens` made so far and the

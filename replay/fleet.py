@@ -159,6 +159,8 @@ class Fleet:
         place = list(self._places.values())[pick % len(self._places)]
         if place.running is None:
             return None
+        # It was looked at when something could come out of it; now is later. What comes out now nobody hears.
+        place.running.run_until(self._log.now_ns)
         place.ssd = place.running.ssd()
         place.running, place.known_lost, place.armed_ns = None, False, -1
         self._agenda.at(self._log.now_ns + for_ns, Turn.FAULT, partial(self._return, place))

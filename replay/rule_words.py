@@ -49,7 +49,10 @@ _REJECT: dict[RejectReason, str] = {
         "deadline is not started."
     ),
     RejectReason.KV_BUDGET: "Its KV cannot be found within its slack.",
-    RejectReason.DEADLINE_PASSED: "It waited until the latest start that could still meet its deadline, and past it.",
+    RejectReason.DEADLINE_PASSED: (
+        "It waited until the latest start that could still meet its deadline, and past it; or to be served late, for "
+        "as long as it may (late_max_ns)."
+    ),
     RejectReason.TENANT_QUOTA: "It wants more bytes of KV than its tenant may hold (with deferral off: than are left).",
     RejectReason.EVICTED_DEADLINE_PASSED: (
         "It was preempted, and its latest start passed before there was room for it again."
@@ -162,4 +165,6 @@ def _admitted(decision: RequestAdmitted, fellows: Sequence[Event]) -> str:
         return f"Mode observe: everything goes on at once, to where the placement says. Enforced: {would}."
     if decision.resumed:
         return f"There is room again on {where}, which kept its place and its stream."
+    if decision.slo_slack_ns < 0:
+        return f"It cannot be in time any more. Nobody waits who can, and it fits on {where}."
     return f"{where} is the first engine, in the placement's order, where it fits now and would be in time."

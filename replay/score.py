@@ -72,6 +72,7 @@ class Scores(msgspec.Struct, kw_only=True):
     finished within the window; `slo_tokens` those of requests that met their SLO, to which `device_ns` (engines x
     window) is held as hours per million. `migrations` and `prefetches` count orders, `quota_moves` moves of shares.
     `output_least` is the step of the middle of the window with the fewest tokens produced, beside their mean.
+    `cached_token_share` is None where nothing says what was cached.
     """
 
     requests: int = 0
@@ -95,7 +96,7 @@ class Scores(msgspec.Struct, kw_only=True):
     retried: int = 0
     deferrals: int = 0
     would: dict[str, int] = msgspec.field(default_factory=dict)
-    cached_token_share: float = 0.0
+    cached_token_share: float | None = 0.0
     kinds: dict[str, Part] = msgspec.field(default_factory=dict)
     tenants: dict[str, Part] = msgspec.field(default_factory=dict)
     prompts: dict[str, Part] = msgspec.field(default_factory=dict)
@@ -122,9 +123,11 @@ class Scores(msgspec.Struct, kw_only=True):
     occupancy_max_ppm: int = 0
 
     @property
-    def hit_share(self) -> float:
+    def hit_share(self) -> float | None:
         """Reused tokens as a share of all prompts that count: who refuses what is not cached has reused no more."""
         asked = self.prompt_tokens_asked or self.prompt_tokens
+        if self.cached_token_share is None:
+            return None
         return self.cached_token_share * self.prompt_tokens / asked if asked else 0.0
 
     def plain(self) -> dict[str, Any]:

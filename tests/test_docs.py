@@ -23,7 +23,7 @@ MAKE = re.compile(r"(?:^|&& |\| )make ([a-z][a-z-]*)")
 REFUSED = [reason for reason in RejectReason if reason is not RejectReason.KV_BUDGET]
 """What admission says; of memory it has another word, to wait."""
 TIDEGATE = re.compile(r"(?:^|&& |\| |/)tidegate ([a-z]+)")
-SHOWN = re.compile(r"^(?: {4}|\t)(?:\w+=\S+ )*(?:\.venv/bin/)?tidegate ([^|>&\n]+)", re.MULTILINE)
+SHOWN = re.compile(r"^(?: {4,}|\t)(?:\w+=\S+ )*(?:\.venv/bin/)?tidegate ([^|>&\n]+)", re.MULTILINE)
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 

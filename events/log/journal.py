@@ -73,6 +73,12 @@ _decode_record = msgspec.json.Decoder(_Record).decode
 _encode = msgspec.json.Encoder().encode
 
 
+def check_place(path: Path) -> None:
+    """Raises LogError where no journal can be, for there is something else than a file."""
+    if path.exists() and not path.is_file():
+        raise LogError("a journal is a file of its own", where=str(path), mend="name a file")
+
+
 class JournalWriter:
     """Writes one journal, record by record. Leaving its `with` block ends it, after an exception or Ctrl-C too:
     what was written until then is a whole journal. `digest` and `seq` are those of the last record.
@@ -87,9 +93,7 @@ class JournalWriter:
         self._file: BinaryIO | None = None
         self._sealed: SealedWriter | None = None
         with self._failing():
-            if path.exists() and not path.is_file():
-                mend = "name a file: a device or a folder would be replaced by it"
-                raise LogError("a journal is a file of its own", where=str(path), mend=mend)
+            check_place(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._partial.open("wb", buffering=CHUNK_BYTES)
             self._sealed = SealedWriter(self._file) if path.name.endswith(COMPRESSED) else None

@@ -1,8 +1,8 @@
 """In which order those that wait are looked at: strategies, one file each, a registry by name.
 
 Whatever the strategy, nobody is starved: the first in the order is passed by at most `passes_max` later ones, and every
-deferred request gets a word by its latest start, because what has not gone by then is refused with the next tick (one
-is asked for at that time).
+deferred request gets a word by its latest start, because what has not gone by then is refused, or goes late
+(`policies.late_service`), with the next tick (one is asked for at that time).
 """
 
 import msgspec

@@ -6,8 +6,9 @@ not set aside, need not keep to the long lane, and has its turn first until it h
 that lags behind memory is kept, too: what runs for seconds would not make room within the slack of one second, so
 nobody else is let in where no prompt of its mean length would fit any more.
 
-What is counted is what was decided: offered = admitted or refused, served = admitted (which is said only of what will
-be in time). Counters decay by halves whenever HALVE_AT requests were decided, so they tell of the last few hundred.
+What is counted is what was decided: offered = admitted or refused, served = admitted to be in time, not late
+(`policies.late_service`). Counters decay by halves whenever HALVE_AT requests were decided, so they tell of the last
+few hundred.
 
 Example: overall 80 % served, `fairness_ppm` 600,000. A class of which 50 % were served may be set aside, one of which
 45 % were served (less than 48 %) may not.
@@ -60,7 +61,7 @@ def class_of(request: RequestArrived) -> int:
 
 
 def decided(standings: Standings, request: RequestArrived, *, served: bool) -> None:
-    """It was admitted (`served`) or refused."""
+    """It was admitted to be in time (`served`), or to be late, or refused."""
     tenant = standings.tenants.pop(request.tenant, None) or Standing()
     standings.tenants[request.tenant] = tenant
     if len(standings.tenants) > TENANTS_MAX:
@@ -77,7 +78,7 @@ def decided(standings: Standings, request: RequestArrived, *, served: bool) -> N
 
 
 def served_ppm(standings: Standings) -> int:
-    """The share of all that was decided of late that was served (all, before anything was decided)."""
+    """The share of all that was decided of late that was served in time (all, before anything was decided)."""
     overall = standings.overall
     return overall.served * PPM // overall.offered if overall.offered else PPM
 

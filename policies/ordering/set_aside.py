@@ -3,7 +3,7 @@
 In order of deadline, each is put on the engine that is free first. One that could not start there in time makes room:
 of those placed so far the one with the longest prefill is set aside, if that is longer than its own and lets it start
 in time; else it is set aside itself. What is set aside waits on: it goes as soon as a later plan has room for it, and
-is refused at its latest start.
+is refused at its latest start, or goes late (`policies.late_service`).
 
 The rule keeps the most jobs in time on one machine; on several it is a good one, not the best (that is NP-hard).
 A request that is protected (it lags behind, see `policies.ordering.fairness`) makes room for nobody but one like it.

@@ -13,18 +13,9 @@ This is the rule of LightLLM's past-future scheduler (ASPLOS 2025).
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
-
-
-class Growing(NamedTuple):
-    """One running request: tokens that are still to come, and tokens that it holds."""
-
-    remaining: int
-    held: int
-
 
 Grows = tuple[int, int]
-"""What a `Growing` is: predictors are asked so often that a bare pair is worth it."""
+"""One running request: tokens that are still to come, and tokens that it holds. A bare pair: many are made."""
 
 
 def peak_tokens(running: Iterable[Grows], *, waste: int = 0) -> int:

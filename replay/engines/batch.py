@@ -70,7 +70,7 @@ class Batch:
     @property
     def is_stock(self) -> bool:
         """Whether loads are looked after as vLLM alone does it, without this project's plugin."""
-        return self.slow is not None and self.slow.loads.always
+        return self.slow is not None and self.slow.has_own
 
     @property
     def is_loading(self) -> bool:

@@ -74,7 +74,7 @@ class Loads:
     `given_up` counts requests that did not get all. `always`: what is there is loaded, whatever that takes."""
 
     def __init__(self, tiers: Tiers, model: StepModel, *, batch_tokens: int, always: bool) -> None:
-        self._tiers, self._model, self._batch_tokens, self.always = tiers, model, batch_tokens, always
+        self._tiers, self._model, self._batch_tokens, self._always = tiers, model, batch_tokens, always
         self._loads: dict[Job, Load] = {}
         self.hits: dict[Tier, list[Hashable]] = {Tier.DRAM: [], Tier.SSD: []}
         self.misses = {Tier.DRAM: 0, Tier.SSD: 0}
@@ -99,7 +99,7 @@ class Loads:
         part = self._tiers.dram.part(chain[near].key) if not far and near < len(chain) else None
         if part is not None:
             chain, near = (*chain[:near], part), near + 1
-        count = near + far if self.always else self._worth(job, held, chain, near, far, step_ns)
+        count = near + far if self._always else self._worth(job, held, chain, near, far, step_ns)
         return Found(chain, near, far, count, missed, part is not None)
 
     def begin(self, job: Job, held: int, found: Found) -> None:
@@ -193,7 +193,7 @@ class Loads:
 
     def _be_patient(self, load: Load) -> None:
         """How long it waits, with what it has now."""
-        if self.always:
+        if self._always:
             load.give_up_fs = NEVER_FS
             return
         whole_ns = self._prefill_ns(load.job, load.held)

@@ -46,7 +46,8 @@ class Device(carrier.Device, Protocol):
 
 
 class SlowMemory:
-    """DRAM and SSD of one engine. `restarted`: what was in its SSD before it was started anew."""
+    """DRAM and SSD of one engine. `restarted`: what was in its SSD before it was started anew. `has_own`: they
+    evict by a rule of vLLM's own, not by directives, and all that is there is loaded."""
 
     def __init__(
         self, sizes: TierSizes, device: Device, model: StepModel, *, batch_tokens: int,
@@ -55,12 +56,13 @@ class SlowMemory:
     ) -> None:  # fmt: skip
         self._device = device
         self.tiers = Tiers(sizes, cost_ns=cost_ns, now_fs=now_ns * FS_PER_NS, fates=fates, ssd=restarted)
-        self.loads = Loads(self.tiers, model, batch_tokens=batch_tokens, always=bool(sizes.eviction))
+        self.has_own = bool(sizes.eviction)
+        self.loads = Loads(self.tiers, model, batch_tokens=batch_tokens, always=self.has_own)
         self._carrier = carrier.Carrier(device.engine_id, self.tiers, device, peers)
         self._device_hits: list[Hashable] = []
         self._totals = dict.fromkeys(ORDER, 0)
         self._is_new = True
-        self._is_lazy, self._has_own = sizes.lazy, bool(sizes.eviction)
+        self._is_lazy = sizes.lazy
         if sizes.lazy:
             device.before_eviction(self.tiers.keep)
 
@@ -88,7 +90,7 @@ class SlowMemory:
     def enter(self, job: Job, found: Found | None) -> None:
         """A request enters the batch with `job.units` units in device memory, and loads what was found for it."""
         keys = job.full_keys()
-        if not self._has_own:
+        if not self.has_own:
             self._touch(job, 0)
         job.used_from = min(job.used_from, len(job.units) if found is not None and found.wanted else 0)
         if job.cached < 0 and len(self._device_hits) < HITS_MAX:
@@ -99,13 +101,13 @@ class SlowMemory:
     def ended(self, job: Job) -> None:
         """A request left the engine for good. To vLLM's own offloading it is now that it used its slices: those that it
         loaded, and those behind."""
-        if self._has_own:
+        if self.has_own:
             self._touch(job, job.used_from)
 
     def _touch(self, job: Job, first: int) -> None:
         keys = [*job.full_keys()[first:], Tail(job.request.request_id)]
         for cache in self.tiers.caches():
-            cache.touch(reversed(keys) if self._has_own else keys, self.tiers.now_ns, length=len(job.request.prefix))
+            cache.touch(reversed(keys) if self.has_own else keys, self.tiers.now_ns, length=len(job.request.prefix))
 
     def computed(self, job: Job) -> None:
         """Units of its prompt that are in device memory now are written through."""
@@ -113,7 +115,7 @@ class SlowMemory:
             for at in self._chain(job, job.offered, len(job.units)):
                 self.tiers.keep(at)
             job.offered = len(job.units)
-        if self._has_own and job.computed >= job.request.prompt_tokens:
+        if self.has_own and job.computed >= job.request.prompt_tokens:
             for at in self._tail(job):
                 self.tiers.keep(at)
 
@@ -125,7 +127,7 @@ class SlowMemory:
 
     def _tail(self, job: Job) -> list[SliceAt]:
         """The blocks of a prompt behind its last unit, which vLLM's own offloading stores too."""
-        blocks = job.tail_blocks() if self._has_own else 0
+        blocks = job.tail_blocks() if self.has_own else 0
         name, depth = Tail(job.request.request_id), len(job.request.prefix)
         return [SliceAt(name, None, depth, blocks, blocks * self._device.block_bytes, depth)] if blocks else []
 

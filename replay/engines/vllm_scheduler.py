@@ -420,7 +420,10 @@ class VllmEngine:
         return sum(len(one.req_to_blocks.get(name, ())) for job in jobs for name in job.names for one in managers)
 
     def _entered(self, part: Part) -> None:
-        """A request enters its first step."""
+        """vLLM says that a request is new in a step: to its second model runner (`use_v2_model_runner`, where there is
+        Triton) also of one that was preempted, which was counted when it first began."""
+        if part.request.num_preemptions:
+            return
         stats = part.request.prefill_stats
         self._queries += part.prompt_tokens
         self._hits += stats.num_cached_tokens

@@ -41,6 +41,7 @@ def command(
     Goals: medians within 10 %, p99 within 20 %, throughput within 5 %. See docs/calibration.md.
     """
     from replay.calibration import calibrations
+    from services.runtime.snapshot import replace_file
 
     if runs is None and RUNS_BESIDE.is_dir():
         runs = RUNS_BESIDE
@@ -50,7 +51,7 @@ def command(
     else:
         found = _found(runs, engines, engine_python, out)
     if made is not None:
-        made.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+        replace_file(made, msgspec.json.format(msgspec.json.encode(found)) + b"\n")
     out.result([plain(one) for one in found], lambda console: show(found, console))
     return Exit.NO if strict and not all(one.calibrated for one in found) else Exit.FINE
 

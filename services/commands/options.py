@@ -67,8 +67,8 @@ def with_force(command: F) -> F:
 
 
 def refuse_overwriting(made: Path | None, *, force: bool) -> None:
-    """Raises UsageError where a file would be lost that nobody said may be."""
-    if made is not None and made.exists() and not force:
+    """Raises UsageError where a file would be lost that nobody said may be. A device or a pipe loses nothing."""
+    if made is not None and made.is_file() and not force:
         raise click.UsageError(f"{made} is there already: name another file, or --force")
 
 

@@ -83,12 +83,15 @@ def simulate(
     if path is not None and workload is not None:
         raise click.UsageError("name a file or a workload, not both")
     refuse_overwriting(made, force=force)
+    from events.log.journal import check_place
     from replay.cluster import simulate as play
     from replay.faults import TransferFaults, draw_faults
     from replay.turns import hastened
     from services.commands import simulate_inputs as inputs
     from services.commands.simulate_text import show
 
+    if made is not None:
+        check_place(made)
     config = settings.load()
     offered, recorded, tiers = inputs.arrivals(path, form, workload or inputs.MIXED, seed)
     until_ns = (seconds or 0) * NS_PER_S
@@ -130,10 +133,10 @@ def simulate(
                 _keep(made, config.pool, heard)
                 out.remark(f"stopped: {made} holds what there was until then, {len(heard)} messages")
             raise
-    if made is not None:
-        _keep(made, run.pool, run.messages)
     value = {"digest": run.digest, "messages": len(run.messages), "journal": str(made or ""), **run.scores.plain()}
     out.result(value, lambda console: show(run, made, console))
+    if made is not None:
+        _keep(made, run.pool, run.messages)
     return Exit.FINE
 
 

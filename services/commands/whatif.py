@@ -80,6 +80,8 @@ def whatif(
         raise click.UsageError("name what to try: --policy NAME, or --set ACTOR.KEY=VALUE")
     from replay.journal_source import JournalSource
 
+    if path is not None and rest.overrides:
+        rest.load()  # They play no part in a journal, and are held to what they say all the same.
     with logged(rest, path, pool, out) as journal:
         source = JournalSource(journal)
         answer = Answer(pool=source.pool, open_loop=_decisions(source, wanted, out))
@@ -112,10 +114,10 @@ def split(settings: Settings) -> tuple[dict[str, dict[str, Any]], Settings]:
             raise click.UsageError(
                 f"--set {text}: there is no actor {actor!r}{meant(actor, list(ACTORS))}: say {known}"
             )
-        if actor not in ACTORS or not dot:
+        if actor not in ACTORS:
             rest.append(text)
             continue
-        if not sign:
+        if not (dot and key and sign):
             raise click.UsageError(f"--set {text}: write ACTOR.KEY=VALUE")
         changes.setdefault(actor, {})[key] = setting_of(key, value)
     return changes, Settings(settings.file, tuple(rest))

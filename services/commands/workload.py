@@ -109,6 +109,7 @@ def fit(
     """A profile with the lengths, sessions and pace of a trace, and how near it comes to it."""
     from replay.workloads.fit import fit as fitted
     from replay.workloads.profile import ProfileError, parse, written
+    from services.runtime.snapshot import replace_file
 
     refuse_overwriting(made, force=force)
     with out.progress("fit") as advance:
@@ -125,7 +126,7 @@ def fit(
     text = written(found)
     parse(text.encode(), where=f"--name {name}")
     if made is not None:
-        made.write_text(text)
+        replace_file(made, text.encode())
     assert found.fit is not None
     judged = found.fit
     value = {"profile": msgspec.to_builtins(found, str_keys=True), "file": str(made or "")}

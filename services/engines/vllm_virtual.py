@@ -1,7 +1,7 @@
 """What is run in vLLM's environment: the lab's runs, with this project's classes plugged into vLLM's scheduler.
 
-`replay.bench.far_players` calls a function by its name in a Python that has vLLM; these are the ones to hand to it. The
-lab itself names no service: what is plugged into its engines is said here.
+`replay.bench.far.far_players` calls a function by its name in a Python that has vLLM; these are the ones to hand to it.
+The lab itself names no service: what is plugged into its engines is said here.
 """
 
 from typing import Final

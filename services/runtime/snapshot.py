@@ -182,14 +182,22 @@ class FileSnapshots:
 
 
 def replace_file(file: Path, data: bytes) -> None:
-    """Put `data` in the place of `file`: after a crash at any moment it is the old or the new, whole."""
+    """Put `data` in the place of `file`: after a crash at any moment, or on a full disk, it is the old or the new,
+    whole. What is no file (a device, a pipe) is written to."""
+    if file.exists() and not file.is_file():
+        file.write_bytes(data)
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    with fresh.open("wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    fresh.replace(file)
+    try:
+        with fresh.open("wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        fresh.replace(file)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
     folder = os.open(file.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -103,12 +103,14 @@ def merged(scores: Scores, theirs: Scores) -> Scores:
 
 
 def by_metrics(scores: Scores, told: Sequence[Told]) -> Scores:
-    """With the share of prompt tokens that engines' /metrics say were cached, where no answer told. Probes before the
-    load are not in it."""
+    """With the share of prompt tokens that engines' /metrics say were cached, where no answer told: nothing said is not
+    nothing cached. Probes before the load are not in it."""
     last = {one.event.engine_id: one.event for one in told if isinstance(one.event, EngineMeasured)}
     queries = sum(event.prefix_queries_total for event in last.values())
-    if scores.cached_token_share or not queries:
+    if scores.cached_token_share:
         return scores
+    if not queries:
+        return msgspec.structs.replace(scores, cached_token_share=None, hit_tokens_by_tier={})
     share = sum(event.prefix_hits_total for event in last.values()) / queries
     tiers = {**scores.hit_tokens_by_tier, DEVICE: round(share * scores.prompt_tokens)}
     return msgspec.structs.replace(scores, cached_token_share=share, hit_tokens_by_tier=tiers)

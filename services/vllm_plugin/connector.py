@@ -73,6 +73,11 @@ class TidegateConnector(OffloadingConnector):
     def build_connector_meta(self, scheduler_output: Any) -> Any:
         """A step begins."""
         pace.scheduled(scheduler_output.total_num_scheduled_tokens)
+        if self._memory is not None:
+            # vLLM tells its manager of new ones alone; those that were preempted are among them with its second model
+            # runner (`use_v2_model_runner`), and apart with the first.
+            cached = scheduler_output.scheduled_cached_reqs
+            self._memory.entered([name for name in cached.req_ids if name in cached.resumed_req_ids])
         return super().build_connector_meta(self._without_loading(scheduler_output))
 
     def _without_loading(self, output: Any) -> Any:

@@ -40,6 +40,8 @@ FILES_MAX: Final = 64
 """Journals that are kept; of more, the oldest is deleted."""
 GAP: Final = 1 << 32
 """Numbers passed over after a journal that cannot be read: more than it can hold, so that none is used twice."""
+BEGUN: Final = ".begun"
+"""What a journal is called until its first line is in it: nobody meets one without."""
 FOLDER_MODE: Final = 0o700
 
 logger = logging.getLogger("tidegate.engine")
@@ -127,14 +129,16 @@ class ChoiceJournal:
         for path in files_of(self._folder)[: -self._files_max + 1 or None]:
             path.unlink()
         self._path = self._folder / (name_of(entry.number + 1) + PARTIAL)
-        self._file = self._path.open("wb")
+        begun = self._folder / BEGUN
+        self._file = begun.open("wb")
         self._sealed, self._digest, self._last = SealedWriter(self._file), START, entry.number
         self._full = False
         snapshot = msgspec.Raw(entry.snapshot)
         self._put(Header(VERSION, self._engine_id, self._run, code_version(), entry.number, snapshot))
         self._sealed.flush()
-        begun = self._file.tell()
-        self._full_bytes = begun + max(begun, self._bytes_max)
+        begun.replace(self._path)
+        first_bytes = self._file.tell()
+        self._full_bytes = first_bytes + max(first_bytes, self._bytes_max)
 
     def _put(self, entry: Header | Line | End) -> None:
         line, self._digest = sealed(entry, self._digest)

@@ -115,8 +115,9 @@ class LazyStores:
 
     def _learn(self, output: Any) -> None:
         """Slices that this step computes, or that were loaded for it, and the last ones of requests that have ended."""
-        for request_id in output.scheduled_cached_reqs.resumed_req_ids:
-            # It was preempted, and has other blocks now.
+        again = output.scheduled_cached_reqs.resumed_req_ids
+        # Who was preempted has other blocks now. vLLM's second model runner is told of such requests as of new ones.
+        for request_id in (*(new.req_id for new in output.scheduled_new_reqs), *again):
             self._known.pop(request_id, None)
         for request_id in output.finished_req_ids or ():
             self._learn_of(request_id, 0)
@@ -160,13 +161,15 @@ class LazyStores:
         """In place of vLLM's own, said when somebody takes a block: its slice, if it was whole, is stored late. Said
         also of blocks that somebody holds, when their KV failed to load: that is of no use to anybody."""
         end, self._ends[block.block_id] = self._ends[block.block_id], None
-        is_taken = block.ref_cnt == 0
-        if end is not None and is_taken and not self._manager.in_dram(end.key) and self._is_whole(end):
+        if end is not None and (block.ref_cnt or not self._is_whole(end)):
+            end = None
+        evicted = bool(self._evict(block))
+        if end is not None and not self._manager.in_dram(end.key) and not self._is_there(end):
             if len(self._late) < self._late_max:
                 self._late.append(end)
             else:
                 self._manager.lost += 1
-        return bool(self._evict(block))
+        return evicted
 
     def _store_late(self) -> dict[int, TransferJob]:
         """What was evicted since the last step: this one waits for it."""
@@ -220,6 +223,10 @@ class LazyStores:
             if found is None or get_block_hash(found) != said:
                 return False
         return True
+
+    def _is_there(self, end: _End) -> bool:
+        """Whether a slice that ended in a block that is not cached any more ends in another one, too."""
+        return self._pool.get_cached_block(end.hashes[-1], [self._group.group_idx]) is not None
 
     def _runs(self, leaving: list[_End]) -> Iterator[list[_End]]:
         """Slices that follow each other in one prompt, in its order: blocks are freed from its end."""

@@ -64,7 +64,7 @@ class TidegateManager(TieringOffloadingManager):
         self.is_lazy = False
         """Whether what is computed is kept only when the device is about to evict it (`services.vllm_plugin.lazy`)."""
         self.lost = 0
-        """Slices that were whole on the device when it evicted them, and were kept nowhere."""
+        """Slices of which the device evicted the last whole copy, and that DRAM did not get; the SSD may have them."""
         self._lost_told = 0
         self._misses = 0
         self._loads, self._stores = Speed(), Speed()
@@ -153,12 +153,16 @@ class TidegateManager(TieringOffloadingManager):
 
     # Steps.
 
-    def on_schedule_end(self, context: ScheduleEndContext) -> None:
-        """The end of a step: orders are taken up, tiers measured."""
-        for request_id in context.new_req_ids:
+    def entered(self, request_ids: Iterable[str]) -> None:
+        """These requests are in a step, for the first time or again: what they have not loaded they do not need."""
+        for request_id in request_ids:
             state = self._req_state.get(request_id)
             if state is not None:
                 self._unpin(state.req_context)
+
+    def on_schedule_end(self, context: ScheduleEndContext) -> None:
+        """The end of a step: orders are taken up, tiers measured."""
+        self.entered(context.new_req_ids)
         self.carrier.take_up()
         self._take_heard()
         super().on_schedule_end(context)

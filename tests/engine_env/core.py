@@ -45,7 +45,7 @@ SLICE_BYTES: Final = SLICE_BLOCKS * BLOCK_BYTES
 TOKEN: Final = 2
 """What every step says."""
 ENGINE: Final = EngineId("e1")
-IDLE_STEPS_MAX: Final = 20_000
+DRAIN_TIMEOUT_S: Final = 30.0
 PROMPTS: Final = Prompts(BLOCK_TOKENS)
 _serial = itertools.count()
 
@@ -105,11 +105,12 @@ class _Copy(Future[Any]):
 
 
 class Core:
-    """`plugged` says which SSD there is. With `overlaps` a step is scheduled before the one before it is done."""
+    """`plugged` says which SSD there is. With `overlaps` a step is scheduled before the one before it is done. With
+    `v2_runner` vLLM tells its second model runner of steps, as where there is Triton: of resumed requests as of new."""
 
     def __init__(
-        self, *, blocks: int, dram_slices: int, lazy: bool = True, overlaps: bool = False, ssd: Path | None = None,
-        ssd_slices: int = 0, seed: int = 0, batch: int = 128,
+        self, *, blocks: int, dram_slices: int, lazy: bool = True, overlaps: bool = False, v2_runner: bool = False,
+        ssd: Path | None = None, ssd_slices: int = 0, seed: int = 0, batch: int = 128,
     ) -> None:  # fmt: skip
         plugged = InMemory(
             **msgspec.structs.asdict(PLUGGED) | {"slice_tokens": SLICE_TOKENS, "spec": "TidegateOffloadingSpec"},
@@ -123,6 +124,7 @@ class Core:
         )
         tiers = TierSizes(dram_bytes=dram_slices * SLICE_BYTES, lazy=lazy)
         self.scheduler = vllm_setup.scheduler_of(registered, tiers, overlaps=overlaps, plugged=plugged)
+        self.scheduler.use_v2_model_runner = v2_runner
         self.pool = self.scheduler.kv_cache_manager.block_pool
         self.scheduler.kv_cache_manager.enable_kv_cache_events = self.pool.enable_kv_cache_events = True
         self.offload = self.scheduler.connector.connector_scheduler
@@ -199,11 +201,10 @@ class Core:
 
     def drain(self) -> None:
         """Until nothing is left to do."""
-        for _ in range(IDLE_STEPS_MAX):
-            if not self.scheduler.has_requests() and not self.flight and not self.offload.has_pending_push_work():
-                return
+        deadline = time.monotonic() + DRAIN_TIMEOUT_S
+        while self.scheduler.has_requests() or self.flight or self.offload.has_pending_push_work():
+            assert time.monotonic() < deadline, "the engine comes to rest"
             self.step()
-        raise AssertionError("the engine comes to rest")
 
     def digests(self, request: Request, tokens: int) -> list[int]:
         """What the KV of its first tokens is."""

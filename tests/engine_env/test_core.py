@@ -17,7 +17,7 @@ from events.base import NS_PER_MS, SliceId
 from events.decisions import EngineDirected, Move, MoveReason, TransferOrdered
 from events.slice import SlicesCleared, SlicesRemoved, SlicesStored, Tier, TransferFinished
 from kvstore.errors import ChecksumMismatch, TierUnavailable
-from tests.engine_env.core import ENGINE, PROMPTS, SLICE_TOKENS, Core, running
+from tests.engine_env.core import ENGINE, PROMPTS, SLICE_BLOCKS, SLICE_TOKENS, Core, running
 
 BLOCKS = 60
 DRAM_SLICES = 24
@@ -106,11 +106,15 @@ class Load:
         return tuple(self._rng.sample(known, min(4, len(known)))) or (SliceId("0" * 32),)
 
 
+@pytest.mark.parametrize("v2_runner", [False, True], ids=["first runner", "second runner"])
 @pytest.mark.parametrize("overlaps", [False, True], ids=["step by step", "overlapping"])
 @pytest.mark.parametrize("lazy", [True, False], ids=["lazy", "written through"])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_whatever_happens_kv_is_right_and_nothing_is_lost(lazy: bool, overlaps: bool, seed: int) -> None:
-    with running(blocks=BLOCKS, dram_slices=DRAM_SLICES, lazy=lazy, overlaps=overlaps, seed=seed) as core:
+def test_whatever_happens_kv_is_right_and_nothing_is_lost(
+    lazy: bool, overlaps: bool, v2_runner: bool, seed: int
+) -> None:
+    asked: dict[str, Any] = {"lazy": lazy, "overlaps": overlaps, "v2_runner": v2_runner}
+    with running(blocks=BLOCKS, dram_slices=DRAM_SLICES, **asked, seed=seed) as core:
         load = under_load(core)
         assert core.finished > 40
         assert core.loaded > 5
@@ -119,15 +123,17 @@ def test_whatever_happens_kv_is_right_and_nothing_is_lost(lazy: bool, overlaps: 
         assert load.aborted > 5
 
 
+@pytest.mark.parametrize("v2_runner", [False, True], ids=["first runner", "second runner"])
 @pytest.mark.parametrize("overlaps", [False, True], ids=["step by step", "overlapping"])
 @pytest.mark.parametrize("lazy", [True, False], ids=["lazy", "written through"])
 def test_with_an_ssd_that_fails_at_times_neither(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lazy: bool, overlaps: bool
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lazy: bool, overlaps: bool, v2_runner: bool
 ) -> None:
     folder = tmp_path / "ssd"
     folder.mkdir(mode=0o700)
-    asked: dict[str, Any] = {"blocks": BLOCKS, "dram_slices": DRAM_SLICES, "lazy": lazy, "overlaps": overlaps}
-    with running(**asked, ssd=folder, ssd_slices=SSD_SLICES, seed=5) as core:
+    asked: dict[str, Any] = {"lazy": lazy, "overlaps": overlaps, "v2_runner": v2_runner}
+    asked |= {"blocks": BLOCKS, "dram_slices": DRAM_SLICES, "ssd": folder, "ssd_slices": SSD_SLICES}
+    with running(**asked, seed=6) as core:
         load = Load(core)
         ssd = core.memory.secondary_tiers[0]
         monkeypatch.setattr(ssd._threads, "_store", Failing(ssd.store, load))
@@ -186,6 +192,7 @@ def check(core: Core) -> None:
     dram_adds_up(core)
     dram_holds_what_it_says(core)
     device_is_known(core)
+    what_runs_is_known(core)
     if not core.flight:
         device_holds_what_it_says(core)
 
@@ -248,6 +255,21 @@ def device_is_known(core: Core) -> None:
     said = {last for last, one in core.device._slices.items() if not one.missing}
     # What is computed in a step that is not done is cached already, and the core does not know of it yet.
     assert said == whole if not core.flight else said >= whole
+
+
+def what_runs_is_known(core: Core) -> None:
+    """Of lazy DRAM: a whole slice of the prompt of a request that runs is known where it ends, so it is stored when it
+    has to go. And what such a request was found to begin with is not kept for it any longer."""
+    for request in core.scheduler.running:
+        assert request.request_id not in core.memory._pins
+        if core.lazy is None:
+            continue
+        [state] = core.offload._req_status[request.request_id].group_states
+        whole = min(request.num_computed_tokens, request.num_prompt_tokens) // SLICE_TOKENS
+        for place, block in enumerate(state.block_ids[SLICE_BLOCKS - 1 : whole * SLICE_BLOCKS : SLICE_BLOCKS]):
+            end = core.lazy._ends[block]
+            assert end is not None
+            assert end.key == state.offload_keys[place]
 
 
 def nothing_is_left(core: Core) -> None:

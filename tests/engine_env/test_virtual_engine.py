@@ -209,12 +209,15 @@ def test_failing_and_stalling_transfers_only_take_longer() -> None:
     assert served(faults)[-1].at_ns > served(None)[-1].at_ns
 
 
-def plugged_run(seed: int) -> tuple[list[Outcome], list[Event], VllmEngine]:
+def plugged_run(
+    seed: int, *, blocks: int = 120, lazy: bool = False, v2_runner: bool = False
+) -> tuple[list[Outcome], list[Event], VllmEngine]:
     """An engine with this project's classes in it, under a directive, some orders and little memory."""
-    tiers = TierSizes(dram_bytes=60 * 2 * BLOCK_BYTES)
+    tiers = TierSizes(dram_bytes=60 * 2 * BLOCK_BYTES, lazy=lazy)
     engine = VllmEngine(
-        described(kv_blocks=120), tiers=tiers, prompts=PROMPTS, plugged=replace(PLUGGED, slice_tokens=32)
+        described(kv_blocks=blocks), tiers=tiers, prompts=PROMPTS, plugged=replace(PLUGGED, slice_tokens=32)
     )
+    engine._scheduler.use_v2_model_runner = v2_runner
     engine.direct(
         EngineDirected(
             engine_id=EngineId("e1"), version=7, eviction="slo_aware", horizon_ns=60 * S, protect_ppm=900_000
@@ -245,6 +248,20 @@ def test_this_projects_classes_run_in_it_on_the_engines_clock() -> None:
     assert stored
     assert all(len(key) == 32 for key in stored)
     assert (found, facts) == plugged_run(5)[:2]
+
+
+@pytest.mark.parametrize("lazy", [True, False], ids=["lazy", "written through"])
+def test_whom_vllm_tells_of_its_steps_changes_nothing(lazy: bool) -> None:
+    """It has two model runners; where there is Triton it tells the second one, and otherwise of those preempted."""
+
+    def run(*, v2_runner: bool) -> Any:
+        found, facts, engine = plugged_run(5, blocks=70, lazy=lazy, v2_runner=v2_runner)
+        assert engine._scheduler._failures == 0
+        return found, facts, engine.measured()
+
+    first = run(v2_runner=False)
+    assert first[2].preemptions_total > 3
+    assert first == run(v2_runner=True)
 
 
 def test_tiers_under_the_directive_want_classes_that_follow_it() -> None:

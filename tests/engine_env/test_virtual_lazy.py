@@ -139,12 +139,31 @@ def test_two_copies_of_a_slice_that_are_evicted_in_one_step_are_stored_once() ->
     assert len(twice) == len(set(twice)) + 1
     pool = lazy._pool
     pool.free_blocks(pool.get_new_blocks(pool.get_num_free_blocks()))
-    assert sorted(end.key for end in lazy._late) == sorted(twice)
+    assert sorted(end.key for end in lazy._late) == sorted(set(twice))
 
     ask(engine, "other", "e", more=0)
 
     assert all(map(lazy._manager.in_dram, twice))
     assert lazy._manager.lost == 0
+
+
+@pytest.mark.parametrize("late_max", [0, 8])
+def test_of_two_copies_on_the_device_the_first_to_go_is_neither_stored_nor_lost(late_max: int) -> None:
+    engine = make(blocks=164)
+    lazy = stores(engine)
+    lazy._ahead, lazy._late_max = 0, late_max
+    for number in range(2):
+        ask(engine, f"r{number}", "d", more=0)
+    keys = [end.key if end is not None else None for end in lazy._ends]
+    first, last = (block for block, key in enumerate(keys) if key is not None and keys.count(key) == 2)
+    pool = lazy._pool
+
+    pool._maybe_evict_cached_block(pool.blocks[first])
+    assert (len(lazy._late), lazy._manager.lost) == (0, 0)
+
+    pool._maybe_evict_cached_block(pool.blocks[last])
+    assert [end.key for end in lazy._late] == [keys[last]][:late_max]
+    assert lazy._manager.lost == (late_max == 0)
 
 
 def test_a_slice_that_came_to_dram_after_it_was_evicted_is_not_stored_again() -> None:

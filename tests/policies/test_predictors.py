@@ -8,7 +8,7 @@ from hypothesis import given, strategies
 
 from events.base import NS_PER_MS
 from policies.predictors import ttft
-from policies.predictors.peak_memory import Growing, peak_blocks, peak_tokens
+from policies.predictors.peak_memory import Grows, peak_blocks, peak_tokens
 from policies.predictors.step_time import decode_grow_fs, prefill_ns, step_ns
 from policies.predictors.tpot import Decoding, Pace, breaks_pace, would_hold
 from tests.policies.words import FS_PER_MS, STEP
@@ -18,28 +18,28 @@ MS = NS_PER_MS
 # --------------------------------------------------------------------------------------------------- peak memory
 
 RUNNING = strategies.lists(
-    strategies.builds(Growing, strategies.integers(1, 60), strategies.integers(1, 80)), min_size=1, max_size=8
+    strategies.tuples(strategies.integers(1, 60), strategies.integers(1, 80)), min_size=1, max_size=8
 )
 
 
 def test_the_example_of_the_rule() -> None:
-    assert peak_tokens([Growing(5, 10), Growing(1, 10)]) == 22
+    assert peak_tokens([(5, 10), (1, 10)]) == 22
     assert peak_tokens([]) == 0
 
 
 @given(RUNNING)
-def test_the_peak_is_that_of_stepping_one_by_one(running: list[Growing]) -> None:
+def test_the_peak_is_that_of_stepping_one_by_one(running: list[Grows]) -> None:
     def held_at(step: int) -> int:
-        return sum(one.held + step for one in running if one.remaining >= step)
+        return sum(held + step for left, held in running if left >= step)
 
-    assert peak_tokens(running) == max(held_at(step) for step in range(1, max(one.remaining for one in running) + 1))
+    assert peak_tokens(running) == max(held_at(step) for step in range(1, max(left for left, _ in running) + 1))
 
 
 @given(RUNNING, strategies.integers(1, 16))
-def test_the_peak_in_blocks_is_never_below_the_truth(running: list[Growing], block_tokens: int) -> None:
+def test_the_peak_in_blocks_is_never_below_the_truth(running: list[Grows], block_tokens: int) -> None:
     truth = max(
-        sum(math.ceil((one.held + step) / block_tokens) for one in running if one.remaining >= step)
-        for step in range(1, max(one.remaining for one in running) + 1)
+        sum(math.ceil((held + step) / block_tokens) for left, held in running if left >= step)
+        for step in range(1, max(left for left, _ in running) + 1)
     )
     predicted_blocks = peak_blocks(running, block_tokens=block_tokens)
     assert truth <= predicted_blocks <= truth + len(running)

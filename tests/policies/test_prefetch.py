@@ -80,6 +80,13 @@ def test_what_an_admitted_request_begins_with_comes_up_where_it_was_sent_until_i
     )
 
 
+def test_what_is_served_late_is_fetched_for_until_its_first_token_is_predicted() -> None:
+    spec = house(arrived("r", 55, slices=slices(*"abcde"), slack=500 * MS), at(S, tick(1)))
+    spec.when(admitted("r", ttft_ns=2 * S)).then(
+        said(TransferOrdered, slices=slices("d", "e"), engine_id="e1", until_ns=START_NS + 3 * S)
+    )
+
+
 def preempted(name: str) -> RequestPreempted:
     return RequestPreempted(
         request_id=RequestId(name), engine_id=EngineId("e1"), for_request=RequestId("u"),

@@ -76,10 +76,10 @@ def deferred(name: str, *, until_s: int = 9) -> RequestDeferred:
     )  # fmt: skip
 
 
-def admitted(name: str, on: str = "e1") -> RequestAdmitted:
+def admitted(name: str, on: str = "e1", *, ttft_ns: int = 1) -> RequestAdmitted:
     return RequestAdmitted(
         request_id=RequestId(name), engine_id=EngineId(on), output_tokens_predicted=1, kv_cache_tokens=1,
-        kv_bytes_reserved=1, ttft_predicted_ns=1, slo_slack_ns=1,
+        kv_bytes_reserved=1, ttft_predicted_ns=ttft_ns, slo_slack_ns=1,
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from events.base import Event, Recorded, RequestId, RequestKind
 from events.control import Ticked
 from events.decisions import (
     HolderLost,
+    MiscoverageNoticed,
     RequestAdmitted,
     RequestDeferred,
     RequestPreempted,
@@ -133,6 +134,8 @@ class World:
                     self.parked.pop(request_id, None)
             case RequestDeferred():
                 assert decision.until_ns > self.ns - S, "nobody is held for a time long past"
+            case MiscoverageNoticed():
+                pass
             case _:
                 assert isinstance(decision, WakeAsked), decision
                 assert self.progress.now_ns < decision.at_ns <= self.progress.now_ns + S

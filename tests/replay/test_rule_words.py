@@ -65,6 +65,8 @@ def test_every_kind_of_decision_has_a_verb() -> None:
     [
         (RequestAdmitted(**ADMITTED), [], "e1 is the first engine"),
         (RequestAdmitted(**ADMITTED), [GAVE_WAY], "low gives way on e1"),
+        (RequestAdmitted(**ADMITTED | {"slo_slack_ns": -1}), [], "It cannot be in time any more"),
+        (RequestAdmitted(**ADMITTED | {"slo_slack_ns": -1}, would=Would.ADMIT), [], "Enforced: admit"),
         (RequestAdmitted(**ADMITTED, resumed=True), [], "There is room again on e1"),
         (RequestAdmitted(**ADMITTED, would=Would.DEFER, reason="share"), [], "Enforced: defer (share)"),
         (GAVE_WAY, [], "A strictly more urgent request"),

@@ -237,7 +237,7 @@ def test_bad_input_is_exit_code_2_and_says_why(
     ],
     ids=lambda argv: " ".join(argv[:2]),
 )
-def test_no_file_is_overwritten_by_accident(
+def test_no_journal_and_no_profile_is_overwritten_by_accident(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, argv: tuple[str, ...]
 ) -> None:
     (tmp_path / "x.jsonl").write_text("mine")
@@ -326,19 +326,41 @@ class _Known(Exception):
     exit_code = 7
 
 
-def test_a_full_disk_is_one_line_with_the_mend(
+def test_a_full_disk_is_one_line_with_the_mend_and_costs_no_file_that_was_there(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_path: Path, _text: str) -> int:
+    def full(_file: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    drawn, text = Path("t.jsonl"), Path.write_text
-    text(Path("trace.csv"), "time,prompt_tokens,output_tokens\n" + "".join(f"{n},9,9\n" for n in range(9)))
-    assert called(capsys, "trace", "import", "trace.csv", "--format", "csv", "--out", drawn)[0] == Exit.FINE
-    monkeypatch.setattr(Path, "write_text", full)
-    code, _, err = called(capsys, "workload", "fit", drawn, "--name", "mine", "--out", "mine.yaml")
+    drawn, mine = trace(capsys), Path("mine.yaml")
+    mine.write_text("of last week")
+    before = sorted(Path().iterdir())
+    monkeypatch.setattr(os, "fsync", full)
+    code, _, err = called(capsys, "workload", "fit", drawn, "--name", "mine", "--out", mine, "--force")
     assert code == Exit.BAD_INPUT
     assert err.endswith("tidegate: No space left on device: free space, or write to another place\n")
+    assert mine.read_text() == "of last week"
+    assert sorted(Path().iterdir()) == before
+
+
+def test_a_journal_that_cannot_be_is_refused_before_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    code, said, err = called(capsys, "replay", "simulate", trace(capsys), "--out", "/dev/null")
+    assert (code, said) == (Exit.BAD_INPUT, "")
+    assert "a journal is a file of its own (/dev/null): name a file" in err
+
+
+def test_what_is_no_file_is_written_to(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, _ = called(capsys, "workload", "fit", trace(capsys), "--name", "mine", "--out", "/dev/null")
+    assert code == Exit.FINE
+    assert Path("/dev/null").is_char_device()
+
+
+def trace(capsys: pytest.CaptureFixture[str]) -> Path:
+    """A short trace as a journal."""
+    table, drawn = Path("trace.csv"), Path("t.jsonl")
+    table.write_text("time,prompt_tokens,output_tokens\n" + "".join(f"{n},9,9\n" for n in range(9)))
+    assert called(capsys, "trace", "import", table, "--format", "csv", "--out", drawn)[0] == Exit.FINE
+    return drawn
 
 
 def test_an_error_that_names_no_exit_code_is_a_mistake_of_ours() -> None:

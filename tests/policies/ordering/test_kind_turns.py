@@ -5,7 +5,9 @@ from hypothesis import strategies as some
 
 from events.base import RequestKind
 from events.decisions import ShareReason, SharesSet
-from policies.ordering.kind_turns import KindTurns, tag, weigh, went
+from policies.ordering import Ordering, decided
+from policies.ordering.kind_turns import SCALE, KindTurns, tag, weigh, went
+from tests.policies.words import arrived
 
 LLM, EMBEDDING = RequestKind.LLM, RequestKind.EMBEDDING
 
@@ -57,3 +59,10 @@ def test_neither_kind_waits_for_more_than_its_turn(a: int, b: int, llm: int, emb
         went(turns, kind, tokens[kind])
         passed[kind], passed[other] = 0, passed[other] + tokens[kind]
         assert passed[other] <= tokens[other] * weights[kind] // weights[other] + 2 * tokens[kind] + weights[kind]
+
+
+def test_who_is_refused_takes_no_turn() -> None:
+    known = Ordering()
+    decided(known, arrived("a"), served=True, tokens=100)
+    decided(known, arrived("b"), served=False)
+    assert tag(known.turns, LLM) == 100 * SCALE

@@ -62,7 +62,7 @@ def test_a_fit_says_what_is_not_in_it_and_writes_only_what_can_be_drawn_from(
     jobs = sum(not one.output_tokens for one in read_trace(journal).arrivals)
     assert f"{jobs} of " in capsys.readouterr().err
     for argv, says in ((["--name", "a b"], "--name a b"), (["--name", "a", "--out", str(tmp_path)], "is a directory"),
-                       (["--name", "a", "--out", str(tmp_path / "none" / "a.yaml")], "No such file")):  # fmt: skip
+                       (["--name", "a", "--out", str(journal / "a.yaml")], "File exists")):  # fmt: skip
         assert cli.run(["workload", "fit", str(journal), *argv]) == 2
         assert says in capsys.readouterr().err
 

@@ -112,7 +112,8 @@ def test_hits_are_those_of_the_metrics_where_no_answer_tells() -> None:
     assert (by_metrics.cached_token_share, by_metrics.hit_tokens_by_tier["device"]) == (0.25, 25)
     told_by_answers = scored(seen(first=100, last=200, cached_tokens=80))
     assert observed.by_metrics(told_by_answers, [told(400, 100)]) == told_by_answers
-    assert observed.by_metrics(scores, [told(0, 0)]) == scores
+    untold = observed.by_metrics(scores, [told(0, 0)])
+    assert (untold.cached_token_share, untold.hit_share, untold.hit_tokens_by_tier) == (None, None, {})
 
 
 def test_held_tokens_grow_with_the_answer_and_are_gone_at_its_end() -> None:

@@ -1,5 +1,6 @@
 """An engine's journal of its choices: made again to the same answers, whatever ended it; no byte can change."""
 
+import errno
 import io
 import json
 from pathlib import Path
@@ -13,6 +14,7 @@ from events import codec
 from events.base import EngineId, PoolId
 from events.log.base import Message
 from events.log.journal import JournalWriter
+from events.log.sealed import SealedWriter
 from events.slice import ChoiceMade
 from events.subjects import fact
 from policies.memory.delegate import Snapshot
@@ -399,6 +401,26 @@ def test_journal_begins_anew_once_the_folder_takes_something_again(tmp_path: Pat
     report = verify_choices([path])
     assert report.identical
     assert report.first > 1
+
+
+def test_journal_is_not_there_before_its_first_line_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_writer: SealedWriter) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    engine = Chooser(tmp_path)
+    engine.work(0, 4)
+    with monkeypatch.context() as patched:
+        patched.setattr(SealedWriter, "flush", full)
+        engine.write()
+    assert files_of(tmp_path) == []
+
+    engine.bridge.begin_journal()
+    engine.work(4, 4)
+    engine.write()
+    engine.kill()
+
+    assert verify_choices(files_of(tmp_path)).identical
+    assert [path.name for path in tmp_path.iterdir()] == [path.name for path in files_of(tmp_path)]
 
 
 def test_numbers_skip_what_a_damaged_journal_may_have_held(tmp_path: Path) -> None:
