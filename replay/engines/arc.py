@@ -9,53 +9,45 @@ Megiddo and Modha, "ARC: A Self-Tuning, Low Overhead Replacement Cache" (FAST 20
 `arc`, and as there a slice is used again only by a later request, and leaves a hole before those that follow it.
 """
 
+from collections import OrderedDict
 from collections.abc import Hashable
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
-from policies.memory.evictable import Evictable, Shield
+from replay.engines.lru import Held, Lru
 
-
-class Named(Protocol):
-    """A slice as ARC knows it."""
-
-    @property
-    def key(self) -> Hashable:
-        """Its name."""
-        ...
-
-
-T = TypeVar("T", bound=Named)
+T = TypeVar("T", bound=Held)
 
 
 class Arc(Generic[T]):
-    """In the place of an `Evictable`, with what ARC has to hear besides: what comes, what is used again, what left."""
+    """In the place of an `Lru`, with what ARC has to hear besides: what is computed anew, and what is evicted."""
 
     def __init__(self) -> None:
-        self._lines: tuple[Evictable[T], Evictable[T]] = (Evictable(), Evictable())
-        self._used_again: dict[Hashable, bool] = {}
-        self._once = 0
-        self._gone: tuple[dict[Hashable, None], dict[Hashable, None]] = ({}, {})
+        self._once: Lru[T] = Lru()
+        self._again: Lru[T] = Lru()
+        self._gone: tuple[OrderedDict[Hashable, None], OrderedDict[Hashable, None]] = (OrderedDict(), OrderedDict())
         self.target = 0
         """Slices used once that may stay while others have to go."""
 
-    def __len__(self) -> int:
-        return len(self._lines[False]) + len(self._lines[True])
+    def came(self, slice_: T) -> None:
+        """A slice is there now."""
+        self._once.came(slice_)
 
-    def put(self, slice_: T, shield: Shield, rank: int) -> None:
-        """It may be evicted from now on."""
-        self._lines[self._used_again[slice_.key]].put(slice_, shield, rank)
+    def used(self, slice_: T) -> None:
+        """A later request uses it."""
+        if slice_.key in self._again:
+            self._again.used(slice_)
+        else:
+            self._once.left(slice_)
+            self._again.came(slice_)
 
-    def drop(self, slice_: T) -> None:
-        """It may not, any more."""
-        for line in self._lines:
-            line.drop(slice_)
+    def left(self, slice_: T) -> None:
+        """It is not there any more."""
+        (self._again if slice_.key in self._again else self._once).left(slice_)
 
-    def pop(self) -> T:
-        """The one to evict now. IndexError when there is none."""
-        once, again = self._lines
-        if len(once) and (self._once >= self.target or not len(again)):
-            return once.pop()
-        return again.pop()
+    def foremost(self) -> T | None:
+        """The one to evict now; None when all are held."""
+        once, again = self._once.foremost(), self._again.foremost()
+        return once if once is not None and (len(self._once) >= self.target or again is None) else again
 
     # What it learns from.
 
@@ -69,23 +61,9 @@ class Arc(Generic[T]):
             self.target = max(0, self.target - max(1, len(once) // len(again)))
             del again[key]
 
-    def came(self, key: Hashable) -> None:
-        """A slice is there now."""
-        self._used_again[key] = False
-        self._once += 1
-
-    def used(self, key: Hashable) -> None:
-        """A later request uses it; to be said while it is in no line."""
-        self._once -= not self._used_again[key]
-        self._used_again[key] = True
-
-    def left(self, key: Hashable) -> None:
-        """It is not there any more."""
-        self._once -= not self._used_again.pop(key)
-
     def evicted(self, key: Hashable, slots: int) -> None:
         """It is about to leave to make room; of such names `slots` are kept a line."""
-        gone = self._gone[self._used_again[key]]
+        gone = self._gone[key in self._again]
         gone[key] = None
         if len(gone) > slots:
-            del gone[next(iter(gone))]
+            gone.popitem(last=False)

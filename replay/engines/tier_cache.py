@@ -24,6 +24,7 @@ from policies.memory.kinds import EvictionKind, kind_of, rank_of
 from policies.memory.reuse import Past, Use
 from replay.engines.arc import Arc
 from replay.engines.changes import Changes
+from replay.engines.lru import Lru
 from replay.engines.prefix_cache import HORIZON_NS
 
 NO_ROOM = "no_room"
@@ -72,14 +73,15 @@ class TierCache:
 
     def __init__(self, tier: Tier, bytes_max: int, cost_ns: Callable[[int, int], int], own: Own = Own.DIRECTED) -> None:
         self.tier, self.bytes_max, self._own = tier, bytes_max, own
-        self.bytes_used = self.evictions = self.slice_bytes = self._uses = 0
+        self.bytes_used = self.evictions = self.slice_bytes = 0
         self.changes = Changes()
         self._cost_ns = cost_ns
         self._kept: dict[Hashable, Kept] = {}
         self._coming: dict[Hashable, SliceAt] = {}
         self._under: dict[Hashable, int] = {}  # How many that are there come right after it.
         self._arc: Arc[Kept] | None = Arc() if own is Own.ARC else None
-        self._queue: Evictable[Kept] | Arc[Kept] = self._arc if self._arc is not None else Evictable()
+        self._own_line: Arc[Kept] | Lru[Kept] | None = Lru() if own is Own.LRU else self._arc
+        self._queue: Evictable[Kept] = Evictable()  # Where it is directed; so is what it learns.
         self._past = Past()
         self._kind, self._horizon_ns = EvictionKind.LRU, HORIZON_NS
         self._shields: dict[Hashable, Shield] = {}
@@ -132,14 +134,10 @@ class TierCache:
             self._count_under(at, -1)
 
     def _put(self, at: SliceAt, now_ns: int) -> None:
-        use = reuse.stored(
-            self._past, at.key, now_ns, cost_ns=self._cost_ns(at.blocks, at.depth), size=at.blocks,
-            horizon_ns=self._horizon_ns,
-        )  # fmt: skip
-        kept = self._kept[at.key] = Kept(at, use, self._shields.get(at.key, Shield.NONE))
+        kept = self._kept[at.key] = Kept(at, self._stored(at, now_ns), self._shields.get(at.key, Shield.NONE))
         self.slice_bytes = at.bytes
-        if self._arc is not None:
-            self._arc.came(at.key)
+        if self._own_line is not None:
+            self._own_line.came(kept)
         self.changes.stored(at.key, at.bytes)
         self._let_go(kept, now_ns)
         self._offer(kept)
@@ -167,10 +165,11 @@ class TierCache:
             kept = self._kept.get(key)
             if kept is None:
                 continue
-            reuse.used(self._past, kept.use, now_ns, let_go=True, horizon_ns=self._horizon_ns)
-            self._queue.drop(kept)
-            if self._arc is not None:
-                self._arc.used(key)
+            if self._own_line is not None:
+                self._own_line.used(kept)
+            else:
+                reuse.used(self._past, kept.use, now_ns, let_go=True, horizon_ns=self._horizon_ns)
+                self._queue.drop(kept)
             kept.at = kept.at._replace(length=length)
             self._let_go(kept, now_ns)
             self._offer(kept)
@@ -214,22 +213,30 @@ class TierCache:
             if at.parent is not None:
                 under[at.parent] = under.get(at.parent, 0) + 1
         assert self._under == under, "children are counted"
-        assert len(self._queue) == sum(self._can_go(kept) for kept in self._kept.values()), "what may go is in line"
+        in_line = 0 if self._own_line is not None else sum(self._can_go(kept) for kept in self._kept.values())
+        assert len(self._queue) == in_line, "what may go is in line"
 
     def _make_room(self, bytes_: int) -> bool:
         while self.bytes_used + bytes_ > self.bytes_max:
-            if not len(self._queue):
+            kept = self._foremost()
+            if kept is None:
                 return False
-            kept = self._queue.pop()
             if self._own is Own.LRU and self._bite(kept, self.bytes_used + bytes_ - self.bytes_max):
                 return True
-            reuse.evicted(self._past, kept.at.key, kept.use)
             if self._arc is not None:
                 self._arc.evicted(kept.at.key, self.bytes_max // kept.at.bytes)
-            self._past.floor = max(self._past.floor, kept.rank)
+            if self._own_line is None:
+                reuse.evicted(self._past, kept.at.key, kept.use)
+                self._past.floor = max(self._past.floor, kept.rank)
             self.evictions += not kept.is_part
             self._take_out(kept)
         return True
+
+    def _foremost(self) -> Kept | None:
+        """Whose turn it is to go; None where nothing may."""
+        if self._own_line is not None:
+            return self._own_line.foremost()
+        return self._queue.pop() if len(self._queue) else None
 
     def _clear(self, at: SliceAt) -> bool:
         """What is left of a slice that comes again is in its way; False where that is being read."""
@@ -257,8 +264,8 @@ class TierCache:
 
     def _take_out(self, kept: Kept) -> None:
         del self._kept[kept.at.key]
-        if self._arc is not None:
-            self._arc.left(kept.at.key)
+        if self._own_line is not None:
+            self._own_line.left(kept)
         self.bytes_used -= kept.at.bytes
         if not kept.is_part:
             self.changes.removed(kept.at.key)
@@ -284,21 +291,32 @@ class TierCache:
         self._offer(kept)
 
     def _can_go(self, kept: Kept) -> bool:
-        if self._own is not Own.DIRECTED:
-            return not kept.holds
         return not kept.holds and kept.shield is not Shield.KEPT and kept.at.key not in self._under
 
     def _offer(self, kept: Kept) -> None:
         """It stands in line, if it may go."""
+        if self._own_line is not None:
+            return  # There it keeps its place, and is passed over while it is held.
         self._queue.drop(kept)
         if self._can_go(kept):
             self._queue.put(kept, kept.shield, kept.rank)
 
+    def _stored(self, at: SliceAt, now_ns: int) -> Use:
+        """The past of a slice that came. A tier with an eviction of its own learns nothing from it."""
+        if self._own_line is not None:
+            return Use(now_ns, 0, at.blocks)
+        return reuse.stored(
+            self._past, at.key, now_ns, cost_ns=self._cost_ns(at.blocks, at.depth), size=at.blocks,
+            horizon_ns=self._horizon_ns,
+        )  # fmt: skip
+
     def _let_go(self, kept: Kept, now_ns: int) -> None:
+        if self._own_line is not None:
+            kept.use.let_go_ns = now_ns
+            return
         at = kept.at
         reuse.let_go(self._past, kept.use, now_ns, from_end=max(0, at.length - 1 - at.depth), length=at.length)
-        self._uses += 1
-        kept.rank = rank_of(self._kind, kept.use, self._past) if self._own is Own.DIRECTED else self._uses
+        kept.rank = rank_of(self._kind, kept.use, self._past)
 
 
 def chain_of(keys: Sequence[Hashable], first: int, last: int, *, blocks: int, bytes_: int) -> list[SliceAt]:

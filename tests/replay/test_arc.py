@@ -6,7 +6,7 @@ import pytest
 from events.base import EngineId, SliceId
 from events.decisions import EngineDirected
 from events.slice import Tier
-from replay.engines.tier_cache import Own, SliceAt, TierCache
+from replay.engines.tier_cache import NO_ROOM, Own, SliceAt, TierCache
 
 SIZE = 10
 
@@ -61,6 +61,22 @@ def test_what_was_used_once_goes_before_what_came_after_it() -> None:
     asked(one, "x", 3)
     assert there(one, "abx") == "bx", "b was used again; that a is before it is nothing to vLLM, which leaves holes"
     one.check_integrity()
+
+
+@pytest.mark.parametrize("own", [Own.ARC, Own.LRU])
+def test_what_is_being_read_is_passed_over_and_keeps_its_place(own: Own) -> None:
+    one = tier(own, slots=2)
+    asked(one, "ab")
+    one.hold("a")
+    asked(one, "c", 10)
+    assert there(one, "abc") == "ac", "b went in its place"
+
+    one.hold("c")
+    assert one.reserve(SliceAt("d", None, 0, 1, SIZE, 1)) == NO_ROOM
+    one.release("c")
+    one.release("a")
+    asked(one, "d", 20)
+    assert there(one, "acd") == "cd", "its turn is as if nobody had read it"
 
 
 @pytest.mark.parametrize("own", [Own.ARC, Own.LRU])
