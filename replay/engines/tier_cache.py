@@ -81,7 +81,7 @@ class TierCache:
         self._under: dict[Hashable, int] = {}  # How many that are there come right after it.
         self._arc: Arc[Kept] | None = Arc() if own is Own.ARC else None
         self._own_line: Arc[Kept] | Lru[Kept] | None = Lru() if own is Own.LRU else self._arc
-        self._queue: Evictable[Kept] = Evictable()  # Where it is directed; so is what it learns.
+        self._queue: Evictable[Kept] = Evictable()  # Of a tier that is directed; only such a one learns a past.
         self._past = Past()
         self._kind, self._horizon_ns = EvictionKind.LRU, HORIZON_NS
         self._shields: dict[Hashable, Shield] = {}
